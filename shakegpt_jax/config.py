@@ -1,0 +1,178 @@
+"""Everything about a run that can be chosen, with its units, and what values are refused.
+
+The dataclasses are mutable while a config file and the command line fill them in;
+`Config.freeze()` validates them and ends that.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from shakegpt_jax.errors import UserError
+
+
+class _Section:
+    """Fields that can be frozen; hashed by value once they are, so that jit can key on them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if getattr(self, "_frozen", False):
+            raise dataclasses.FrozenInstanceError(f"the config is frozen: cannot assign {name}")
+        super().__setattr__(name, value)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class ModelConfig(_Section):
+    """The decoder's shape; the defaults are 85 million parameters."""
+
+    n_layer: int = 12
+    n_head: int = 8
+    n_embd: int = 768  # a multiple of n_head
+    block_size: int = 128  # characters the model looks back on, the one it reads included
+    dropout: float = 0.0  # probability, after the embeddings and on both residual branches
+    compute_dtype: str = "auto"  # of matmuls; auto: bfloat16 on accelerators, float32 on CPU
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class DataConfig(_Section):
+    """What is learned from."""
+
+    path: str = ""  # a UTF-8 text file; empty: Tiny Shakespeare, which comes with the install
+    batch_size: int = 128  # windows per optimizer step, over all devices together
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class OptimizerConfig(_Section):
+    """Adam behind global-norm clipping, on a warmup-cosine schedule."""
+
+    learning_rate: float = 1e-3  # at the top of the schedule
+    final_learning_rate: float = 0.0  # at the last step
+    warmup_steps: int = 100  # from 0 up to learning_rate, linearly
+    b1: float = 0.9  # decay of Adam's mean of the gradients
+    b2: float = 0.99  # decay of Adam's mean of their squares
+    eps: float = 1e-8
+    clip_norm: float = 1.0  # gradients longer than this are scaled down to it
+    weight_decay: float = 0.0  # per step times the learning rate, on matrices only
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class TrainConfig(_Section):
+    """How long, and what happens on the way."""
+
+    num_steps: int = 5_000
+    eval_every: int = 250  # steps; evaluate on the whole validation split and save a checkpoint
+    seed: int = 0  # of the parameters, the windows drawn and the dropout
+    steps_per_dispatch: int = 50  # at most; steps that run on the device between two visits
+    keep_checkpoints: int = 1  # the latest so many are kept, and the best one
+    sample_length: int = 200  # characters of verse shown at each evaluation; 0: none
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class MeshConfig(_Section):
+    """Devices per mesh axis; their product is the number of devices used."""
+
+    data: int = -1  # the batch is split over this axis; -1: all the devices that fsdp leaves
+    fsdp: int = 1  # batch, parameters and optimizer state are split over this one
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Config(_Section):
+    """One run, whole."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def freeze(self) -> "Config":
+        """Validate, then refuse further assignments.
+
+        Returns:
+            This config.
+
+        Raises:
+            UserError: if a value is refused; names the field and what would be right.
+        """
+        validate(self)
+        for section in (*(getattr(self, f.name) for f in dataclasses.fields(self)), self):
+            object.__setattr__(section, "_frozen", True)
+        return self
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The fields as nested dicts, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, dict[str, Any]]) -> "Config":
+        """Build the frozen config that `to_dict` wrote.
+
+        Raises:
+            UserError: if a section or field is unknown or holds a refused value.
+        """
+        config = cls()
+        for section_name, fields in values.items():
+            section = getattr(config, section_name, None)
+            for name, value in fields.items():
+                if not hasattr(section, name):
+                    raise UserError(f"unknown config field {section_name}.{name}")
+                setattr(section, name, value)
+        return config.freeze()
+
+
+def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: least <= v < 2**31, f"a whole number from {least} to {2**31 - 1}"
+
+
+_FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
+_ABOVE_0 = (lambda v: 0 < v < math.inf, "a finite number above 0")
+_FROM_0 = (lambda v: 0 <= v < math.inf, "a finite number, 0 or above")
+_DTYPES = ("auto", "float32", "bfloat16")
+
+# field -> (does the value work?, what would)
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model.n_layer": _whole(1),
+    "model.n_head": _whole(1),
+    "model.n_embd": _whole(1),
+    "model.block_size": _whole(1),
+    "model.dropout": _FRACTION,
+    "model.compute_dtype": (lambda v: v in _DTYPES, f"one of {', '.join(_DTYPES)}"),
+    "data.path": (lambda v: "\0" not in v, "a file name, without a null byte"),
+    "data.batch_size": _whole(1),
+    "optimizer.learning_rate": _ABOVE_0,
+    "optimizer.final_learning_rate": _FROM_0,
+    "optimizer.warmup_steps": _whole(0),
+    "optimizer.b1": _FRACTION,
+    "optimizer.b2": _FRACTION,
+    "optimizer.eps": _ABOVE_0,
+    "optimizer.clip_norm": _ABOVE_0,
+    "optimizer.weight_decay": _FROM_0,
+    "train.num_steps": _whole(1),
+    "train.eval_every": _whole(1),
+    "train.seed": _whole(0),
+    "train.steps_per_dispatch": _whole(1),
+    "train.keep_checkpoints": _whole(1),
+    "train.sample_length": _whole(0),
+    "mesh.data": (lambda v: v == -1 or 1 <= v < 2**31, "1 or above, or -1 for all that are left"),
+    "mesh.fsdp": _whole(1),
+}
+
+
+def validate(config: Config) -> None:
+    """Refuse values that cannot work.
+
+    Raises:
+        UserError: naming the field, the value given and what would be right.
+    """
+    for path, (works, right) in _RULES.items():
+        section, name = path.split(".")
+        value, default = getattr(getattr(config, section), name), getattr(_DEFAULTS[section], name)
+        if type(value) is not type(default) or not works(value):
+            raise UserError(f"config.{path} is {value!r}; it must be {right}")
+    model = config.model
+    if model.n_embd % model.n_head:
+        right = f"a multiple of n_head ({model.n_head})"
+        raise UserError(f"config.model.n_embd is {model.n_embd}; it must be {right}")
+
+
+_DEFAULTS = {field.name: field.default_factory() for field in dataclasses.fields(Config)}

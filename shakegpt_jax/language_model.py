@@ -1,0 +1,194 @@
+"""A trained model as a Python object: load it, let it write, ask it for probabilities."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import jax
+import numpy as np
+
+from shakegpt_jax import evaluate as evaluation
+from shakegpt_jax import sampler, sharding
+from shakegpt_jax.checkpoint import Checkpoints, find_run
+from shakegpt_jax.config import Config
+from shakegpt_jax.data import CharTokenizer
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.model import GPT, init_params
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A model with its parameters and its tokenizer; `shakegpt_jax.load` makes one."""
+
+    model: GPT
+    params: Any  # pytree of float32 arrays
+    tokenizer: CharTokenizer
+    config: Config
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., **options: Any) -> str: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str], max_new_tokens: int = ..., **options: Any
+    ) -> list[str]: ...
+    def generate(
+        self, prompt: str | Sequence[str], max_new_tokens: int = 500, **options: Any
+    ) -> str | list[str]:
+        """Write on from a prompt, or from each of several in one batch.
+
+        Args:
+            prompt: one text or several, of any lengths from 1.
+            max_new_tokens: characters to write.
+            **options: as in `stream`.
+
+        Returns:
+            The prompt and its continuation; a list of them for a list.
+
+        Raises:
+            UserError: as `stream`.
+        """
+        one = isinstance(prompt, str)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        chunks = list(self.stream(prompts, max_new_tokens, **options))
+        texts = ["".join(row) for row in zip(prompts, *chunks, strict=True)]
+        return texts[0] if one else texts
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 500,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | Sequence[int] = 0,
+        window_stride: int | None = None,
+    ) -> Iterator[list[str]]:
+        """Write on from each prompt, handing over the characters as they are written.
+
+        Each prompt's text is the one that it would get alone.
+
+        Args:
+            prompts: texts of any lengths from 1.
+            max_new_tokens: characters to write for each.
+            temperature: divides the logits; 0 takes the most probable character.
+            top_k: choose among the k most probable; None: all.
+            top_p: choose among the fewest whose probabilities reach p (Holtzman et al. 2020).
+            seed: decides the draws; one for every prompt, or one each.
+            window_stride: characters dropped when the model's window is full; 1 is exact and
+                slow, None is half the window.
+
+        Yields:
+            One new piece of text per prompt.
+
+        Raises:
+            UserError: if a prompt is empty or has characters outside the vocabulary, or an
+                option is out of its range.
+        """
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        n_time = self.config.model.block_size
+        stride = max(1, n_time // 2) if window_stride is None else window_stride
+        _require(all(prompts), "prompt", "", "one character or more")
+        _require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "1 or more")
+        _require(0 <= temperature < math.inf, "temperature", temperature, "finite, 0 or above")
+        _require(top_k is None or top_k >= 1, "top_k", top_k, "1 or more")
+        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1]")
+        _require(len(seeds) == len(prompts), "seed", seed, f"one, or {len(prompts)}")
+        _require(all(0 <= s < 2**32 for s in seeds), "seed", seed, "from 0 to 4294967295")
+        _require(1 <= stride <= n_time, "window_stride", stride, f"from 1 to {n_time}")
+        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        sampling = sampler.Sampling(float(temperature), top_k, top_p)
+        chunks = sampler.generate_ids(
+            self.model, self.params, ids, seeds, max_new_tokens, sampling, stride
+        )
+        return ([self.tokenizer.decode(row) for row in chunk] for chunk in chunks)
+
+    def logits(self, text: str) -> np.ndarray:
+        """Predict the character after each one.
+
+        Args:
+            text: 1 to block_size characters.
+
+        Returns:
+            (len(text), vocab_size) float32; row i predicts character i + 1.
+
+        Raises:
+            UserError: if the text is too short, too long, or outside the vocabulary.
+        """
+        n_time = self.config.model.block_size
+        _require(1 <= len(text) <= n_time, "the text's length", len(text), f"from 1 to {n_time}")
+        window_1xT = np.zeros((1, n_time), np.int32)
+        window_1xT[0, : len(text)] = self.tokenizer.encode(text)
+        return np.asarray(_logits(self.model, self.params, window_1xT)[0, : len(text)])
+
+    def score(self, text: str, *, stride: int | None = None) -> np.ndarray:
+        """Compute the log-probability of each character but the first.
+
+        Args:
+            text: 2 characters or more; longer ones than block_size are cut into windows.
+            stride: as in `evaluate`.
+
+        Returns:
+            (len(text) - 1,) float32, natural logarithms.
+
+        Raises:
+            UserError: as `evaluate`.
+        """
+        n_time = self.config.model.block_size
+        _require(len(text) >= 2, "the text's length", len(text), "2 or more")
+        _require(stride is None or 1 <= stride <= n_time, "stride", stride, f"from 1 to {n_time}")
+        ids = self.tokenizer.encode(text)
+        return -evaluation.character_losses(self.model, self.params, ids, stride=stride)
+
+    def evaluate(self, text: str, *, stride: int | None = None) -> evaluation.Evaluation:
+        """Measure how well the model predicts a text.
+
+        Args:
+            text: 2 characters or more.
+            stride: characters from one window to the next; None: windows do not overlap. The
+                smaller, the more each character's prediction sees, and the longer it takes.
+
+        Returns:
+            Loss in nats per character, perplexity, bits per character, standard error, count.
+
+        Raises:
+            UserError: if the text is too short or outside the vocabulary, or the stride is not
+                from 1 to block_size.
+        """
+        return evaluation.Evaluation.from_losses(-self.score(text, stride=stride))
+
+
+def load(
+    workdir: str | Path = "", *, step: int | Literal["best", "latest"] = "best"
+) -> LanguageModel:
+    """Load a trained model.
+
+    Args:
+        workdir: a run folder, such as "runs/cpu"; empty: the newest under "runs".
+        step: which checkpoint; "best" is the one of lowest validation loss.
+
+    Raises:
+        UserError: if there is no such run or checkpoint.
+    """
+    with Checkpoints(find_run(str(workdir))) as checkpoints:
+        step = checkpoints.find(step)
+        info = checkpoints.run_info(step)
+        tokenizer = CharTokenizer(info.vocabulary)
+        model = GPT(info.config.model, tokenizer.vocab_size)
+        abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+        abstract = sharding.on_one_device(abstract)
+        params = checkpoints.restore(step, {"params": abstract})["params"]
+    return LanguageModel(model, params, tokenizer, info.config)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, idx_BxT)
+
+
+def _require(holds: bool, name: str, value: object, right: str) -> None:
+    if not holds:
+        raise UserError(f"{name} is {value!r}; it must be {right}")

@@ -1,0 +1,105 @@
+"""What a training run prints: a bar on a terminal, plain lines elsewhere, a table at the end."""
+
+import time
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from shakegpt_jax.metrics import Row
+
+_PLAIN_LINE_EVERY = 10.0  # seconds
+_SMOOTHING = 0.8  # weight of the past in the speed that the bar shows
+
+
+class Progress:
+    """The terminal side of a run; a context manager, during which the bar is shown."""
+
+    def __init__(self, num_steps: int, peak_characters_per_second: float | None):
+        """Prepare to show a run.
+
+        Args:
+            num_steps: the last step.
+            peak_characters_per_second: training speed if every FLOP of the devices' peak were
+                used; None where the peak is not known.
+        """
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._num_steps, self._peak = num_steps, peak_characters_per_second
+        self._speed: float | None = None
+        self._last_line = time.monotonic()
+        self._bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=num_steps, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar, as it is."""
+        self._console.print(Text(text))
+
+    def show(self, row: Row) -> None:
+        """Show a row of the metrics; one with validation figures stays on the screen."""
+        speed = row["characters_per_second"]
+        past = speed if self._speed is None else self._speed
+        self._speed = _SMOOTHING * past + (1 - _SMOOTHING) * speed
+        figures = f"train loss {row['train_loss']:.4f}, {self._speed:,.0f} characters/s"
+        if self._peak:
+            figures += f" ({self._speed / self._peak:.0%} of peak)"
+        self._bar.update(self._task, completed=row["step"], figures=figures)
+        if "val_loss" in row:
+            figures += (
+                f", val loss {row['val_loss']:.4f} ± {row['val_standard_error']:.4f}, "
+                f"perplexity {row['val_perplexity']:.3f}, "
+                f"{row['val_bits_per_character']:.3f} bits/character"
+            )
+        elif not self._bar.disable or time.monotonic() - self._last_line < _PLAIN_LINE_EVERY:
+            return
+        self._last_line = time.monotonic()
+        self.note(f"step {row['step']}/{self._num_steps}: {figures}")
+
+    def verse(self, text: str) -> None:
+        """Print a sample, set off from the rest."""
+        self.note("\n" + "\n".join("    " + line for line in text.split("\n")) + "\n")
+
+    def summary(self, rows: list[Row], checkpoint: Path) -> None:
+        """Print the table that ends a run.
+
+        Args:
+            rows: those of the whole run.
+            checkpoint: where the best one is.
+        """
+        best = min((row for row in rows if "val_loss" in row), key=lambda row: row["val_loss"])
+        table = Table(show_header=False)
+        for name, value in (
+            ("best validation loss", f"{best['val_loss']:.4f} nats/character"),
+            ("perplexity", f"{best['val_perplexity']:.3f}"),
+            ("bits per character", f"{best['val_bits_per_character']:.3f}"),
+            ("at step", f"{best['step']} of {self._num_steps}"),
+            ("time training", _duration(rows[-1]["train_time"])),
+            ("time overall", _duration(rows[-1]["wall_time"])),
+            ("best checkpoint", str(checkpoint)),
+        ):
+            table.add_row(name, value)
+        self._console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

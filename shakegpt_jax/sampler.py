@@ -1,0 +1,199 @@
+"""Writing text: one jitted prefill, one jitted `lax.scan` of cached decode steps.
+
+What a row writes depends on its own text, seed and options alone: not on the rows beside it,
+nor on how the work is cut into chunks.
+
+Axes: B rows, T characters, S cache slots (block_size), V vocabulary.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shakegpt_jax.model import GPT, KVCache, init_cache
+
+_CHUNK = 32  # characters written per dispatch, and so the grain of streaming
+
+
+class Sampling(NamedTuple):
+    """How the next character is chosen from its logits; None leaves a cut out.
+
+    Values are traced, so another temperature, k or p does not recompile.
+    """
+
+    temperature: float = 1.0  # logits are divided by it; 0: the most probable character
+    top_k: int | None = None  # choose among the k most probable
+    top_p: float | None = None  # choose among the fewest whose probabilities reach p
+
+
+class SamplerState(NamedTuple):
+    """What one decode step hands to the next."""
+
+    cache: KVCache
+    last_B: jax.Array  # (B,) int32, written but not yet read
+    keys_B: jax.Array  # (B,) one random key per row
+    count: jax.Array  # () int32, characters written by every row
+
+
+def choose(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Choose one character per row: temperature, then top-k, then top-p, then a draw.
+
+    Args:
+        keys_B: (B,) random keys.
+        logits_BxV: float32; -inf is never chosen.
+        sampling: how; top-p (Holtzman et al. 2020) counts what top-k has left.
+
+    Returns:
+        (B,) int32 ids.
+    """
+    greedy_B = jnp.argmax(logits_BxV, axis=-1)
+    is_greedy = jnp.asarray(sampling.temperature) == 0
+    logits_BxV = logits_BxV / jnp.where(is_greedy, 1.0, sampling.temperature)
+    if sampling.top_k is not None or sampling.top_p is not None:
+        order_BxV = jnp.argsort(-logits_BxV, axis=-1)
+        rank_BxV = jnp.argsort(order_BxV, axis=-1)
+        if sampling.top_k is not None:
+            logits_BxV = jnp.where(rank_BxV < sampling.top_k, logits_BxV, -jnp.inf)
+        if sampling.top_p is not None:
+            probs_BxV = jnp.take_along_axis(jax.nn.softmax(logits_BxV), order_BxV, axis=-1)
+            before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV
+            keep_BxV = jnp.take_along_axis(before_BxV < sampling.top_p, rank_BxV, axis=-1)
+            logits_BxV = jnp.where(keep_BxV, logits_BxV, -jnp.inf)
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
+    return jnp.where(is_greedy, greedy_B, drawn_B).astype(jnp.int32)
+
+
+def context_length(length: int, block_size: int, window_stride: int) -> int:
+    """Return how many of a text's last characters the model looks at to write the next one.
+
+    All of them up to block_size. Past it, learned positions cannot slide inside a cache: when
+    the window is full it is cut to its last `block_size - window_stride` characters and grows
+    again. It depends on the text's length alone, so a text goes on alike however it came to be.
+    """
+    if length <= block_size:
+        return length
+    return block_size - window_stride + 1 + (length - block_size - 1) % window_stride
+
+
+def generate_ids(
+    model: GPT,
+    params: Any,
+    prompts: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    window_stride: int,
+) -> Iterator[np.ndarray]:
+    """Write on from each prompt, all in one batch.
+
+    Args:
+        model: a `GPT`, or anything with its `extend` and `config`.
+        params: its parameters.
+        prompts: B arrays of ids, of any length from 1.
+        seeds: B seeds; a row's text depends on its own.
+        max_new_tokens: characters to write for each.
+        sampling: how each is chosen.
+        window_stride: characters dropped when the window is full, in [1, block_size].
+            1 is exact and reads the window anew for every character; larger is faster.
+
+    Yields:
+        (B, n) int32 new ids, as they are written; the n add up to max_new_tokens.
+    """
+    n_slot = model.config.block_size
+    keys_B = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    tails = [np.asarray(prompt, np.int32)[-n_slot:] for prompt in prompts]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    count = 0
+    while count < max_new_tokens:
+        contexts_B = np.array([context_length(n, n_slot, window_stride) for n in lengths])
+        window_BxS = np.zeros((len(tails), n_slot), np.int32)
+        for row, tail, n_context in zip(window_BxS, tails, contexts_B, strict=True):
+            row[:n_context] = tail[-n_context:]
+        # The window's last character is read to write one more.
+        room = min(n_slot - int(contexts_B.max()) + 1, max_new_tokens - count)
+        state = prefill(model, params, window_BxS, contexts_B, keys_B, count, sampling)
+        for new_BxT in _read_chunks(model, params, state, sampling, room):
+            tails = [
+                np.append(tail, new)[-n_slot:] for tail, new in zip(tails, new_BxT, strict=True)
+            ]
+            yield new_BxT
+        lengths += room
+        count += room
+
+
+def _read_chunks(
+    model: GPT, params: Any, state: SamplerState, sampling: Sampling, room: int
+) -> Iterator[np.ndarray]:
+    """Write `room` characters, the first of which prefill has; one chunk is always under way."""
+    yield np.asarray(state.last_B)[:, None]
+    under_way = None
+    for _ in range(1, room, _CHUNK):
+        state, chunk_BxT = decode(model, params, state, sampling)
+        if under_way is not None:
+            yield np.asarray(under_way)
+        under_way = chunk_BxT
+    if under_way is not None:
+        yield np.asarray(under_way)[:, : (room - 2) % _CHUNK + 1]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def prefill(
+    model: GPT,
+    params: Any,
+    window_BxS: jax.Array,
+    contexts_B: jax.Array,
+    keys_B: jax.Array,
+    count: jax.Array,
+    sampling: Sampling,
+) -> SamplerState:
+    """Read each row's context in one pass and write one character.
+
+    Args:
+        model: as in `generate_ids`.
+        params: its parameters.
+        window_BxS: ids, each row's context from the left and padding after it.
+        contexts_B: how many of them are context, at least 1.
+        keys_B: one random key per row.
+        count: () characters written before this one.
+        sampling: how it is chosen.
+
+    Returns:
+        The state to decode from.
+    """
+    cache = init_cache(model.config, window_BxS.shape[0])
+    logits_BxV, cache = model.apply(
+        {"params": params}, window_BxS, cache, contexts_B.astype(jnp.int32), method="extend"
+    )
+    return _write(SamplerState(cache, contexts_B, keys_B, jnp.int32(count)), logits_BxV, sampling)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+def decode(
+    model: GPT, params: Any, state: SamplerState, sampling: Sampling
+) -> tuple[SamplerState, jax.Array]:
+    """Write a chunk of characters, each from a cached step; the state is donated.
+
+    Returns:
+        The state after it and the (B, chunk) int32 ids. Those written past the last slot are
+        meaningless and for the caller to drop, with the state.
+    """
+
+    def step(state: SamplerState, _: None) -> tuple[SamplerState, jax.Array]:
+        logits_BxV, cache = model.apply(
+            {"params": params}, state.last_B[:, None], state.cache, method="extend"
+        )
+        state = _write(state._replace(cache=cache), logits_BxV, sampling)
+        return state, state.last_B
+
+    state, ids_TxB = jax.lax.scan(step, state, length=_CHUNK)
+    return state, ids_TxB.T
+
+
+def _write(state: SamplerState, logits_BxV: jax.Array, sampling: Sampling) -> SamplerState:
+    step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.count)
+    last_B = choose(step_keys_B, logits_BxV, sampling)
+    return state._replace(last_B=last_B, count=state.count + 1)

@@ -1,0 +1,93 @@
+"""Where arrays live: the only file that knows about meshes.
+
+The mesh has two axes. The batch is split over both; parameters and optimizer state are split
+over `fsdp` alone. One device is the smallest mesh, not a special case.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from shakegpt_jax.config import Config
+from shakegpt_jax.errors import UserError
+
+_BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(config: Config) -> Mesh:
+    """Build the mesh that the config asks for, from the first devices there are.
+
+    Raises:
+        UserError: if there are too few devices, or the batch does not divide over them.
+    """
+    n_device, fsdp = jax.device_count(), config.mesh.fsdp
+    data = max(1, n_device // fsdp) if config.mesh.data == -1 else config.mesh.data
+    if data * fsdp > n_device:
+        raise UserError(
+            f"config.mesh asks for {data} x {fsdp} devices and there are {n_device}; "
+            f"data times fsdp must be at most that"
+        )
+    if config.data.batch_size % (data * fsdp):
+        raise UserError(
+            f"config.data.batch_size is {config.data.batch_size}; "
+            f"it must be a multiple of the {data * fsdp} devices that config.mesh uses"
+        )
+    return _mesh(data, fsdp)
+
+
+def shard_state(mesh: Mesh, abstract_state: Any) -> Any:
+    """Split each array over `fsdp`, along its longest axis that divides; others are replicated.
+
+    Args:
+        mesh: where to.
+        abstract_state: a pytree of `ShapeDtypeStruct`s.
+
+    Returns:
+        The same with a `NamedSharding` in each.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def shard(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axes = [axis for axis, size in enumerate(array.shape) if size % fsdp == 0]
+        spec = P()
+        if fsdp > 1 and len(array.shape) >= 2 and axes:
+            longest = max(axes, key=lambda axis: array.shape[axis])
+            spec = P(*(None,) * longest, "fsdp")
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(shard, abstract_state)
+
+
+def on_one_device(abstract_state: Any) -> Any:
+    """Put each `ShapeDtypeStruct` of a pytree, whole, on the first device."""
+    return shard_state(_mesh(1, 1), abstract_state)
+
+
+def replicate(mesh: Mesh, array: Any) -> jax.Array:
+    """Put an array, whole, on every device of a mesh."""
+    return jax.device_put(array, NamedSharding(mesh, P()))
+
+
+def split_batch(batch: Any) -> Any:
+    """Inside jit, split a batch's first axis over all devices of the mesh that is set.
+
+    Without a mesh, or where the axis does not divide, the batch is returned as it is.
+    """
+    n_device = math.prod(jax.sharding.get_abstract_mesh().shape.values())
+
+    def constrain(array: jax.Array) -> jax.Array:
+        if n_device == 1 or array.shape[0] % n_device:
+            return array
+        return jax.lax.with_sharding_constraint(array, P(_BATCH_AXES))
+
+    return jax.tree.map(constrain, batch)
+
+
+def _mesh(data: int, fsdp: int) -> Mesh:
+    devices = jax.devices()[: data * fsdp]
+    # Linen's modules do not know explicit axes, which are make_mesh's default.
+    auto = (AxisType.Auto,) * 2
+    return jax.make_mesh((data, fsdp), _BATCH_AXES, axis_types=auto, devices=devices)
