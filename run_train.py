@@ -3,20 +3,22 @@
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from shakegpt_jax.errors import UserError, run_command
+from shakegpt_jax.cli import run_command
+from shakegpt_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/cpu.py", "the run, a Python file")
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/<config name>")
 
 
-def _main() -> None:
+def main() -> None:
+    """Parse the flags and train."""
     try:
         flags.FLAGS(sys.argv)
     except flags.Error as error:
-        raise UserError(error) from error
+        raise UserError(str(error)) from error
     from shakegpt_jax.train import train
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -24,4 +26,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(_main)
+    run_command(main)

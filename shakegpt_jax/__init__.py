@@ -5,8 +5,26 @@
 >>> lm.generate("O God, O God!", max_new_tokens=200, temperature=0.8, seed=0)
 """
 
-from shakegpt_jax.errors import UserError
-from shakegpt_jax.evaluate import Evaluation
-from shakegpt_jax.language_model import LanguageModel, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shakegpt_jax.errors import UserError
+    from shakegpt_jax.evaluate import Evaluation
+    from shakegpt_jax.language_model import LanguageModel, load
 
 __all__ = ["Evaluation", "LanguageModel", "UserError", "load"]
+
+_MODULES = {
+    "Evaluation": "evaluate",
+    "LanguageModel": "language_model",
+    "UserError": "errors",
+    "load": "language_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that a command imports only what it needs."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -166,7 +166,10 @@ def validate(config: Config) -> None:
     """
     for path, (works, right) in _RULES.items():
         section, name = path.split(".")
-        value, default = getattr(getattr(config, section), name), getattr(_DEFAULTS[section], name)
+        value, default = (
+            getattr(getattr(config, section), name),
+            getattr(getattr(_DEFAULTS, section), name),
+        )
         if type(value) is not type(default) or not works(value):
             raise UserError(f"config.{path} is {value!r}; it must be {right}")
     model = config.model
@@ -175,4 +178,4 @@ def validate(config: Config) -> None:
         raise UserError(f"config.model.n_embd is {model.n_embd}; it must be {right}")
 
 
-_DEFAULTS = {field.name: field.default_factory() for field in dataclasses.fields(Config)}
+_DEFAULTS = Config()

@@ -1,4 +1,4 @@
-"""Exact loss of a model on a text, and its command line.
+"""Evaluate a model exactly on a text: loss, perplexity, bits per character.
 
 Every character but the first is scored once. Axes: N windows, B windows of a batch, T
 characters of a window.
@@ -6,18 +6,26 @@ characters of a window.
 
 import dataclasses
 import functools
+import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from shakegpt_jax.cli import ArgumentParser, run_command
+from shakegpt_jax.data import load_corpus, read_text
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.model import GPT
 from shakegpt_jax.sharding import split_batch
 
-_CHARACTERS_PER_BATCH = 16_384
+if TYPE_CHECKING:
+    from shakegpt_jax.language_model import LanguageModel
+
+# Activations that stay in a CPU's cache: three times faster than 16 times as many.
+_CPU_BATCH, _BATCH = 1_024, 65_536  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,8 @@ def character_losses(
     if not 1 <= stride <= n_time:
         raise ValueError(f"stride is {stride}; it must be from 1 to block_size ({n_time})")
     n_window = 1 + max(0, math.ceil((len(ids) - 1 - n_time) / stride))
-    batch_size = max(1, _CHARACTERS_PER_BATCH // n_time)
+    n_character = _CPU_BATCH if jax.default_backend() == "cpu" else _BATCH
+    batch_size = max(1, n_character // n_time)
     # A power of two for short texts, so that few shapes are ever compiled.
     batch_size = min(batch_size, 1 << (n_window - 1).bit_length())
     n_padded = math.ceil(n_window / batch_size) * batch_size
@@ -98,3 +107,45 @@ def _window_losses(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax.Arra
     windows_BxT1 = split_batch(windows_BxT1).astype(jnp.int32)
     logits_BxTxV = model.apply({"params": params}, windows_BxT1[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, windows_BxT1[:, 1:])
+
+
+def main() -> None:
+    """Run the command line; --help lists its arguments."""
+    parser = ArgumentParser("python -m shakegpt_jax.evaluate", __doc__ or "")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--split", choices=("val", "train"), default="val", help="of the run's text")
+    what.add_argument("--path", help="a UTF-8 text file to evaluate on instead")
+    parser.add_argument(
+        "--stride", type=int, help="characters from window to window; smaller is slower"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+
+    from shakegpt_jax.language_model import load  # it imports this module
+
+    lm = load(args.workdir, step=args.step)
+    result = lm.evaluate(
+        read_text(args.path) if args.path else _own_text(lm, args.split), stride=args.stride
+    )
+    if args.json:
+        print(json.dumps(dataclasses.asdict(result)))
+        return
+    print(f"loss                {result.loss:.4f} nats/character")
+    print(f"standard error      {result.standard_error:.4f}")
+    print(f"perplexity          {result.perplexity:.4f}")
+    print(f"bits per character  {result.bits_per_character:.4f}")
+    print(f"count               {result.count}")
+
+
+def _own_text(lm: "LanguageModel", split: str) -> str:
+    corpus = load_corpus(lm.config.data.path, lm.config.model.block_size)
+    if corpus.sha256 != lm.text_sha256:
+        raise UserError(
+            f"{lm.config.data.path} is not the text that the model was trained on any more; "
+            "give --path to evaluate on another text"
+        )
+    return lm.tokenizer.decode(corpus.val_ids if split == "val" else corpus.train_ids)
+
+
+if __name__ == "__main__":
+    run_command(main)

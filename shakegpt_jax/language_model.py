@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ class LanguageModel:
     params: Any  # pytree of float32 arrays
     tokenizer: CharTokenizer
     config: Config
+    text_sha256: str  # of the text it was trained on, in UTF-8
 
     @overload
     def generate(self, prompt: str, max_new_tokens: int = ..., **options: Any) -> str: ...
@@ -181,12 +182,12 @@ def load(
         abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
         abstract = sharding.on_one_device(abstract)
         params = checkpoints.restore(step, {"params": abstract})["params"]
-    return LanguageModel(model, params, tokenizer, info.config)
+    return LanguageModel(model, params, tokenizer, info.config, info.text_sha256)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _logits(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
-    return model.apply({"params": params}, idx_BxT)
+    return cast(jax.Array, model.apply({"params": params}, idx_BxT))
 
 
 def _require(holds: bool, name: str, value: object, right: str) -> None:

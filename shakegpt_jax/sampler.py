@@ -8,12 +8,13 @@ Axes: B rows, T characters, S cache slots (block_size), V vocabulary.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.model import GPT, KVCache, init_cache
 
 _CHUNK = 32  # characters written per dispatch, and so the grain of streaming
@@ -36,7 +37,7 @@ class SamplerState(NamedTuple):
     cache: KVCache
     last_B: jax.Array  # (B,) int32, written but not yet read
     keys_B: jax.Array  # (B,) one random key per row
-    count: jax.Array  # () int32, characters written by every row
+    written: jax.Array  # () int32, characters that every row has written
 
 
 def choose(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
@@ -128,16 +129,17 @@ def generate_ids(
 def _read_chunks(
     model: GPT, params: Any, state: SamplerState, sampling: Sampling, room: int
 ) -> Iterator[np.ndarray]:
-    """Write `room` characters, the first of which prefill has; one chunk is always under way."""
+    """Write `room` characters, the first of which prefill has written."""
     yield np.asarray(state.last_B)[:, None]
-    under_way = None
-    for _ in range(1, room, _CHUNK):
-        state, chunk_BxT = decode(model, params, state, sampling)
-        if under_way is not None:
-            yield np.asarray(under_way)
-        under_way = chunk_BxT
-    if under_way is not None:
-        yield np.asarray(under_way)[:, : (room - 2) % _CHUNK + 1]
+
+    def dispatch() -> Iterator[jax.Array]:
+        nonlocal state
+        for _ in range(1, room, _CHUNK):
+            state, chunk_BxT = decode(model, params, state, sampling)
+            yield chunk_BxT
+
+    for read, chunk_BxT in zip(range(1, room, _CHUNK), one_ahead(dispatch()), strict=True):
+        yield np.asarray(chunk_BxT)[:, : room - read]
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -165,9 +167,7 @@ def prefill(
         The state to decode from.
     """
     cache = init_cache(model.config, window_BxS.shape[0])
-    logits_BxV, cache = model.apply(
-        {"params": params}, window_BxS, cache, contexts_B.astype(jnp.int32), method="extend"
-    )
+    logits_BxV, cache = _extend(model, params, window_BxS, cache, contexts_B.astype(jnp.int32))
     return _write(SamplerState(cache, contexts_B, keys_B, jnp.int32(count)), logits_BxV, sampling)
 
 
@@ -183,9 +183,7 @@ def decode(
     """
 
     def step(state: SamplerState, _: None) -> tuple[SamplerState, jax.Array]:
-        logits_BxV, cache = model.apply(
-            {"params": params}, state.last_B[:, None], state.cache, method="extend"
-        )
+        logits_BxV, cache = _extend(model, params, state.last_B[:, None], state.cache)
         state = _write(state._replace(cache=cache), logits_BxV, sampling)
         return state, state.last_B
 
@@ -194,6 +192,10 @@ def decode(
 
 
 def _write(state: SamplerState, logits_BxV: jax.Array, sampling: Sampling) -> SamplerState:
-    step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.count)
+    step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.written)
     last_B = choose(step_keys_B, logits_BxV, sampling)
-    return state._replace(last_B=last_B, count=state.count + 1)
+    return state._replace(last_B=last_B, written=state.written + 1)
+
+
+def _extend(model: GPT, params: Any, *args: Any) -> tuple[jax.Array, KVCache]:
+    return cast(tuple[jax.Array, KVCache], model.apply({"params": params}, *args, method="extend"))

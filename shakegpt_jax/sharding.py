@@ -4,7 +4,6 @@ The mesh has two axes. The batch is split over both; parameters and optimizer st
 over `fsdp` alone. One device is the smallest mesh, not a special case.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -76,10 +75,10 @@ def split_batch(batch: Any) -> Any:
 
     Without a mesh, or where the axis does not divide, the batch is returned as it is.
     """
-    n_device = math.prod(jax.sharding.get_abstract_mesh().shape.values())
+    n_device = jax.sharding.get_abstract_mesh().size
 
     def constrain(array: jax.Array) -> jax.Array:
-        if n_device == 1 or array.shape[0] % n_device:
+        if n_device <= 1 or array.shape[0] % n_device:
             return array
         return jax.lax.with_sharding_constraint(array, P(_BATCH_AXES))
 

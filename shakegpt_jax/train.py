@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from shakegpt_jax import hardware, sharding
 from shakegpt_jax.checkpoint import Checkpoints, RunInfo
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import Corpus, load_corpus, sample_windows
+from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.evaluate import Evaluation, evaluate
 from shakegpt_jax.language_model import LanguageModel
@@ -147,35 +149,34 @@ class Trainer:
         return jax.lax.scan(lambda state, _: step(state, ids), state, length=self.chunk_steps)
 
     def run(self, step: int, until: int) -> Iterator[Row]:
-        """Train, always with one chunk under way while the figures of the one before are read.
+        """Train, with one chunk under way while the figures of the one before are read.
 
         Args:
             step: where the state stands.
             until: where to stop, a whole number of chunks further.
 
         Yields:
-            The figures of each chunk, once it is done.
+            The figures of each chunk once it is done; `train_time` is the seconds it took.
         """
         schedule = make_schedule(self.config.optimizer, self.config.train.num_steps)
         chunk_size = self.config.data.batch_size * self.config.model.block_size * self.chunk_steps
-        under_way: list[Metrics] = []
+        steps = range(step + self.chunk_steps, until + 1, self.chunk_steps)
         mark = time.perf_counter()
-        for done in range(step, until + 1, self.chunk_steps):
-            if done < until:
-                self.state, metrics = self._run_chunk(self.state, self._train_ids)
-                under_way.append(metrics)
-            if done == step and done < until:
-                continue
-            figures = {name: float(np.mean(v)) for name, v in under_way.pop(0).items()}
+        for done, metrics in one_ahead((done, self._dispatch()) for done in steps):
+            means = {name: float(np.mean(values)) for name, values in metrics.items()}
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
             yield {
                 "step": done,
-                "train_loss": figures["loss"],
+                "train_time": seconds,
+                "train_loss": means["loss"],
                 "learning_rate": float(schedule(done - 1)),
-                "gradient_norm": figures["gradient_norm"],
+                "gradient_norm": means["gradient_norm"],
                 "characters_per_second": chunk_size / seconds,
-                "seconds": seconds,
             }
+
+    def _dispatch(self) -> Metrics:
+        self.state, metrics = self._run_chunk(self.state, self._train_ids)
+        return metrics
 
     def evaluate(self) -> Evaluation:
         """Evaluate on the whole validation split."""
@@ -184,14 +185,13 @@ class Trainer:
 
     def sample(self, prompt: str, length: int) -> str:
         """Write `length` characters on from a prompt, with the parameters as they are."""
-        tokenizer = self.corpus.tokenizer
-        lm = LanguageModel(self.model, self.state.params, tokenizer, self.config)
+        tokenizer, digest = self.corpus.tokenizer, self.corpus.sha256
+        lm = LanguageModel(self.model, self.state.params, tokenizer, self.config, digest)
         return lm.generate(prompt, length)
 
-    def save(self, checkpoints: Checkpoints, step: int, evaluation: Evaluation) -> None:
-        """Start saving the state."""
+    def save(self, checkpoints: Checkpoints, step: int, metrics: dict[str, float]) -> None:
+        """Start saving the state, with the validation figures of its parameters."""
         rest = {"step": self.state.step, "opt_state": self.state.opt_state}
-        metrics = dataclasses.asdict(evaluation)
         checkpoints.save(step, self.state.params, rest, metrics, self._run_info())
 
     def restore(self, checkpoints: Checkpoints, step: int) -> None:
@@ -236,25 +236,34 @@ def train(config: Config, workdir: str | Path) -> None:
                 done = "is finished, at" if step == num_steps else "goes on from"
                 progress.note(f"{workdir} {done} step {step} of {num_steps}")
             log = MetricsFile(workdir, step)
+            prompt = _sample_prompt(corpus)
             before = log.rows[-1] if log.rows else {"train_time": 0.0, "wall_time": 0.0}
             train_time = before["train_time"]
             while step < num_steps:
                 until = min(num_steps, (step // every + 1) * every)
                 for row in trainer.run(step, until):
                     step = row["step"]
-                    train_time += row.pop("seconds")
-                    evaluation = trainer.evaluate() if step == until else None
-                    if evaluation:
-                        row |= {f"val_{k}": v for k, v in dataclasses.asdict(evaluation).items()}
-                    wall_time = before["wall_time"] + time.perf_counter() - started
-                    log.append(row | {"train_time": train_time, "wall_time": wall_time})
+                    row["train_time"] = train_time = train_time + row["train_time"]
+                    if step == until:
+                        evaluation = dataclasses.asdict(trainer.evaluate())
+                        row |= {f"val_{name}": value for name, value in evaluation.items()}
+                    row["wall_time"] = before["wall_time"] + time.perf_counter() - started
+                    log.append(row)
                     progress.show(row)
-                    if evaluation:
-                        trainer.save(checkpoints, step, evaluation)
+                trainer.save(checkpoints, step, evaluation)
                 if config.train.sample_length:
-                    progress.verse(trainer.sample(SAMPLE_PROMPT, config.train.sample_length))
+                    progress.verse(trainer.sample(prompt, config.train.sample_length))
             best = checkpoints.find("best")
             progress.summary(log.rows, checkpoints.path(best))
+            command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(workdir))}"
+            progress.note(f"To read more: {command} --prompt {shlex.quote(prompt)}")
+
+
+def _sample_prompt(corpus: Corpus) -> str:
+    """Return a prompt that the text's vocabulary can spell."""
+    if set(SAMPLE_PROMPT) <= set(corpus.tokenizer.vocabulary):
+        return SAMPLE_PROMPT
+    return corpus.tokenizer.decode(corpus.val_ids[:10])
 
 
 def _differing(ours: RunInfo, theirs: RunInfo) -> list[str]:
@@ -271,9 +280,10 @@ def _differing(ours: RunInfo, theirs: RunInfo) -> list[str]:
 
 
 def _peak_characters_per_second(config: Config, corpus: Corpus) -> float | None:
-    peak = hardware.peak_flops(jax.devices()[0])
+    mesh = sharding.make_mesh(config)
+    peak = hardware.peak_flops(mesh.devices.flat[0])
     flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
-    return peak * sharding.mesh_size(config) / flops if peak else None
+    return peak * mesh.size / flops if peak else None
 
 
 def _warn_if_slow(config: Config, corpus: Corpus, progress: Progress) -> None:

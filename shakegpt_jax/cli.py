@@ -1,0 +1,57 @@
+"""What the command lines share: how they read arguments and how they end."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import logging
+
+from shakegpt_jax.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Reads the arguments of a command on a trained run; errors take one line."""
+
+    def __init__(self, prog: str, description: str):
+        """Add the arguments that say which run."""
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        self.add_argument("--workdir", default="", help="run folder (default: newest under runs/)")
+        self.add_argument(
+            "--step", type=_step, default="best", help="checkpoint: a step, best or latest"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UserError(f"{message} (--help lists the arguments)")
+
+
+def _step(text: str) -> int | str:
+    return text if text in ("best", "latest") else int(text)
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run a command's `main` and exit.
+
+    The exit code is 0, or 2 after one line on standard error for a `UserError`. A reader that
+    closes the pipe ends the command quietly, as does Ctrl-C, with 130.
+    """
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every step of a save
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
