@@ -129,6 +129,7 @@ class Checkpoints:
         self._checkpointer.save_checkpointables_async(
             step,
             {"params": params, "rest": rest},
+            force=True,  # without it, Orbax skips a save while another is under way
             metrics=metrics,
             custom_metadata=info.to_json(),
         )

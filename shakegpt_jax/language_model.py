@@ -98,7 +98,8 @@ class LanguageModel:
         _require(top_k is None or top_k >= 1, "top_k", top_k, "1 or more")
         _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1]")
         _require(len(seeds) == len(prompts), "seed", seed, f"one, or {len(prompts)}")
-        _require(all(0 <= s < 2**32 for s in seeds), "seed", seed, "from 0 to 4294967295")
+        for s in seeds:
+            _require(0 <= s < 2**32, "seed", s, "from 0 to 4294967295")
         _require(1 <= stride <= n_time, "window_stride", stride, f"from 1 to {n_time}")
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
         sampling = sampler.Sampling(float(temperature), top_k, top_p)

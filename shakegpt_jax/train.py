@@ -88,7 +88,7 @@ def train_step(
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
@@ -263,7 +263,8 @@ def _sample_prompt(corpus: Corpus) -> str:
     """Return a prompt that the text's vocabulary can spell."""
     if set(SAMPLE_PROMPT) <= set(corpus.tokenizer.vocabulary):
         return SAMPLE_PROMPT
-    return corpus.tokenizer.decode(corpus.val_ids[:10])
+    text = corpus.tokenizer.decode(corpus.val_ids[:1_000])
+    return (text.split() or [text[:1]])[0]
 
 
 def _differing(ours: RunInfo, theirs: RunInfo) -> list[str]:

@@ -1,0 +1,59 @@
+import os
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from shakegpt_jax.config import Config
+from shakegpt_jax.data import CharTokenizer, Corpus, split, tiny_shakespeare
+
+# Before any array is made: 8 virtual devices for the mesh, and no silent broadcasting.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory) -> Iterator[None]:
+    """What one test has compiled, no other compiles again, nor do the commands under test."""
+    folder = tmp_path_factory.mktemp("compilation_cache")
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    os.environ.update(settings)
+    yield
+    for name in settings:
+        del os.environ[name]
+
+
+@pytest.fixture
+def config() -> Config:
+    """A model small enough to train in a moment; not frozen, for tests to change."""
+    config = Config()
+    config.model.n_layer = 1
+    config.model.n_head = 2
+    config.model.n_embd = 16
+    config.model.block_size = 8
+    config.data.batch_size = 8
+    config.optimizer.warmup_steps = 2
+    config.train.num_steps = 12
+    config.train.eval_every = 6
+    config.train.steps_per_dispatch = 3
+    config.train.sample_length = 0
+    config.mesh.data = 1
+    return config
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """The first lines of the real text."""
+    return tiny_shakespeare()[:20_000]
+
+
+@pytest.fixture
+def corpus(text: str, config: Config) -> Corpus:
+    tokenizer = CharTokenizer.from_text(text)
+    return Corpus(tokenizer, *split(tokenizer.encode(text), config.model.block_size), "digest")

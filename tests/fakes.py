@@ -1,0 +1,66 @@
+"""Models whose probabilities are known."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shakegpt_jax.model import KVCache
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionModel:
+    """Predicts any of `vocab_size` characters alike, but for `favourite`, likelier by position.
+
+    At position t of a window its logit is t + 1, the others' are 0.
+    """
+
+    block_size: int
+    vocab_size: int
+    favourite: int = 0
+
+    @property
+    def config(self) -> SimpleNamespace:
+        return SimpleNamespace(block_size=self.block_size)
+
+    def apply(self, variables: dict, idx_BxT: jax.Array) -> jax.Array:
+        n_batch, n_time = idx_BxT.shape
+        boost_TxV = (1.0 + jnp.arange(n_time))[:, None] * jax.nn.one_hot(
+            self.favourite, self.vocab_size
+        )[None]
+        return jnp.broadcast_to(boost_TxV[None], (n_batch, n_time, self.vocab_size))
+
+    def loss(self, position: int, target: int) -> float:
+        logits = np.zeros(self.vocab_size)
+        logits[self.favourite] = position + 1
+        return float(np.log(np.exp(logits).sum()) - logits[target])
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedModel:
+    """Writes every character from the same probabilities, whatever came before."""
+
+    probabilities: tuple[float, ...]
+    block_size: int = 64
+
+    @property
+    def config(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            block_size=self.block_size, n_layer=1, n_head=1, n_embd=1, compute_dtype="float32"
+        )
+
+    def apply(
+        self,
+        variables: dict,
+        idx_BxT: jax.Array,
+        cache: KVCache,
+        new_B: jax.Array | None = None,
+        *,
+        method: str,
+    ) -> tuple[jax.Array, KVCache]:
+        assert method == "extend"
+        logits_BxV = jnp.log(jnp.array(self.probabilities))[None].repeat(len(idx_BxT), axis=0)
+        new_B = jnp.full(len(idx_BxT), idx_BxT.shape[1]) if new_B is None else new_B
+        return logits_BxV, cache._replace(lengths_B=cache.lengths_B + new_B)

@@ -1,0 +1,66 @@
+import dataclasses
+import math
+
+import pytest
+
+from shakegpt_jax.config import _RULES, Config
+from shakegpt_jax.errors import UserError
+
+
+def test_every_field_has_a_rule():
+    fields = {f"{s}.{name}" for s, values in Config().to_dict().items() for name in values}
+    assert fields == set(_RULES)
+
+
+def test_frozen_config_refuses_assignment_and_hashes_by_value():
+    config = Config().freeze()
+    assert hash(config.model) == hash(Config().model)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.n_layer = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model = Config().model
+
+
+def test_config_survives_a_dict():
+    config = Config()
+    config.model.n_layer = 3
+    config.data.path = "a b"
+    assert Config.from_dict(config.to_dict()) == config
+    for bad in ({"modell": {"n_layer": 1}}, {"model": {"layers": 1}}):
+        with pytest.raises(UserError, match="unknown config field"):
+            Config.from_dict(bad)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model.n_layer", 0),
+        ("model.n_head", -1),
+        ("model.n_head", 7),
+        ("model.n_embd", 2**31),
+        ("model.block_size", 0),
+        ("model.block_size", 1.5),
+        ("model.dropout", 1.0),
+        ("model.dropout", math.nan),
+        ("model.compute_dtype", "float16"),
+        ("data.path", "a\0b"),
+        ("data.batch_size", True),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.learning_rate", math.inf),
+        ("optimizer.final_learning_rate", -1.0),
+        ("optimizer.clip_norm", 0.0),
+        ("optimizer.b2", 1.0),
+        ("train.num_steps", 0),
+        ("train.seed", -1),
+        ("mesh.data", 0),
+        ("mesh.fsdp", 0),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_the_field_named(field, value):
+    config = Config()
+    section, name = field.split(".")
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(UserError, match="it must be") as error:
+        config.freeze()
+    assert "\n" not in str(error.value)
+    assert field in str(error.value) or "n_head" in str(error.value)

@@ -1,0 +1,107 @@
+import jax
+import numpy as np
+import pytest
+
+from shakegpt_jax import data
+from shakegpt_jax.data import CharTokenizer
+from shakegpt_jax.errors import UserError
+
+
+def test_tiny_shakespeare_is_whole():
+    text = data.tiny_shakespeare()
+    assert len(text) == 1_115_394
+    assert text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.")
+    tokenizer = CharTokenizer.from_text(text)
+    assert tokenizer.vocab_size == 65
+    assert tokenizer.vocabulary[:2] == "\n "
+    train, val = data.split(tokenizer.encode(text), 128)
+    assert (len(train), len(val)) == (1_003_854, 111_540)
+    assert tokenizer.decode(val[:9]) == "?\n\nGREMIO"
+
+
+@pytest.mark.parametrize("text", ["hello\n", "ab", "\n", "ΟΘεός 🎭 a\u0301\0", "x" * 1000])
+def test_tokenizer_round_trip(text):
+    tokenizer = CharTokenizer.from_text(text)
+    ids = tokenizer.encode(text)
+    assert ids.shape == (len(text),)
+    assert tokenizer.decode(ids) == text
+    assert ids.max() == tokenizer.vocab_size - 1
+
+
+def test_tokenizer_ids_are_places_in_the_sorted_vocabulary():
+    tokenizer = CharTokenizer.from_text("banana\n")
+    assert tokenizer.vocabulary == "\nabn"
+    assert tokenizer.encode("nab\n").tolist() == [3, 1, 2, 0]
+    assert tokenizer.encode("nab").dtype == np.uint8
+    many = CharTokenizer.from_text("".join(map(chr, range(300))))
+    assert many.encode("a").dtype == np.uint16
+
+
+def test_tokenizer_names_unknown_characters_with_their_first_positions():
+    tokenizer = CharTokenizer.from_text("abc")
+    with pytest.raises(UserError, match=r"'é' at position 1, '\\n' at position 4") as error:
+        tokenizer.encode("aéaé\n")
+    assert "position 3" not in str(error.value)
+    for bad in ([3], [-1]):
+        with pytest.raises(UserError, match=r"outside the vocabulary's \[0, 3\)"):
+            tokenizer.decode(bad)
+
+
+def test_targets_are_inputs_shifted_by_one_at_every_start():
+    ids = np.random.default_rng(0).integers(0, 65, 50).astype(np.uint8)
+    starts = np.arange(50 - 8)
+    inputs, targets = data.gather_windows(ids, starts, 8)
+    for start in starts:
+        assert inputs[start].tolist() == ids[start : start + 8].tolist()
+        assert targets[start].tolist() == ids[start + 1 : start + 9].tolist()
+
+
+def test_sampled_windows_reach_both_ends_of_the_text_evenly():
+    ids = np.arange(20, dtype=np.uint8)
+    inputs, targets = data.sample_windows(jax.random.key(0), ids, 12_000, 8)
+    starts, counts = np.unique(inputs[:, 0], return_counts=True)
+    assert starts.tolist() == list(range(12))
+    assert targets.max() == 19
+    np.testing.assert_allclose(counts, 1_000, rtol=0.15)
+
+
+def test_split_is_contiguous_and_complete():
+    ids = np.arange(100)
+    train, val = data.split(ids, 9)
+    assert np.concatenate([train, val]).tolist() == ids.tolist()
+    assert len(train) == 90
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"abc\xffdef", r"not UTF-8: .* at byte 3 \(0xff\)"),
+        (b"a" * 1000, "repeats one character"),
+        (b"abcdefgh", "smaller split has 1; a window of 8 and its target need 9"),
+        (b"ab" * 44, "smaller split has 9"),
+    ],
+)
+def test_bad_files_are_refused_in_a_line(tmp_path, content, message):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    if message == "smaller split has 9":  # long enough
+        assert len(data.load_corpus(str(path), 8).val_ids) == 9
+        return
+    with pytest.raises(UserError, match=message) as error:
+        data.load_corpus(str(path), 8)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_folder_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        data.read_text(str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match="is a folder"):
+        data.read_text(str(tmp_path))
+
+
+def test_line_ends_and_byte_order_mark_are_normalized(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("\ufeffa\r\nb\rc\nd".encode())
+    assert data.read_text(str(path)) == "a\nb\nc\nd"

@@ -1,0 +1,214 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shakegpt_jax.config import Config, ModelConfig
+from shakegpt_jax.model import GPT, init_cache, init_params, train_flops_per_character
+
+VOCAB = 65
+
+
+def make(config: ModelConfig, seed: int = 0) -> tuple[GPT, dict]:
+    model = GPT(config, VOCAB)
+    return model, jax.jit(init_params, static_argnums=0)(model, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method", "train"))
+def apply(model: GPT, params: dict, *args, **options):
+    return model.apply({"params": params}, *args, **options)
+
+
+@jax.jit
+def larger_params(params: dict) -> dict:
+    """Weights far from their start, biases included, so that every part shows in the logits."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def numpy_forward(params: dict, idx: np.ndarray, n_layer: int, n_head: int) -> np.ndarray:
+    """The requirements' forward pass, in float64, one window at a time."""
+
+    def layer_norm(x, p):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+    def linear(x, p):
+        return x @ p["kernel"] + p.get("bias", 0.0)
+
+    def attention(x, p):
+        q, k, v = np.split(linear(x, p["c_attn"]), 3, axis=-1)
+        size = q.shape[-1] // n_head
+        heads = []
+        for h in range(n_head):
+            part = slice(h * size, (h + 1) * size)
+            out = np.zeros((len(x), size))
+            for t in range(len(x)):
+                scores = k[: t + 1, part] @ q[t, part] / math.sqrt(size)
+                weights = np.exp(scores - scores.max())
+                out[t] = weights / weights.sum() @ v[: t + 1, part]
+            heads.append(out)
+        return linear(np.concatenate(heads, -1), p["c_proj"])
+
+    def mlp(x, p):
+        x = linear(x, p["c_fc"])
+        gelu = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return linear(gelu, p["c_proj"])
+
+    x = params["wte"]["embedding"][idx] + params["wpe"]["embedding"][np.arange(len(idx))]
+    for i in range(n_layer):
+        block = params[f"block_{i}"]
+        x = x + attention(layer_norm(x, block["ln_1"]), block["attn"])
+        x = x + mlp(layer_norm(x, block["ln_2"]), block["mlp"])
+    return linear(layer_norm(x, params["ln_f"]), params["lm_head"])
+
+
+@pytest.mark.parametrize(("n_layer", "n_head", "n_embd"), [(1, 1, 8), (3, 4, 32)])
+def test_forward_pass_agrees_with_numpy(n_layer, n_head, n_embd):
+    config = ModelConfig(n_layer, n_head, n_embd, block_size=12)
+    model, params = make(config)
+    params = larger_params(params)
+    idx = np.random.default_rng(0).integers(0, VOCAB, (2, 12))
+    logits = apply(model, params, idx)
+    params64 = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    expected = np.stack([numpy_forward(params64, row, n_layer, n_head) for row in idx])
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_forward_pass_agrees_with_numpy_at_the_first_parameters():
+    config = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64)
+    model, params = make(config)
+    idx = np.random.default_rng(0).integers(0, VOCAB, 64)
+    logits = apply(model, params, idx[None])[0]
+    params64 = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    np.testing.assert_allclose(logits, numpy_forward(params64, idx, 4, 4), atol=1e-5)
+
+
+def test_parameter_tree_reads_like_the_architecture(config):
+    config.model.n_layer = 2
+    _, params = make(config.model)
+    assert set(params) == {"wte", "wpe", "block_0", "block_1", "ln_f", "lm_head"}
+    assert set(params["block_0"]) == {"ln_1", "attn", "ln_2", "mlp"}
+    assert params["block_0"]["attn"]["c_attn"]["kernel"].shape == (16, 48)
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_default_shape_has_85_million_parameters():
+    model = GPT(Config().model, VOCAB)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    count = sum(p.size for p in jax.tree.leaves(shapes))
+    # 12 blocks of 12 D^2 + 13 D, two embeddings, the last LayerNorm and the head.
+    d = 768
+    assert count == 12 * (12 * d**2 + 13 * d) + (VOCAB + 128 + 2 + VOCAB) * d
+    assert round(count / 1e6) == 85
+    flops = 128 * 128 * train_flops_per_character(Config().model, VOCAB)
+    assert flops == pytest.approx(8.6e12, rel=0.01)
+
+
+def test_first_parameters_follow_gpt2():
+    config = ModelConfig(n_layer=8, n_head=4, n_embd=128, block_size=64)
+    _, params = make(config)
+    block = params["block_3"]
+    assert np.std(params["wte"]["embedding"]) == pytest.approx(0.02, rel=0.05)
+    assert np.std(block["attn"]["c_attn"]["kernel"]) == pytest.approx(0.02, rel=0.05)
+    for part in ("attn", "mlp"):
+        assert np.std(block[part]["c_proj"]["kernel"]) == pytest.approx(0.02 / 4, rel=0.05)
+        assert not np.any(block[part]["c_proj"]["bias"])
+
+
+def test_loss_starts_close_to_that_of_a_guess(config):
+    config.model.n_embd = 128
+    model, params = make(config.model)
+    idx = jax.random.randint(jax.random.key(2), (64, 9), 0, VOCAB)
+    log_probs = jax.nn.log_softmax(apply(model, params, idx[:, :-1]))
+    loss = -jnp.take_along_axis(log_probs, idx[:, 1:, None], axis=-1).mean()
+    assert loss == pytest.approx(math.log(VOCAB), abs=0.05)
+
+
+def test_no_position_sees_a_later_one(config):
+    model, params = make(config.model)
+    params = larger_params(params)
+    embedding = params["wte"]["embedding"]
+
+    def logits_of(embedded_TxD: jax.Array) -> jax.Array:
+        # One vocabulary entry per position: its gradient is the position's own.
+        swapped = params | {"wte": {"embedding": embedding.at[:8].set(embedded_TxD)}}
+        return apply(model, swapped, jnp.arange(8)[None])[0]
+
+    jacobian = jax.jit(jax.jacobian(logits_of))(embedding[:8])  # (T, V, T, D)
+    influence = np.abs(jacobian).max(axis=(1, 3))
+    assert np.all(influence[np.triu_indices(8, k=1)] == 0)
+    assert np.all(influence[np.tril_indices(8)] > 0)
+
+
+def test_cached_decoding_equals_the_full_forward_pass(config):
+    config.model.n_layer = 2
+    model, params = make(config.model)
+    params = larger_params(params)
+    idx = jax.random.randint(jax.random.key(3), (3, 8), 0, VOCAB)
+    expected = apply(model, params, idx)
+    cache = init_cache(config.model, 3)
+    # Three characters at once, then one by one.
+    logits, cache = apply(model, params, idx[:, :3], cache, method="extend")
+    np.testing.assert_allclose(logits, expected[:, 2], rtol=1e-5, atol=1e-5)
+    for t in range(3, 8):
+        logits, cache = apply(model, params, idx[:, t : t + 1], cache, method="extend")
+        np.testing.assert_allclose(logits, expected[:, t], rtol=1e-5, atol=1e-5)
+    assert cache.lengths_B.tolist() == [8, 8, 8]
+
+
+def test_rows_of_different_lengths_share_a_cache(config):
+    model, params = make(config.model)
+    params = larger_params(params)
+    idx = jax.random.randint(jax.random.key(3), (3, 8), 0, VOCAB)
+    expected = apply(model, params, idx)
+    lengths = jnp.array([1, 4, 7])
+    padded = jnp.where(jnp.arange(8)[None] < lengths[:, None], idx, 64)
+    cache = init_cache(config.model, 3)
+    logits, cache = apply(model, params, padded, cache, lengths, method="extend")
+    rows = jnp.arange(3)
+    np.testing.assert_allclose(logits, expected[rows, lengths - 1], rtol=1e-5, atol=1e-5)
+    following = idx[rows, lengths][:, None]
+    logits, cache = apply(model, params, following, cache, method="extend")
+    np.testing.assert_allclose(logits, expected[rows, lengths], rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only(config):
+    config.model.dropout = 0.5
+    model, params = make(config.model)
+    idx = jnp.zeros((1, 8), jnp.int32)
+
+    def train_logits(seed: int) -> jax.Array:
+        rngs = {"dropout": jax.random.key(seed)}
+        return apply(model, params, idx, train=True, rngs=rngs)
+
+    assert jnp.array_equal(train_logits(0), train_logits(0))
+    assert not jnp.array_equal(train_logits(0), train_logits(1))
+    plain = apply(GPT(ModelConfig(1, 2, 16, 8), VOCAB), params, idx)
+    assert jnp.array_equal(apply(model, params, idx), plain)
+
+
+def test_a_window_that_is_too_long_is_refused(config):
+    model, params = make(config.model)
+    with pytest.raises(ValueError, match="9 characters do not fit block_size 8"):
+        apply(model, params, jnp.zeros((1, 9), jnp.int32))
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits(config):
+    model, params = make(config.model)
+    half = GPT(dataclasses.replace(config.model, compute_dtype="bfloat16"), VOCAB)
+    params = larger_params(params)
+    idx = jax.random.randint(jax.random.key(3), (3, 8), 0, VOCAB)
+    logits = apply(half, params, idx)
+    assert logits.dtype == jnp.float32
+    expected = apply(model, params, idx)
+    assert not jnp.array_equal(logits, expected)
+    error = jnp.linalg.norm(logits - expected) / jnp.linalg.norm(expected)
+    assert error < 0.03

@@ -1,0 +1,58 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shakegpt_jax.config import OptimizerConfig
+from shakegpt_jax.optimizer import make_optimizer, make_schedule
+
+
+def test_schedule_at_its_corners():
+    config = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100)
+    schedule = make_schedule(config, 1_000)
+    assert schedule(0) == pytest.approx(1e-3 / 101, rel=1e-5)
+    assert schedule(50) == pytest.approx((1e-3 / 101 + 1e-3) / 2, rel=1e-5)
+    assert schedule(100) == pytest.approx(1e-3)
+    assert schedule(550) == pytest.approx(5.5e-4)
+    assert schedule(1_000) == pytest.approx(1e-4)
+    rates = [float(schedule(step)) for step in range(1_001)]
+    assert np.all(np.diff(rates[:101]) > 0)
+    assert np.all(np.diff(rates[100:]) < 0)
+
+
+@pytest.mark.parametrize(("warmup_steps", "num_steps"), [(0, 10), (0, 1), (100, 10), (5, 2)])
+def test_schedule_fits_any_length_of_run(warmup_steps, num_steps):
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=warmup_steps)
+    rates = [float(make_schedule(config, num_steps)(step)) for step in range(num_steps)]
+    assert max(rates) == 1.0
+    assert min(rates) > 0
+
+
+def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy():
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=0, b1=0.8, b2=0.9, clip_norm=1.0, weight_decay=0.5
+    )
+    tx = make_optimizer(config, 4)
+    rng = np.random.default_rng(0)
+    params = {"matrix": rng.normal(size=(3, 2)), "vector": rng.normal(size=3)}
+    state = tx.init({k: jnp.asarray(v, jnp.float32) for k, v in params.items()})
+    mean = {k: np.zeros_like(v) for k, v in params.items()}
+    square = {k: np.zeros_like(v) for k, v in params.items()}
+    for step in range(4):
+        # The first gradient is shorter than the clipping norm, the others are longer.
+        grads = {k: rng.normal(size=v.shape) * 0.1 * 10**step for k, v in params.items()}
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        assert (norm < 1) == (step == 0)
+        to_float32 = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+        updates, state = tx.update(
+            {k: jnp.asarray(g, jnp.float32) for k, g in grads.items()}, state, to_float32
+        )
+        rate = 0.1 * (1 + np.cos(np.pi * step / 4)) / 2
+        for k, g in grads.items():
+            clipped = g / max(1.0, norm)
+            mean[k] = 0.8 * mean[k] + 0.2 * clipped
+            square[k] = 0.9 * square[k] + 0.1 * clipped**2
+            adam = mean[k] / (1 - 0.8 ** (step + 1))
+            adam /= np.sqrt(square[k] / (1 - 0.9 ** (step + 1))) + 1e-8
+            decay = 0.5 * params[k] if k == "matrix" else 0.0
+            np.testing.assert_allclose(updates[k], -rate * (adam + decay), rtol=1e-4)
+            params[k] = params[k] + np.asarray(updates[k], np.float64)

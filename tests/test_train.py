@@ -1,0 +1,279 @@
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shakegpt_jax import sharding
+from shakegpt_jax.checkpoint import Checkpoints
+from shakegpt_jax.config import MeshConfig
+from shakegpt_jax.data import CharTokenizer, Corpus, load_corpus
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.metrics import MetricsFile
+from shakegpt_jax.model import GPT
+from shakegpt_jax.optimizer import make_optimizer
+from shakegpt_jax.train import (
+    SAMPLE_PROMPT,
+    Trainer,
+    _sample_prompt,
+    create_state,
+    steps_per_chunk,
+    train,
+    train_step,
+)
+
+
+def run(config, corpus, until: int) -> tuple[Trainer, list[dict]]:
+    trainer = Trainer(config.freeze(), corpus)
+    return trainer, list(trainer.run(0, until))
+
+
+def equal(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_one_step_changes_what_it_did_before(config, corpus):
+    """Golden values of one step.
+
+    They hold a refactoring to its word. A change that means to alter the numbers (other
+    first parameters, another random stream, another optimizer) updates them, and says so.
+    """
+    model = GPT(config.model, corpus.tokenizer.vocab_size)
+    tx = make_optimizer(config.optimizer, config.train.num_steps)
+    state = jax.jit(functools.partial(create_state, model, tx, 0))()
+    assert state.step == 0
+    step = jax.jit(functools.partial(train_step, model=model, tx=tx, batch_size=8, seed=0))
+    state, metrics = step(state, corpus.train_ids)
+    assert state.step == 1
+    updated = np.concatenate([np.ravel(p) for p in jax.tree.leaves(state.params)])
+    figures = {
+        "loss": metrics["loss"],
+        "gradient_norm": metrics["gradient_norm"],
+        "sum": updated.sum(),
+        "norm": np.linalg.norm(updated),
+    }
+    golden = {"loss": 4.041602, "gradient_norm": 1.291404, "sum": 49.534386, "norm": 7.055521}
+    np.testing.assert_allclose(list(figures.values()), list(golden.values()), rtol=1e-4)
+
+
+def test_one_batch_can_be_learned_by_heart(config, corpus):
+    config.model.n_embd = 64
+    config.optimizer.learning_rate = 1e-2
+    config.train.num_steps = 200
+    config.train.eval_every = 200
+    # A text of one window and its target, so that every batch is the same.
+    config.data.batch_size = 1
+    one = dataclasses.replace(corpus, train_ids=corpus.train_ids[: config.model.block_size + 1])
+    _, rows = run(config, one, 200)
+    assert rows[0]["train_loss"] > 1
+    assert rows[-1]["train_loss"] < 0.01
+
+
+def test_real_text_is_learned(config, corpus):
+    config.optimizer.learning_rate = 1e-2
+    config.train.num_steps = config.train.eval_every = 300
+    trainer, rows = run(config, corpus, 300)
+    guess = np.log(corpus.tokenizer.vocab_size)
+    assert rows[-1]["train_loss"] < 0.75 * guess
+    assert trainer.evaluate().loss < 0.75 * guess
+
+
+def test_rows_hold_what_happened(config, corpus):
+    _, rows = run(config, corpus, 12)
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert all(row["gradient_norm"] > 0 and row["train_time"] > 0 for row in rows)
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[0] == pytest.approx(config.optimizer.learning_rate)
+    assert rates == sorted(rates, reverse=True)
+    speed = 3 * 8 * 8 / rows[0]["train_time"]
+    assert rows[0]["characters_per_second"] == pytest.approx(speed)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "eval_every", "most", "chunk"),
+    [(2000, 250, 50, 50), (500, 250, 300, 250), (7, 250, 50, 1), (100, 30, 8, 5), (5, 5, 9, 5)],
+)
+def test_chunks_end_at_every_evaluation(config, num_steps, eval_every, most, chunk):
+    config.train.num_steps, config.train.eval_every = num_steps, eval_every
+    config.train.steps_per_dispatch = most
+    assert steps_per_chunk(config) == chunk
+
+
+def test_chunks_of_any_length_end_alike(config, corpus):
+    states = []
+    for most in (1, 6):
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, steps_per_dispatch=most)
+        )
+        states.append(run(config, corpus, 6)[0].state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
+
+
+def test_nothing_compiles_in_the_loop(config, corpus):
+    config.train.num_steps = 30
+    trainer, _ = run(config, corpus, 6)
+    trainer.evaluate()
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    list(trainer.run(6, 18))
+    trainer.evaluate()
+    list(trainer.run(18, 30))
+    assert not compiled
+    jax.jit(lambda x: x * 3.14)(1.0)  # what the listener would have heard
+    assert compiled
+    jax.monitoring.clear_event_listeners()
+
+
+def test_train_writes_metrics_and_checkpoints(config, corpus, tmp_path, text, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    config.data.path = str(path)
+    config.train.sample_length = 30
+    train(config.freeze(), tmp_path / "run")
+    rows = MetricsFile.read(tmp_path / "run")
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert [row["step"] for row in rows if "val_loss" in row] == [6, 12]
+    times = [row["train_time"] for row in rows]
+    assert times == sorted(times)
+    assert all(row["wall_time"] > row["train_time"] for row in rows)
+    last = rows[-1]
+    assert last["val_count"] == 1_999
+    assert last["val_perplexity"] == pytest.approx(np.exp(last["val_loss"]))
+    assert last["val_bits_per_character"] == pytest.approx(last["val_loss"] / np.log(2))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == [12]
+    out = capsys.readouterr().out
+    assert f"val loss {last['val_loss']:.4f}" in out
+    assert "O God, O God!" in out
+    assert "python -m shakegpt_jax.generate --workdir" in out
+
+    train(config, tmp_path / "run")
+    assert "is finished, at step 12 of 12" in capsys.readouterr().out
+    assert MetricsFile.read(tmp_path / "run") == rows
+
+
+def test_the_sample_has_a_prompt_that_the_vocabulary_can_spell(corpus):
+    assert _sample_prompt(corpus) == SAMPLE_PROMPT
+    tokenizer = CharTokenizer("\n abc")
+    ids = tokenizer.encode("\n\nabc cba")
+    assert _sample_prompt(Corpus(tokenizer, ids, ids, "")) == "abc"
+    assert _sample_prompt(Corpus(tokenizer, ids[:2], ids[:2], "")) == "\n"
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def test_continuing_equals_not_having_stopped(config, tmp_path, text, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    config.data.path = str(path)
+    config.model.dropout = 0.1
+    config.freeze()
+    train(config, tmp_path / "whole")
+
+    run_whole = Trainer.run
+
+    def run_to_9(self, step, until):
+        for row in run_whole(self, step, until):
+            yield row
+            if row["step"] == 9:
+                raise Stopped
+
+    monkeypatch.setattr(Trainer, "run", run_to_9)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "stopped")
+    assert [row["step"] for row in MetricsFile.read(tmp_path / "stopped")] == [3, 6, 9]
+    monkeypatch.setattr(Trainer, "run", run_whole)
+    train(config, tmp_path / "stopped")
+
+    def reproducible(workdir):
+        drop = ("train_time", "wall_time", "characters_per_second")
+        rows = MetricsFile.read(workdir)
+        return [{k: v for k, v in row.items() if k not in drop} for row in rows]
+
+    assert reproducible(tmp_path / "stopped") == reproducible(tmp_path / "whole")
+    states = []
+    for name in ("stopped", "whole"):
+        trainer = Trainer(config, load_corpus(str(path), 8))
+        with Checkpoints(tmp_path / name) as checkpoints:
+            trainer.restore(checkpoints, 12)
+        states.append(trainer.state)
+    assert states[0].step == 12
+    assert equal(*states)
+
+
+def test_another_run_in_the_folder_is_refused_naming_the_difference(config, tmp_path, text):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    config.data.path = str(path)
+    train(config.freeze(), tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=5))
+    with pytest.raises(UserError, match=r"train.seed \(saved 0, now 5\)") as error:
+        train(other, tmp_path / "run")
+    assert "n_layer" not in str(error.value)
+    path.write_text(text + "O")
+    with pytest.raises(UserError, match="what differs: the text"):
+        train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
+    lines = [json.dumps({"step": step, "train_loss": 1.0}) for step in (3, 6, 9)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 12, "tra')
+    assert [row["step"] for row in MetricsFile.read(tmp_path)] == [3, 6, 9]
+    MetricsFile(tmp_path, 6).append({"step": 9})
+    assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:2]) + '\n{"step": 9}\n'
+
+
+def test_eight_devices_train_as_one(config, corpus, tmp_path):
+    config.train.num_steps, config.train.eval_every = 20, 20
+    config.train.steps_per_dispatch = 1
+    config.model.dropout = 0.1
+    many = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=4))
+    _, expected = run(config, corpus, 20)
+    trainer, rows = run(many, corpus, 20)
+    for name in ("train_loss", "gradient_norm"):
+        np.testing.assert_allclose(
+            [row[name] for row in rows], [row[name] for row in expected], rtol=1e-4
+        )
+    kernel = trainer.state.params["block_0"]["attn"]["c_attn"]["kernel"]
+    moment = trainer.state.opt_state[1].mu["block_0"]["attn"]["c_attn"]["kernel"]
+    assert len(kernel.sharding.device_set) == 8
+    for array in (kernel, moment):
+        assert array.addressable_shards[0].data.shape == (16, 12)
+
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        trainer.save(checkpoints, 20, {"loss": 1.0})
+    single = Trainer(config, corpus)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        single.restore(checkpoints, 20)
+    assert equal(single.state, trainer.state)
+    assert {len(a.sharding.device_set) for a in jax.tree.leaves(single.state)} == {1}
+    assert single.evaluate().loss == pytest.approx(trainer.evaluate().loss, rel=1e-5)
+    assert len(trainer.sample("First", 20)) == 25
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "message"),
+    [(9, 1, "9 x 1 devices and there are 8"), (3, 1, "must be a multiple of the 3 devices")],
+)
+def test_a_mesh_that_does_not_fit_is_refused(config, data, fsdp, message):
+    config.mesh.data, config.mesh.fsdp = data, fsdp
+    with pytest.raises(UserError, match=message):
+        sharding.make_mesh(config)
+
+
+def test_batches_are_split_over_the_mesh(config):
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    with jax.set_mesh(sharding.make_mesh(config)):
+        split = jax.jit(sharding.split_batch)(jnp.zeros((16, 3)))
+        odd = jax.jit(sharding.split_batch)(jnp.zeros((9, 3)))
+    assert {shard.data.shape for shard in split.addressable_shards} == {(2, 3)}
+    assert odd.shape == (9, 3)
