@@ -13,6 +13,11 @@ import shakegpt_jax
 from shakegpt_jax.data import load_corpus
 
 ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 TINY = [
     "--config.model.n_layer=1",
     "--config.model.n_embd=16",
@@ -27,11 +32,10 @@ TINY = [
 
 def command(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run Python as in a shell, with warnings as errors wherever they are ours to mend."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:shakegpt_jax", *map(str, args)],
         cwd=cwd,
-        env=environment,
+        env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,
@@ -128,12 +132,11 @@ def test_generate_writes_the_text_and_nothing_else(folder, lm):
 
 
 def test_generate_streams(folder):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     endless = ["-m", "shakegpt_jax.generate", "--max_new_tokens", "1000000000"]
     process = subprocess.Popen(
         [sys.executable, *endless],
         cwd=folder,
-        env=environment,
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
