@@ -11,6 +11,7 @@ def get_config() -> Config:
     config.model.n_embd = 128
     config.model.block_size = 64
     config.data.batch_size = 12
+    config.mesh.data = 1  # so small a batch does not divide
     config.optimizer.learning_rate = 3e-3
     config.train.num_steps = 2_000
     config.train.eval_every = 500

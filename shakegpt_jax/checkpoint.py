@@ -50,13 +50,15 @@ class RunInfo:
 class Checkpoints:
     """The checkpoints of one run folder; a context manager, whose end waits for the saves."""
 
-    def __init__(self, workdir: str | Path, keep_latest: int = 1):
-        """Open a run folder, which is created by the first save.
+    def __init__(self, workdir: str | Path, *, keep_latest: int = 0):
+        """Open a run folder.
 
         Args:
             workdir: the run folder.
-            keep_latest: the newest so many are kept, and the best by validation loss.
+            keep_latest: to write: the newest so many are kept, and the best by validation
+                loss. 0: to read; another process may be training there, nothing is touched.
         """
+        self.workdir = Path(workdir)
         policies = ocp.training.preservation_policies
         # Kept apart: a model that overfits would otherwise lose its newest checkpoint, from
         # which it continues, to its best.
@@ -64,11 +66,10 @@ class Checkpoints:
             policies.LatestN(keep_latest),
             policies.BestN(get_metric_fn=_loss, reverse=True, n=1),
         ]
-        self.workdir = Path(workdir)
         self._checkpointer = ocp.training.Checkpointer(
             (self.workdir / _FOLDER).absolute(),  # Orbax refuses relative paths
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
+            preservation_policy=policies.AnyPreservationPolicy(keep) if keep_latest else None,
+            cleanup_tmp_directories=keep_latest > 0,  # left by a process that was killed
         )
 
     def __enter__(self) -> Self:
@@ -78,37 +79,40 @@ class Checkpoints:
         self._checkpointer.close()
 
     @property
-    def steps(self) -> list[int]:
-        """Steps that there are checkpoints of, ascending."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+    def _metrics(self) -> dict[int, dict[str, float]]:
+        """Validation figures by step, ascending. A folder without them is no checkpoint."""
+        checkpoints = self._checkpointer.checkpoints
+        return {found.step: found.metrics for found in checkpoints if found.metrics}
 
     @property
     def latest_step(self) -> int:
-        """The newest of them; 0 if there are none."""
-        return max(self.steps, default=0)
-
-    def path(self, step: int) -> Path:
-        """Return where a step's checkpoint lies."""
-        return self.workdir / _FOLDER / str(step)
+        """The newest step that there is a checkpoint of; 0 if there is none."""
+        return max(self._metrics, default=0)
 
     def find(self, step: int | Literal["best", "latest"]) -> int:
         """Turn "best" (by validation loss) or "latest" into a step, or check that one is there.
 
         Raises:
-            UserError: if it is not.
+            UserError: if it is not, or there is none at all.
         """
-        checkpoints = self._checkpointer.checkpoints
+        metrics = self._metrics
+        if not metrics:
+            raise UserError(f"{self.workdir} holds no finished checkpoint")
         if step == "latest":
-            return checkpoints[-1].step
+            return self.latest_step
         if step == "best":
-            return min(checkpoints, key=lambda checkpoint: _loss(checkpoint.metrics)).step
-        if step not in self.steps:
-            raise UserError(f"no checkpoint of step {step}; there are: {self.steps}")
+            return min(metrics, key=lambda step: _loss(metrics[step]))
+        if step not in metrics:
+            raise UserError(f"no checkpoint of step {step}; there are: {list(metrics)}")
         return step
 
     def metrics(self, step: int) -> dict[str, float]:
         """Return the validation figures saved with a step."""
-        return next(c.metrics for c in self._checkpointer.checkpoints if c.step == step)
+        return self._metrics[step]
+
+    def path(self, step: int) -> Path:
+        """Return where a step's checkpoint lies."""
+        return self.workdir / _FOLDER / str(step)
 
     def run_info(self, step: int) -> RunInfo:
         """Read the config and the vocabulary of a step."""

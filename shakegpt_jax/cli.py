@@ -14,17 +14,19 @@ from shakegpt_jax.errors import UserError
 class ArgumentParser(argparse.ArgumentParser):
     """Reads the arguments of a command on a trained run; errors take one line."""
 
-    def __init__(self, prog: str, description: str):
+    def __init__(self, module: str, description: str):
         """Add the arguments that say which run."""
         super().__init__(
-            prog=prog,
+            prog=f"python -m shakegpt_jax.{module}",
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        self.add_argument("--workdir", default="", help="run folder (default: newest under runs/)")
+        self.add_argument("--workdir", default="", help="run folder; default: the newest in runs/")
         self.add_argument(
-            "--step", type=_step, default="best", help="checkpoint: a step, best or latest"
+            "--step",
+            type=_step,
+            default="best",
+            help="checkpoint: best (default), latest or a number",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -33,7 +35,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _step(text: str) -> int | str:
-    return text if text in ("best", "latest") else int(text)
+    if text not in ("best", "latest") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not best, latest or a number")
+    return int(text) if text.isdigit() else text
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -30,6 +30,7 @@ class ModelConfig(_Section):
     n_embd: int = 768  # a multiple of n_head
     block_size: int = 128  # characters the model looks back on, the one it reads included
     dropout: float = 0.0  # probability, after the embeddings and on both residual branches
+    init_stddev: float = 0.02  # of the first weights, GPT-2's; narrow models want more
     compute_dtype: str = "auto"  # of matmuls; auto: bfloat16 on accelerators, float32 on CPU
 
 
@@ -46,8 +47,8 @@ class OptimizerConfig(_Section):
     """Adam behind global-norm clipping, on a warmup-cosine schedule."""
 
     learning_rate: float = 1e-3  # at the top of the schedule
-    final_learning_rate: float = 0.0  # at the last step
-    warmup_steps: int = 100  # from 0 up to learning_rate, linearly
+    final_learning_rate: float = 0.0  # where the cosine ends, one step after the last
+    warmup_steps: int = 100  # up to learning_rate, linearly; at most half the run
     b1: float = 0.9  # decay of Adam's mean of the gradients
     b2: float = 0.99  # decay of Adam's mean of their squares
     eps: float = 1e-8
@@ -62,7 +63,7 @@ class TrainConfig(_Section):
     num_steps: int = 5_000
     eval_every: int = 250  # steps; evaluate on the whole validation split and save a checkpoint
     seed: int = 0  # of the parameters, the windows drawn and the dropout
-    steps_per_dispatch: int = 50  # at most; steps that run on the device between two visits
+    steps_per_dispatch: int = 50  # steps that run on the device between two looks at them
     keep_checkpoints: int = 1  # the latest so many are kept, and the best one
     sample_length: int = 200  # characters of verse shown at each evaluation; 0: none
 
@@ -71,7 +72,7 @@ class TrainConfig(_Section):
 class MeshConfig(_Section):
     """Devices per mesh axis; their product is the number of devices used."""
 
-    data: int = -1  # the batch is split over this axis; -1: all the devices that fsdp leaves
+    data: int = -1  # the batch is split over this axis; -1: all devices, divided by fsdp
     fsdp: int = 1  # batch, parameters and optimizer state are split over this one
 
 
@@ -136,6 +137,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.n_embd": _whole(1),
     "model.block_size": _whole(1),
     "model.dropout": _FRACTION,
+    "model.init_stddev": _ABOVE_0,
     "model.compute_dtype": (lambda v: v in _DTYPES, f"one of {', '.join(_DTYPES)}"),
     "data.path": (lambda v: "\0" not in v, "a file name, without a null byte"),
     "data.batch_size": _whole(1),
@@ -166,12 +168,16 @@ def validate(config: Config) -> None:
     """
     for path, (works, right) in _RULES.items():
         section, name = path.split(".")
-        value, default = (
-            getattr(getattr(config, section), name),
-            getattr(getattr(_DEFAULTS, section), name),
-        )
-        if type(value) is not type(default) or not works(value):
+        value = getattr(getattr(config, section), name)
+        kind = type(getattr(getattr(_DEFAULTS, section), name))
+        if type(value) not in (kind, int if kind is float else kind) or not works(value):
             raise UserError(f"config.{path} is {value!r}; it must be {right}")
+    opt = config.optimizer
+    if opt.final_learning_rate > opt.learning_rate:
+        right = f"at most learning_rate ({opt.learning_rate})"
+        raise UserError(
+            f"config.optimizer.final_learning_rate is {opt.final_learning_rate}; it must be {right}"
+        )
     model = config.model
     if model.n_embd % model.n_head:
         right = f"a multiple of n_head ({model.n_head})"

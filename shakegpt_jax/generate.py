@@ -11,15 +11,15 @@ from shakegpt_jax.cli import ArgumentParser, run_command
 
 def main() -> None:
     """Run the command line; --help lists its arguments."""
-    parser = ArgumentParser("python -m shakegpt_jax.generate", __doc__ or "")
+    parser = ArgumentParser("generate", "Write text with a trained model.")
     add = parser.add_argument
-    add("--prompt", default="O God, O God!", help="text to go on from")
-    add("--max_new_tokens", type=int, default=500, help="characters to write")
-    add("--temperature", type=float, default=0.8, help="0: always the most probable character")
+    add("--prompt", default="O God, O God!", help="text to go on from (%(default)s)")
+    add("--max_new_tokens", type=int, default=500, help="characters to write (%(default)s)")
+    add("--temperature", type=float, default=0.8, help="0: always the most probable (%(default)s)")
     add("--top_k", type=int, help="choose among the k most probable characters")
     add("--top_p", type=float, help="choose among the fewest whose probabilities reach p")
-    add("--num_samples", type=int, default=1, help="texts, of seeds SEED, SEED + 1, ...")
-    add("--seed", type=int, default=0, help="the same seed writes the same text")
+    add("--num_samples", type=int, default=1, help="of seeds SEED, SEED + 1, ... (%(default)s)")
+    add("--seed", type=int, default=0, help="the same seed writes the same text (%(default)s)")
     add("--window_stride", type=int, help="characters dropped when the window is full; 1: exact")
     args = parser.parse_args()
     if args.num_samples < 1:

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import numpy as np
@@ -18,6 +18,8 @@ from shakegpt_jax.data import CharTokenizer
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model import GPT, init_params
 
+Prompt = TypeVar("Prompt", str, list[str])
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
@@ -29,33 +31,50 @@ class LanguageModel:
     config: Config
     text_sha256: str  # of the text it was trained on, in UTF-8
 
-    @overload
-    def generate(self, prompt: str, max_new_tokens: int = ..., **options: Any) -> str: ...
-    @overload
     def generate(
-        self, prompt: Sequence[str], max_new_tokens: int = ..., **options: Any
-    ) -> list[str]: ...
-    def generate(
-        self, prompt: str | Sequence[str], max_new_tokens: int = 500, **options: Any
-    ) -> str | list[str]:
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = 500,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | Sequence[int] = 0,
+        window_stride: int | None = None,
+    ) -> Prompt:
         """Write on from a prompt, or from each of several in one batch.
+
+        Each prompt's text is the one that it would get alone.
 
         Args:
             prompt: one text or several, of any lengths from 1.
-            max_new_tokens: characters to write.
-            **options: as in `stream`.
+            max_new_tokens: characters to write for each.
+            temperature: divides the logits; 0 takes the most probable character.
+            top_k: choose among the k most probable; None: all.
+            top_p: choose among the fewest whose probabilities reach p (Holtzman et al. 2020).
+            seed: decides the draws; one for every prompt, or one each.
+            window_stride: characters dropped when the model's window is full; 1 is exact and
+                slow, None is half the window.
 
         Returns:
             The prompt and its continuation; a list of them for a list.
 
         Raises:
-            UserError: as `stream`.
+            UserError: if a prompt is empty or has characters outside the vocabulary, or an
+                option is out of its range.
         """
-        one = isinstance(prompt, str)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        chunks = list(self.stream(prompts, max_new_tokens, **options))
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        chunks = self.stream(
+            prompts,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            window_stride=window_stride,
+        )
         texts = ["".join(row) for row in zip(prompts, *chunks, strict=True)]
-        return texts[0] if one else texts
+        return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
         self,
@@ -70,29 +89,16 @@ class LanguageModel:
     ) -> Iterator[list[str]]:
         """Write on from each prompt, handing over the characters as they are written.
 
-        Each prompt's text is the one that it would get alone.
-
-        Args:
-            prompts: texts of any lengths from 1.
-            max_new_tokens: characters to write for each.
-            temperature: divides the logits; 0 takes the most probable character.
-            top_k: choose among the k most probable; None: all.
-            top_p: choose among the fewest whose probabilities reach p (Holtzman et al. 2020).
-            seed: decides the draws; one for every prompt, or one each.
-            window_stride: characters dropped when the model's window is full; 1 is exact and
-                slow, None is half the window.
+        Arguments and errors are those of `generate`, with a list of prompts.
 
         Yields:
             One new piece of text per prompt.
-
-        Raises:
-            UserError: if a prompt is empty or has characters outside the vocabulary, or an
-                option is out of its range.
         """
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        _require(not isinstance(prompts, str), "prompts", prompts, "a list of texts")
+        _require(len(prompts) > 0 and all(prompts), "prompt", "", "one character or more")
         n_time = self.config.model.block_size
         stride = max(1, n_time // 2) if window_stride is None else window_stride
-        _require(all(prompts), "prompt", "", "one character or more")
+        seeds = [seed] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
         _require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "1 or more")
         _require(0 <= temperature < math.inf, "temperature", temperature, "finite, 0 or above")
         _require(top_k is None or top_k >= 1, "top_k", top_k, "1 or more")
@@ -102,6 +108,7 @@ class LanguageModel:
             _require(0 <= s < 2**32, "seed", s, "from 0 to 4294967295")
         _require(1 <= stride <= n_time, "window_stride", stride, f"from 1 to {n_time}")
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        top_k = top_k and min(top_k, self.tokenizer.vocab_size)
         sampling = sampler.Sampling(float(temperature), top_k, top_p)
         chunks = sampler.generate_ids(
             self.model, self.params, ids, seeds, max_new_tokens, sampling, stride

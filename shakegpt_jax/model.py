@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from shakegpt_jax.config import ModelConfig
 
-_INIT_STDDEV = 0.02
+_EPSILON = 1e-5  # of LayerNorm
 
 
 class KVCache(NamedTuple):
@@ -43,16 +43,19 @@ def init_cache(config: ModelConfig, batch_size: int) -> KVCache:
     return KVCache(layers, layers, jnp.zeros(batch_size, jnp.int32))
 
 
+def _init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initializer:
+    return nn.initializers.normal(config.init_stddev * scale)
+
+
 def _dense(features: int, config: ModelConfig, *, residual: bool = False) -> nn.Dense:
     """A linear layer; those that write into the residual stream start smaller (GPT-2, 2.3)."""
-    stddev = _INIT_STDDEV / (2 * config.n_layer) ** 0.5 if residual else _INIT_STDDEV
-    init = nn.initializers.normal(stddev)
+    init = _init(config, (2 * config.n_layer) ** -0.5 if residual else 1.0)
     return nn.Dense(features, dtype=compute_dtype(config), kernel_init=init)
 
 
 def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
     """Statistics in float32; the result in the matmuls' type."""
-    return nn.LayerNorm(epsilon=1e-5, dtype=compute_dtype(config))
+    return nn.LayerNorm(epsilon=_EPSILON, dtype=compute_dtype(config))
 
 
 class CausalSelfAttention(nn.Module):
@@ -150,12 +153,12 @@ class GPT(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = nn.initializers.normal(_INIT_STDDEV)
+        init = _init(config)
         self.wte = nn.Embed(self.vocab_size, config.n_embd, embedding_init=init)
         self.wpe = nn.Embed(config.block_size, config.n_embd, embedding_init=init)
         self.drop = nn.Dropout(config.dropout)
         self.block = [Block(config) for _ in range(config.n_layer)]
-        self.ln_f = _layer_norm(config)
+        self.ln_f = nn.LayerNorm(epsilon=_EPSILON, dtype=jnp.float32)
         self.lm_head = nn.Dense(
             self.vocab_size, use_bias=False, kernel_init=init, dtype=jnp.float32
         )
@@ -190,7 +193,7 @@ class GPT(nn.Module):
 
         Args:
             idx_BxT: integer ids, each row's new characters from the left.
-            cache: what came before; every row needs `new_B` free slots, and T at most S.
+            cache: what came before; every row needs T free slots, padding included.
             new_B: how many of a row's T ids are characters, the rest being padding; None: T.
 
         Returns:
@@ -203,13 +206,14 @@ class GPT(nn.Module):
         mask_BxTxS = jnp.arange(n_slot)[None, None] <= slots_BxT[:, :, None]
         x_BxTxD = self.wte(idx_BxT) + self.wpe(slots_BxT)
         layers = []
-        for block, *cached in zip(self.block, cache.keys, cache.values, strict=True):
-            x_BxTxD, kv = block(x_BxTxD, mask_BxTxS, (cached[0], cached[1]), starts_B)
+        for block, keys, values in zip(self.block, cache.keys, cache.values, strict=True):
+            x_BxTxD, kv = block(x_BxTxD, mask_BxTxS, (keys, values), starts_B)
             layers.append(kv)
         last_Bx1x1 = (new_B - 1)[:, None, None]
         x_BxD = jnp.take_along_axis(x_BxTxD, last_Bx1x1, axis=1)[:, 0]
-        keys, values = zip(*layers, strict=True)
-        return self.lm_head(self.ln_f(x_BxD)), KVCache(keys, values, starts_B + new_B)
+        new_keys, new_values = zip(*layers, strict=True)
+        new_cache = KVCache(new_keys, new_values, starts_B + new_B)
+        return self.lm_head(self.ln_f(x_BxD)), new_cache
 
 
 def init_params(model: GPT, key: jax.Array) -> Any:

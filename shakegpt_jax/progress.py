@@ -19,16 +19,11 @@ _SMOOTHING = 0.8  # weight of the past in the speed that the bar shows
 class Progress:
     """The terminal side of a run; a context manager, during which the bar is shown."""
 
-    def __init__(self, num_steps: int, peak_characters_per_second: float | None):
-        """Prepare to show a run.
-
-        Args:
-            num_steps: the last step.
-            peak_characters_per_second: training speed if every FLOP of the devices' peak were
-                used; None where the peak is not known.
-        """
+    def __init__(self, num_steps: int):
+        """Prepare to show a run of so many steps."""
         self._console = Console(highlight=False, soft_wrap=True)
-        self._num_steps, self._peak = num_steps, peak_characters_per_second
+        self._num_steps = num_steps
+        self._peak: float | None = None
         self._speed: float | None = None
         self._last_line = time.monotonic()
         self._bar = Bar(
@@ -40,7 +35,7 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=num_steps, figures="")
+        self._task = self._bar.add_task("", total=num_steps, figures="compiling")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -48,6 +43,17 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+
+    def begin(self, step: int, peak_characters_per_second: float | None) -> None:
+        """Show where a run begins.
+
+        Args:
+            step: steps done before.
+            peak_characters_per_second: training speed if every FLOP of the devices' peak were
+                used; None where the peak is not known.
+        """
+        self._peak = peak_characters_per_second
+        self._bar.reset(self._task, completed=step, total=self._num_steps, figures="")
 
     def note(self, text: str) -> None:
         """Print a line above the bar, as it is."""
@@ -77,25 +83,27 @@ class Progress:
         """Print a sample, set off from the rest."""
         self.note("\n" + "\n".join("    " + line for line in text.split("\n")) + "\n")
 
-    def summary(self, rows: list[Row], checkpoint: Path) -> None:
+    def summary(self, best: dict[str, float], checkpoint: Path, rows: list[Row]) -> None:
         """Print the table that ends a run.
 
         Args:
-            rows: those of the whole run.
-            checkpoint: where the best one is.
+            best: validation figures of the best checkpoint.
+            checkpoint: where that one is, its folder named by its step.
+            rows: the run's metrics.
         """
-        best = min((row for row in rows if "val_loss" in row), key=lambda row: row["val_loss"])
         table = Table(show_header=False)
-        for name, value in (
-            ("best validation loss", f"{best['val_loss']:.4f} nats/character"),
-            ("perplexity", f"{best['val_perplexity']:.3f}"),
-            ("bits per character", f"{best['val_bits_per_character']:.3f}"),
-            ("at step", f"{best['step']} of {self._num_steps}"),
-            ("time training", _duration(rows[-1]["train_time"])),
-            ("time overall", _duration(rows[-1]["wall_time"])),
-            ("best checkpoint", str(checkpoint)),
-        ):
-            table.add_row(name, value)
+        lines = {
+            "best validation loss": f"{best['loss']:.4f} nats/character",
+            "perplexity": f"{best['perplexity']:.3f}",
+            "bits per character": f"{best['bits_per_character']:.3f}",
+            "at step": f"{checkpoint.name} of {self._num_steps}",
+            "best checkpoint": str(checkpoint),
+        }
+        if rows:
+            lines["time training"] = _duration(rows[-1]["train_time"])
+            lines["time overall"] = _duration(rows[-1]["wall_time"])
+        for name, value in lines.items():
+            table.add_row(name, Text(value))
         self._console.print(table)
 
 

@@ -1,7 +1,7 @@
 """Writing text: one jitted prefill, one jitted `lax.scan` of cached decode steps.
 
-What a row writes depends on its own text, seed and options alone: not on the rows beside it,
-nor on how the work is cut into chunks.
+What a row writes depends on its own text, seed and options alone (up to rounding): not on the
+rows beside it, nor on how the work is cut into chunks.
 
 Axes: B rows, T characters, S cache slots (block_size), V vocabulary.
 """
@@ -53,6 +53,8 @@ def choose(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.
     """
     greedy_B = jnp.argmax(logits_BxV, axis=-1)
     is_greedy = jnp.asarray(sampling.temperature) == 0
+    # The largest is 0 before the division, so that no temperature overflows it.
+    logits_BxV = logits_BxV - logits_BxV.max(axis=-1, keepdims=True)
     logits_BxV = logits_BxV / jnp.where(is_greedy, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
         order_BxV = jnp.argsort(-logits_BxV, axis=-1)
@@ -108,6 +110,8 @@ def generate_ids(
     keys_B = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     tails = [np.asarray(prompt, np.int32)[-n_slot:] for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
+    # Where windows are short of a chunk, the rest of it would be thrown away at each.
+    n_chunk = min(_CHUNK, 1 << max(0, window_stride - 2).bit_length())
     count = 0
     while count < max_new_tokens:
         contexts_B = np.array([context_length(n, n_slot, window_stride) for n in lengths])
@@ -117,7 +121,7 @@ def generate_ids(
         # The window's last character is read to write one more.
         room = min(n_slot - int(contexts_B.max()) + 1, max_new_tokens - count)
         state = prefill(model, params, window_BxS, contexts_B, keys_B, count, sampling)
-        for new_BxT in _read_chunks(model, params, state, sampling, room):
+        for new_BxT in _read_chunks(model, params, state, sampling, room, n_chunk):
             tails = [
                 np.append(tail, new)[-n_slot:] for tail, new in zip(tails, new_BxT, strict=True)
             ]
@@ -127,18 +131,18 @@ def generate_ids(
 
 
 def _read_chunks(
-    model: GPT, params: Any, state: SamplerState, sampling: Sampling, room: int
+    model: GPT, params: Any, state: SamplerState, sampling: Sampling, room: int, n_chunk: int
 ) -> Iterator[np.ndarray]:
     """Write `room` characters, the first of which prefill has written."""
     yield np.asarray(state.last_B)[:, None]
 
     def dispatch() -> Iterator[jax.Array]:
         nonlocal state
-        for _ in range(1, room, _CHUNK):
-            state, chunk_BxT = decode(model, params, state, sampling)
+        for _ in range(1, room, n_chunk):
+            state, chunk_BxT = decode(model, params, state, sampling, n_chunk)
             yield chunk_BxT
 
-    for read, chunk_BxT in zip(range(1, room, _CHUNK), one_ahead(dispatch()), strict=True):
+    for read, chunk_BxT in zip(range(1, room, n_chunk), one_ahead(dispatch()), strict=True):
         yield np.asarray(chunk_BxT)[:, : room - read]
 
 
@@ -171,14 +175,14 @@ def prefill(
     return _write(SamplerState(cache, contexts_B, keys_B, jnp.int32(count)), logits_BxV, sampling)
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("model", "n_chunk"), donate_argnames="state")
 def decode(
-    model: GPT, params: Any, state: SamplerState, sampling: Sampling
+    model: GPT, params: Any, state: SamplerState, sampling: Sampling, n_chunk: int
 ) -> tuple[SamplerState, jax.Array]:
-    """Write a chunk of characters, each from a cached step; the state is donated.
+    """Write `n_chunk` characters, each from a cached step; the state is donated.
 
     Returns:
-        The state after it and the (B, chunk) int32 ids. Those written past the last slot are
+        The state after it and the (B, n_chunk) int32 ids. Those written past the last slot are
         meaningless and for the caller to drop, with the state.
     """
 
@@ -187,7 +191,7 @@ def decode(
         state = _write(state._replace(cache=cache), logits_BxV, sampling)
         return state, state.last_B
 
-    state, ids_TxB = jax.lax.scan(step, state, length=_CHUNK)
+    state, ids_TxB = jax.lax.scan(step, state, length=n_chunk)
     return state, ids_TxB.T
 
 

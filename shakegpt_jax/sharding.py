@@ -1,7 +1,8 @@
 """Where arrays live: the only file that knows about meshes.
 
 The mesh has two axes. The batch is split over both; parameters and optimizer state are split
-over `fsdp` alone. One device is the smallest mesh, not a special case.
+over `fsdp` alone. One device is the smallest mesh, not a special case. All devices belong to one
+process.
 """
 
 from typing import Any
@@ -23,7 +24,12 @@ def make_mesh(config: Config) -> Mesh:
         UserError: if there are too few devices, or the batch does not divide over them.
     """
     n_device, fsdp = jax.device_count(), config.mesh.fsdp
-    data = max(1, n_device // fsdp) if config.mesh.data == -1 else config.mesh.data
+    if config.mesh.data == -1 and n_device % fsdp:
+        raise UserError(
+            f"config.mesh.fsdp is {fsdp}; it must divide the {n_device} devices, "
+            "or config.mesh.data say how many to use"
+        )
+    data = n_device // fsdp if config.mesh.data == -1 else config.mesh.data
     if data * fsdp > n_device:
         raise UserError(
             f"config.mesh asks for {data} x {fsdp} devices and there are {n_device}; "

@@ -21,7 +21,7 @@ def state(step: int) -> tuple[dict, dict]:
 
 
 def save(workdir, info: RunInfo, losses: list[float], keep: int = 1) -> None:
-    with Checkpoints(workdir, keep) as checkpoints:
+    with Checkpoints(workdir, keep_latest=keep) as checkpoints:
         for step, loss in enumerate(losses, start=1):
             checkpoints.save(step, *state(step), {"loss": loss}, info)
 
@@ -59,12 +59,39 @@ def test_parameters_can_be_restored_alone(tmp_path, info):
 def test_latest_and_best_are_kept(tmp_path, info, losses, keep, kept):
     save(tmp_path, info, losses, keep)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps == kept
-        assert checkpoints.find("latest") == len(losses)
+        assert checkpoints.find("latest") == checkpoints.latest_step == len(losses)
         assert checkpoints.find("best") == int(np.argmin(losses)) + 1
         assert checkpoints.find(kept[0]) == kept[0]
         with pytest.raises(UserError, match="no checkpoint of step 9; there are: "):
             checkpoints.find(9)
+
+
+def test_reading_leaves_a_save_under_way_alone_and_writing_clears_what_is_left(tmp_path, info):
+    save(tmp_path, info, [2.0])
+    under_way = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    with Checkpoints(tmp_path):
+        pass
+    assert under_way.exists()
+    with Checkpoints(tmp_path, keep_latest=1):
+        pass
+    assert not under_way.exists()
+
+
+def test_an_empty_folder_with_a_number_is_no_checkpoint(tmp_path, info):
+    save(tmp_path, info, [2.0])
+    (tmp_path / "checkpoints" / "5").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.find("latest") == checkpoints.find("best") == 1
+        with pytest.raises(UserError, match="no checkpoint of step 5"):
+            checkpoints.find(5)
+    empty = tmp_path / "other"
+    (empty / "checkpoints" / "5").mkdir(parents=True)
+    with (
+        Checkpoints(empty) as checkpoints,
+        pytest.raises(UserError, match="holds no finished checkpoint"),
+    ):
+        checkpoints.find("latest")
 
 
 def test_another_format_is_refused(tmp_path, info):
@@ -82,8 +109,8 @@ def test_runs_are_found_and_other_folders_refused(tmp_path, info):
     (runs / "begun" / "checkpoints").mkdir(parents=True)
     (runs / "file").touch()
     assert find_run(runs=str(runs)) == runs / "new"
-    save(runs / "old", info, [2.0, 1.5][:0])  # opening it to read changes nothing
-    assert find_run(runs=str(runs)) == runs / "new"
+    with Checkpoints(runs / "old"):  # opening it to read does not make it newer
+        assert find_run(runs=str(runs)) == runs / "new"
     assert find_run(str(runs / "old")) == runs / "old"
     with pytest.raises(UserError, match="is not a run folder"):
         find_run(str(runs / "empty"))

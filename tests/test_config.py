@@ -21,6 +21,12 @@ def test_frozen_config_refuses_assignment_and_hashes_by_value():
         config.model = Config().model
 
 
+def test_a_whole_number_serves_where_a_number_is_asked_for():
+    config = Config()
+    config.optimizer.learning_rate = 1
+    assert config.freeze().optimizer.learning_rate == 1
+
+
 def test_config_survives_a_dict():
     config = Config()
     config.model.n_layer = 3
@@ -48,6 +54,7 @@ def test_config_survives_a_dict():
         ("optimizer.learning_rate", 0.0),
         ("optimizer.learning_rate", math.inf),
         ("optimizer.final_learning_rate", -1.0),
+        ("optimizer.final_learning_rate", 1.0),
         ("optimizer.clip_norm", 0.0),
         ("optimizer.b2", 1.0),
         ("train.num_steps", 0),

@@ -51,6 +51,10 @@ def test_summary_of_known_probabilities():
     assert result.standard_error == pytest.approx(spread / 2, rel=1e-5)
 
 
+def test_a_loss_beyond_reason_has_an_infinite_perplexity():
+    assert Evaluation.from_losses(np.full(3, 800.0)).perplexity == math.inf
+
+
 def test_sums_are_exact_over_a_million_characters():
     losses = np.full(1_000_000, 0.1, np.float32)
     assert Evaluation.from_losses(losses).loss == pytest.approx(float(np.float32(0.1)), rel=1e-12)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,20 @@ def test_window_stride_1_equals_crop_and_recompute_past_the_window(trained):
 def test_cached_writing_equals_full_forward_passes_on_the_same_context(trained, stride):
     expected = crop_and_recompute(*trained, [1, 2, 3], 40, stride)
     assert write(*trained, [[1, 2, 3]], 40, sampling=Sampling(0.0), stride=stride) == [expected]
+
+
+def test_bfloat16_decoding_follows_its_full_forward_pass(trained):
+    model, params = trained
+    half = GPT(dataclasses.replace(model.config, compute_dtype="bfloat16"), VOCAB)
+    prompt = [1, 2, 3]
+    written = write(half, params, [prompt], 30, sampling=Sampling(0.0))[0]
+    text = prompt + written
+    full = jax.jit(lambda idx: half.apply({"params": params}, idx))
+    for n in range(len(prompt), len(text)):
+        window = text[:n][-context_length(n, 8, 4) :]
+        logits = full(jnp.array(window + [0] * (8 - len(window)))[None])[0, len(window) - 1]
+        # Rounding may decide between two that are as good as equal.
+        assert logits[text[n]] >= logits.max() - 0.02 * jnp.ptp(logits)
 
 
 def test_context_grows_again_after_it_was_cut():
@@ -134,6 +150,12 @@ def test_steps_of_a_text_are_drawn_independently():
     assert changes.mean() == pytest.approx(0.5, abs=0.03)
 
 
+def test_a_temperature_close_to_0_is_greedy():
+    keys = jax.random.split(jax.random.key(0), 8)
+    logits = -jnp.arange(1.0, 6.0)[None].repeat(8, axis=0)[:, ::-1]
+    assert choose(keys, logits, Sampling(1e-37)).tolist() == [4] * 8
+
+
 def test_equal_logits_are_cut_to_k_all_the_same():
     keys = jax.random.split(jax.random.key(0), 100)
     chosen = choose(keys, jnp.zeros((100, 6)), Sampling(1.0, top_k=2))
@@ -143,5 +165,5 @@ def test_equal_logits_are_cut_to_k_all_the_same():
 def test_other_lengths_temperatures_and_cuts_do_not_recompile(trained):
     write(*trained, [[1, 2]], 40, sampling=Sampling(1.0, 2, 0.5))
     sizes = prefill._cache_size(), decode._cache_size()
-    write(*trained, [[1, 2, 3]], 77, [9], Sampling(0.7, 5, 0.9), stride=2)
+    write(*trained, [[1, 2, 3]], 77, [9], Sampling(0.7, 5, 0.9))
     assert (prefill._cache_size(), decode._cache_size()) == sizes

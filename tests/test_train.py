@@ -19,11 +19,10 @@ from shakegpt_jax.train import (
     SAMPLE_PROMPT,
     Trainer,
     _sample_prompt,
-    create_state,
-    steps_per_chunk,
+    chunk_lengths,
     train,
-    train_step,
 )
+from shakegpt_jax.train_step import create_state, train_step
 
 
 def run(config, corpus, until: int) -> tuple[Trainer, list[dict]]:
@@ -82,24 +81,60 @@ def test_real_text_is_learned(config, corpus):
 
 
 def test_rows_hold_what_happened(config, corpus):
+    config.train.eval_every = 12
     _, rows = run(config, corpus, 12)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
-    assert all(row["gradient_norm"] > 0 and row["train_time"] > 0 for row in rows)
+    assert all(row["gradient_norm"] > 0 and row["seconds"] > 0 for row in rows)
     rates = [row["learning_rate"] for row in rows]
     assert rates[0] == pytest.approx(config.optimizer.learning_rate)
     assert rates == sorted(rates, reverse=True)
-    speed = 3 * 8 * 8 / rows[0]["train_time"]
+    speed = 3 * 8 * 8 / rows[0]["seconds"]
     assert rows[0]["characters_per_second"] == pytest.approx(speed)
 
 
+def test_any_number_of_steps_is_cut_into_chunks():
+    assert chunk_lengths(200, 50) == [50] * 4
+    assert chunk_lengths(251, 50) == [50] * 5 + [1]
+    assert chunk_lengths(7, 50) == [7]
+    assert chunk_lengths(0, 50) == []
+
+
 @pytest.mark.parametrize(
-    ("num_steps", "eval_every", "most", "chunk"),
-    [(2000, 250, 50, 50), (500, 250, 300, 250), (7, 250, 50, 1), (100, 30, 8, 5), (5, 5, 9, 5)],
+    ("num_steps", "eval_every", "most", "steps", "evaluated"),
+    [
+        (12, 6, 3, [3, 6, 9, 12], [6, 12]),
+        (7, 250, 50, [7], [7]),
+        (11, 4, 3, [3, 4, 7, 8, 11], [4, 8, 11]),
+    ],
 )
-def test_chunks_end_at_every_evaluation(config, num_steps, eval_every, most, chunk):
+def test_chunks_end_at_every_evaluation(
+    config, tmp_path, text, num_steps, eval_every, most, steps, evaluated
+):
+    (tmp_path / "text.txt").write_text(text)
+    config.data.path = str(tmp_path / "text.txt")
     config.train.num_steps, config.train.eval_every = num_steps, eval_every
     config.train.steps_per_dispatch = most
-    assert steps_per_chunk(config) == chunk
+    train(config.freeze(), tmp_path / "run")
+    rows = MetricsFile.read(tmp_path / "run")
+    assert [row["step"] for row in rows] == steps
+    assert [row["step"] for row in rows if "val_loss" in row] == evaluated
+
+
+def test_windows_and_dropout_are_drawn_anew_at_every_step_and_seed(config, corpus):
+    config.model.dropout = 0.5
+    model = GPT(config.model, corpus.tokenizer.vocab_size)
+    tx = make_optimizer(config.optimizer, config.train.num_steps)
+    state = jax.jit(functools.partial(create_state, model, tx, 0))()
+    one_window = corpus.train_ids[:9]
+
+    def loss(ids, step: int, seed: int) -> float:
+        take = functools.partial(train_step, model=model, tx=tx, batch_size=4, seed=seed)
+        return float(jax.jit(take)(state.replace(step=jnp.int32(step)), ids)[1]["loss"])
+
+    for ids in (corpus.train_ids, one_window):  # of one window only the dropout can differ
+        losses = [loss(ids, step, seed) for step, seed in ((0, 0), (1, 0), (0, 1))]
+        assert len(set(losses)) == 3
+        assert loss(ids, 0, 0) == losses[0]
 
 
 def test_chunks_of_any_length_end_alike(config, corpus):
@@ -146,7 +181,7 @@ def test_train_writes_metrics_and_checkpoints(config, corpus, tmp_path, text, ca
     assert last["val_perplexity"] == pytest.approx(np.exp(last["val_loss"]))
     assert last["val_bits_per_character"] == pytest.approx(last["val_loss"] / np.log(2))
     with Checkpoints(tmp_path / "run") as checkpoints:
-        assert checkpoints.steps == [12]
+        assert checkpoints.find("latest") == 12
     out = capsys.readouterr().out
     assert f"val loss {last['val_loss']:.4f}" in out
     assert "O God, O God!" in out
@@ -221,6 +256,9 @@ def test_another_run_in_the_folder_is_refused_naming_the_difference(config, tmp_
     path.write_text(text + "O")
     with pytest.raises(UserError, match="what differs: the text"):
         train(config, tmp_path / "run")
+    path.write_text(text)
+    free = dataclasses.replace(config, train=dataclasses.replace(config.train, sample_length=9))
+    train(free, tmp_path / "run")  # what shows only is free to change
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
@@ -249,7 +287,7 @@ def test_eight_devices_train_as_one(config, corpus, tmp_path):
     for array in (kernel, moment):
         assert array.addressable_shards[0].data.shape == (16, 12)
 
-    with Checkpoints(tmp_path / "run") as checkpoints:
+    with Checkpoints(tmp_path / "run", keep_latest=1) as checkpoints:
         trainer.save(checkpoints, 20, {"loss": 1.0})
     single = Trainer(config, corpus)
     with Checkpoints(tmp_path / "run") as checkpoints:
@@ -262,7 +300,11 @@ def test_eight_devices_train_as_one(config, corpus, tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "fsdp", "message"),
-    [(9, 1, "9 x 1 devices and there are 8"), (3, 1, "must be a multiple of the 3 devices")],
+    [
+        (9, 1, "9 x 1 devices and there are 8"),
+        (3, 1, "must be a multiple of the 3 devices"),
+        (-1, 3, "must divide the 8 devices"),
+    ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(config, data, fsdp, message):
     config.mesh.data, config.mesh.fsdp = data, fsdp

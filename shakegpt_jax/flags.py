@@ -1,0 +1,57 @@
+"""A config file and its overrides, from the command line."""
+
+import difflib
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from shakegpt_jax.config import Config
+from shakegpt_jax.errors import UserError
+
+_DEFAULT = Path(__file__).parent.parent / "configs" / "cpu.py"
+
+
+def parse_flags(argv: list[str]) -> tuple[Config, str]:
+    """Fill in all absl flags, `--config` and its fields among them; `--help` prints and exits.
+
+    Args:
+        argv: the program's name and its arguments.
+
+    Returns:
+        The config, frozen, and the name of its file without folder and ending.
+
+    Raises:
+        UserError: if a flag is unknown or its value refused, or the config cannot be loaded.
+    """
+    fields = {
+        f"{section}.{name}": value
+        for section, values in Config().to_dict().items()
+        for name, value in values.items()
+    }
+    if {"--help", "-h", "-help"} & set(argv):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        print("\nconfig fields, with their defaults:")
+        print("\n".join(f"  --config.{name}={value}" for name, value in fields.items()))
+        sys.exit(0)
+    for flag in (arg.split("=")[0] for arg in argv if arg.startswith("--config.")):
+        if (field := flag.removeprefix("--config.")) not in fields:
+            near = difflib.get_close_matches(field, fields, n=1) or ["one of " + ", ".join(fields)]
+            raise UserError(f"no config field {field}; did you mean {near[0]}?")
+    try:
+        # Defined here, since it already reads the file and the overrides.
+        holder = config_flags.DEFINE_config_file("config", str(_DEFAULT), sys_argv=argv)
+        positional = flags.FLAGS(argv)[1:]
+        config = holder.value
+        is_config = isinstance(config, Config)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except Exception as error:  # the config is a Python file: anything can go wrong in it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"cannot load the config: {reason}") from error
+    if not is_config:
+        raise UserError("get_config() of the config file must return a shakegpt_jax.config.Config")
+    if positional:
+        raise UserError(f"unexpected argument {positional[0]!r}; flags start with --")
+    return config.freeze(), Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
