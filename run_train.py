@@ -4,7 +4,7 @@ import sys
 
 from absl import flags
 
-from shakegpt_jax.cli import run_command
+from shakegpt_jax.cli import run_command, use_compilation_cache
 from shakegpt_jax.flags import parse_flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default runs/<config name>")
@@ -15,6 +15,7 @@ def main() -> None:
     config, name = parse_flags(sys.argv)
     from shakegpt_jax.train import train  # after parsing: a typo is told at once
 
+    use_compilation_cache()
     train(config, _WORKDIR.value or f"runs/{name}")
 
 

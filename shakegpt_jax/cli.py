@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from absl import logging
@@ -38,6 +39,19 @@ def _step(text: str) -> int | str:
     if text not in ("best", "latest") and not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not best, latest or a number")
     return int(text) if text.isdigit() else text
+
+
+def use_compilation_cache() -> None:
+    """Keep what XLA compiles in the user's cache folder, so that the next start is quick.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; empty, it turns the cache off.
+    """
+    import jax  # here: --help and mistakes need no JAX
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "shakegpt_jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

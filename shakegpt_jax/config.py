@@ -25,8 +25,8 @@ class _Section:
 class ModelConfig(_Section):
     """The decoder's shape; the defaults are 85 million parameters."""
 
-    n_layer: int = 12
-    n_head: int = 8
+    n_layer: int = 12  # blocks
+    n_head: int = 8  # attention heads of a block
     n_embd: int = 768  # a multiple of n_head
     block_size: int = 128  # characters the model looks back on, the one it reads included
     dropout: float = 0.0  # probability, after the embeddings and on both residual branches
@@ -51,7 +51,7 @@ class OptimizerConfig(_Section):
     warmup_steps: int = 100  # up to learning_rate, linearly; at most half the run
     b1: float = 0.9  # decay of Adam's mean of the gradients
     b2: float = 0.99  # decay of Adam's mean of their squares
-    eps: float = 1e-8
+    eps: float = 1e-8  # keeps Adam's division finite
     clip_norm: float = 1.0  # gradients longer than this are scaled down to it
     weight_decay: float = 0.0  # per step times the learning rate, on matrices only
 
@@ -60,7 +60,7 @@ class OptimizerConfig(_Section):
 class TrainConfig(_Section):
     """How long, and what happens on the way."""
 
-    num_steps: int = 5_000
+    num_steps: int = 5_000  # optimizer steps
     eval_every: int = 250  # steps; evaluate on the whole validation split and save a checkpoint
     seed: int = 0  # of the parameters, the windows drawn and the dropout
     steps_per_dispatch: int = 50  # steps that run on the device between two looks at them

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shakegpt_jax.cli import ArgumentParser, run_command
+from shakegpt_jax.cli import ArgumentParser, run_command, use_compilation_cache
 from shakegpt_jax.data import load_corpus, read_text
 from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.errors import UserError
@@ -129,6 +129,7 @@ def main() -> None:
 
     from shakegpt_jax.language_model import load  # it imports this module
 
+    use_compilation_cache()
     lm = load(args.workdir, step=args.step)
     text = read_text(args.path) if args.path else _own_text(lm, args.split)
     result = lm.evaluate(text, stride=args.stride)

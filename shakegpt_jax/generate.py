@@ -6,7 +6,7 @@ standard error.
 
 import sys
 
-from shakegpt_jax.cli import ArgumentParser, run_command
+from shakegpt_jax.cli import ArgumentParser, run_command, use_compilation_cache
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
 
     from shakegpt_jax.language_model import load  # after parsing: --help needs no JAX
 
+    use_compilation_cache()
     chunks = load(args.workdir, step=args.step).stream(
         [args.prompt] * args.num_samples,
         args.max_new_tokens,
