@@ -54,7 +54,7 @@ class LanguageModel:
             top_p: choose among the fewest whose probabilities reach p (Holtzman et al. 2020).
             seed: decides the draws; one for every prompt, or one each.
             window_stride: characters dropped when the model's window is full; 1 is exact and
-                slow, None is half the window.
+                slow, None drops half of it.
 
         Returns:
             The prompt and its continuation; a list of them for a list.
@@ -97,7 +97,9 @@ class LanguageModel:
         _require(not isinstance(prompts, str), "prompts", prompts, "a list of texts")
         _require(len(prompts) > 0 and all(prompts), "prompt", "", "one character or more")
         n_time = self.config.model.block_size
-        stride = max(1, n_time // 2) if window_stride is None else window_stride
+        # Keeps n_time // 2 characters, the last one written among them.
+        stride = n_time - n_time // 2 + 1 if window_stride is None else window_stride
+        stride = min(stride, n_time)
         seeds = [seed] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
         _require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "1 or more")
         _require(0 <= temperature < math.inf, "temperature", temperature, "finite, 0 or above")

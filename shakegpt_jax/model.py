@@ -20,11 +20,12 @@ class KVCache(NamedTuple):
     """Keys and values of the characters read so far, one array per layer.
 
     One array per layer, not one stacked array: XLA would copy a layer out of a stack at every
-    decoded character.
+    decoded character. Heads before slots: with slots first, XLA transposes the cache at every
+    character, and 32 rows decode 1.6 times slower on a CPU.
     """
 
-    keys: tuple[jax.Array, ...]  # n_layer of (B, S, H, K)
-    values: tuple[jax.Array, ...]  # n_layer of (B, S, H, K)
+    keys: tuple[jax.Array, ...]  # n_layer of (B, H, S, K)
+    values: tuple[jax.Array, ...]  # n_layer of (B, H, S, K)
     lengths_B: jax.Array  # (B,) int32, characters that each row has read: its next slot
 
 
@@ -37,7 +38,7 @@ def compute_dtype(config: ModelConfig) -> DTypeLike:
 
 def init_cache(config: ModelConfig, batch_size: int) -> KVCache:
     """Make an empty cache of block_size slots for `batch_size` rows."""
-    shape = (batch_size, config.block_size, config.n_head, config.n_embd // config.n_head)
+    shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
     empty = jnp.zeros(shape, compute_dtype(config))
     layers = (empty,) * config.n_layer
     return KVCache(layers, layers, jnp.zeros(batch_size, jnp.int32))
@@ -79,7 +80,7 @@ class CausalSelfAttention(nn.Module):
         Args:
             x_BxTxD: input.
             mask_BxTxS: True where a character may look; B may be 1. Without a cache S is T.
-            cached: one layer's keys and values, (B, S, H, K) each.
+            cached: one layer's keys and values, (B, H, S, K) each.
             starts_B: slot of each row's first input character; needed with `cached`.
 
         Returns:
@@ -87,20 +88,20 @@ class CausalSelfAttention(nn.Module):
         """
         n_head, head_dim = self.config.n_head, self.config.n_embd // self.config.n_head
         qkv_BxTx3xHxK = self.c_attn(x_BxTxD).reshape(*x_BxTxD.shape[:2], 3, n_head, head_dim)
-        q_BxTxHxK, k_BxSxHxK, v_BxSxHxK = (qkv_BxTx3xHxK[:, :, i] for i in range(3))
+        q_BxHxTxK, k_BxHxSxK, v_BxHxSxK = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4)
         if cached is not None:
-            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0, 0)))
-            k_BxSxHxK = write(cached[0], k_BxSxHxK, starts_B)
-            v_BxSxHxK = write(cached[1], v_BxSxHxK, starts_B)
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (0, i, 0)))
+            k_BxHxSxK = write(cached[0], k_BxHxSxK, starts_B)
+            v_BxHxSxK = write(cached[1], v_BxHxSxK, starts_B)
         scores_BxHxTxS = jnp.einsum(
-            "bthk,bshk->bhts", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32
+            "bhtk,bhsk->bhts", q_BxHxTxK, k_BxHxSxK, preferred_element_type=jnp.float32
         )
         scores_BxHxTxS = jnp.where(
             mask_BxTxS[:, None], scores_BxHxTxS * head_dim**-0.5, jnp.finfo(jnp.float32).min
         )
-        weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxSxHxK.dtype)
-        y_BxTxHxK = jnp.einsum("bhts,bshk->bthk", weights_BxHxTxS, v_BxSxHxK)
-        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), (k_BxSxHxK, v_BxSxHxK)
+        weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxHxSxK.dtype)
+        y_BxTxHxK = jnp.einsum("bhts,bhsk->bthk", weights_BxHxTxS, v_BxHxSxK)
+        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), (k_BxHxSxK, v_BxHxSxK)
 
 
 class MLP(nn.Module):
@@ -199,7 +200,7 @@ class GPT(nn.Module):
         Returns:
             (B, V) float32 logits, and the cache with the new characters in it.
         """
-        n_time, n_slot = idx_BxT.shape[1], cache.keys[0].shape[1]
+        n_time, n_slot = idx_BxT.shape[1], cache.keys[0].shape[2]
         starts_B = cache.lengths_B
         new_B = jnp.full_like(starts_B, n_time) if new_B is None else new_B
         slots_BxT = starts_B[:, None] + jnp.arange(n_time)[None]

@@ -17,7 +17,9 @@ import numpy as np
 from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.model import GPT, KVCache, init_cache
 
-_CHUNK = 32  # characters written per dispatch, and so the grain of streaming
+# Characters written per dispatch, and so the grain of streaming: a small model writes so fast
+# that dispatches would take a third of its time.
+_CHUNK, _SMALL_MODEL_CHUNK, _SMALL_MODEL = 16, 32, 10_000_000
 
 
 class Sampling(NamedTuple):
@@ -40,22 +42,23 @@ class SamplerState(NamedTuple):
     written: jax.Array  # () int32, characters that every row has written
 
 
-def choose(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+def choose(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
     """Choose one character per row: temperature, then top-k, then top-p, then a draw.
 
+    The draw is the Gumbel-max trick: the largest of log-probability plus noise.
+
     Args:
-        keys_B: (B,) random keys.
+        noise_BxV: independent standard Gumbel noise; unused where the temperature is 0.
         logits_BxV: float32; -inf is never chosen.
         sampling: how; top-p (Holtzman et al. 2020) counts what top-k has left.
 
     Returns:
         (B,) int32 ids.
     """
-    greedy_B = jnp.argmax(logits_BxV, axis=-1)
-    is_greedy = jnp.asarray(sampling.temperature) == 0
+    greedy = jnp.asarray(sampling.temperature) == 0
     # The largest is 0 before the division, so that no temperature overflows it.
     logits_BxV = logits_BxV - logits_BxV.max(axis=-1, keepdims=True)
-    logits_BxV = logits_BxV / jnp.where(is_greedy, 1.0, sampling.temperature)
+    logits_BxV = logits_BxV / jnp.where(greedy, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
         order_BxV = jnp.argsort(-logits_BxV, axis=-1)
         rank_BxV = jnp.argsort(order_BxV, axis=-1)
@@ -66,8 +69,8 @@ def choose(keys_B: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.
             before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV
             keep_BxV = jnp.take_along_axis(before_BxV < sampling.top_p, rank_BxV, axis=-1)
             logits_BxV = jnp.where(keep_BxV, logits_BxV, -jnp.inf)
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BxV)
-    return jnp.where(is_greedy, greedy_B, drawn_B).astype(jnp.int32)
+    noisy_BxV = logits_BxV + jnp.where(greedy, 0.0, noise_BxV)
+    return jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
 
 
 def context_length(length: int, block_size: int, window_stride: int) -> int:
@@ -110,17 +113,21 @@ def generate_ids(
     keys_B = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     tails = [np.asarray(prompt, np.int32)[-n_slot:] for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
+    n_weight = sum(p.size for p in jax.tree.leaves(params))
+    n_chunk = _SMALL_MODEL_CHUNK if n_weight < _SMALL_MODEL else _CHUNK
     # Where windows are short of a chunk, the rest of it would be thrown away at each.
-    n_chunk = min(_CHUNK, 1 << max(0, window_stride - 2).bit_length())
+    n_chunk = min(n_chunk, 1 << max(0, window_stride - 2).bit_length())
     count = 0
     while count < max_new_tokens:
         contexts_B = np.array([context_length(n, n_slot, window_stride) for n in lengths])
-        window_BxS = np.zeros((len(tails), n_slot), np.int32)
-        for row, tail, n_context in zip(window_BxS, tails, contexts_B, strict=True):
+        # A power of two, so that few lengths are ever compiled.
+        n_time = min(n_slot, max(_CHUNK, 1 << (int(contexts_B.max()) - 1).bit_length()))
+        window_BxT = np.zeros((len(tails), n_time), np.int32)
+        for row, tail, n_context in zip(window_BxT, tails, contexts_B, strict=True):
             row[:n_context] = tail[-n_context:]
         # The window's last character is read to write one more.
         room = min(n_slot - int(contexts_B.max()) + 1, max_new_tokens - count)
-        state = prefill(model, params, window_BxS, contexts_B, keys_B, count, sampling)
+        state = prefill(model, params, window_BxT, contexts_B, keys_B, count, sampling)
         for new_BxT in _read_chunks(model, params, state, sampling, room, n_chunk):
             tails = [
                 np.append(tail, new)[-n_slot:] for tail, new in zip(tails, new_BxT, strict=True)
@@ -150,7 +157,7 @@ def _read_chunks(
 def prefill(
     model: GPT,
     params: Any,
-    window_BxS: jax.Array,
+    window_BxT: jax.Array,
     contexts_B: jax.Array,
     keys_B: jax.Array,
     count: jax.Array,
@@ -161,7 +168,7 @@ def prefill(
     Args:
         model: as in `generate_ids`.
         params: its parameters.
-        window_BxS: ids, each row's context from the left and padding after it.
+        window_BxT: ids, each row's context from the left and padding after it.
         contexts_B: how many of them are context, at least 1.
         keys_B: one random key per row.
         count: () characters written before this one.
@@ -170,9 +177,11 @@ def prefill(
     Returns:
         The state to decode from.
     """
-    cache = init_cache(model.config, window_BxS.shape[0])
-    logits_BxV, cache = _extend(model, params, window_BxS, cache, contexts_B.astype(jnp.int32))
-    return _write(SamplerState(cache, contexts_B, keys_B, jnp.int32(count)), logits_BxV, sampling)
+    cache = init_cache(model.config, window_BxT.shape[0])
+    logits_BxV, cache = _extend(model, params, window_BxT, cache, contexts_B.astype(jnp.int32))
+    noise_1xBxV = _gumbel(keys_B, count, (1, *logits_BxV.shape))
+    last_B = choose(noise_1xBxV[0], logits_BxV, sampling)
+    return SamplerState(cache, last_B, keys_B, jnp.int32(count + 1))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_chunk"), donate_argnames="state")
@@ -186,19 +195,26 @@ def decode(
         meaningless and for the caller to drop, with the state.
     """
 
-    def step(state: SamplerState, _: None) -> tuple[SamplerState, jax.Array]:
-        logits_BxV, cache = _extend(model, params, state.last_B[:, None], state.cache)
-        state = _write(state._replace(cache=cache), logits_BxV, sampling)
-        return state, state.last_B
+    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, jax.Array]:
+        cache, last_B = carry
+        logits_BxV, cache = _extend(model, params, last_B[:, None], cache)
+        last_B = choose(noise_BxV, logits_BxV, sampling)
+        return (cache, last_B), last_B
 
-    state, ids_TxB = jax.lax.scan(step, state, length=n_chunk)
-    return state, ids_TxB.T
+    shape = (n_chunk, len(state.last_B), model.vocab_size)
+    noise_TxBxV = _gumbel(state.keys_B, state.written, shape)
+    (cache, last_B), ids_TxB = jax.lax.scan(step, (state.cache, state.last_B), noise_TxBxV)
+    return SamplerState(cache, last_B, state.keys_B, state.written + n_chunk), ids_TxB.T
 
 
-def _write(state: SamplerState, logits_BxV: jax.Array, sampling: Sampling) -> SamplerState:
-    step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(state.keys_B, state.written)
-    last_B = choose(step_keys_B, logits_BxV, sampling)
-    return state._replace(last_B=last_B, written=state.written + 1)
+def _gumbel(keys_B: jax.Array, first: jax.Array, shape_TxBxV: tuple[int, ...]) -> jax.Array:
+    """Draw the noise of characters `first`, `first` + 1, ...; each row's from its own key."""
+    n_time, _, vocab_size = shape_TxBxV
+
+    def draw(key: jax.Array, count: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(key, count), (vocab_size,))
+
+    return jax.vmap(jax.vmap(draw, (0, None)), (None, 0))(keys_B, first + jnp.arange(n_time))
 
 
 def _extend(model: GPT, params: Any, *args: Any) -> tuple[jax.Array, KVCache]:

@@ -46,6 +46,10 @@ class FixedModel:
     block_size: int = 64
 
     @property
+    def vocab_size(self) -> int:
+        return len(self.probabilities)
+
+    @property
     def config(self) -> SimpleNamespace:
         return SimpleNamespace(
             block_size=self.block_size, n_layer=1, n_head=1, n_embd=1, compute_dtype="float32"
