@@ -14,6 +14,6 @@ def get_config() -> Config:
     config.data.batch_size = 12
     config.mesh.data = 1  # so small a batch does not divide
     config.optimizer.learning_rate = 3e-3
-    config.train.num_steps = 3_000
-    config.train.eval_every = 500
+    config.train.num_steps = 2_800
+    config.train.eval_every = 700
     return config
