@@ -2,11 +2,13 @@
 
     python -m shakegpt_jax.benchmark --config configs/cpu.py [--config.data.batch_size=4 ...]
 
-Each figure is the median of several repeats, compilation left out and given apart. The ceilings
-are a large matmul in the config's compute type, and a large copy, bytes read and written counted.
+Each figure is the median of several repeats, the first run, with its compilation, left out. The
+ceilings are measured on the spot: a large matmul in the config's compute type, and the faster of
+a large copy (bytes read and written) and a large matrix-vector product (bytes read).
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -21,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.typing import DTypeLike
 from rich.console import Console
 from rich.table import Table
 
 from shakegpt_jax import sampler
-from shakegpt_jax.cli import run_command
+from shakegpt_jax.cli import run_command, use_compilation_cache
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import Corpus, load_corpus
 from shakegpt_jax.evaluate import evaluate
@@ -33,201 +36,217 @@ from shakegpt_jax.flags import parse_flags
 from shakegpt_jax.model import GPT, compute_dtype, train_flops_per_character
 from shakegpt_jax.train import Trainer
 
-_JSON = flags.DEFINE_bool("json", False, "print one JSON object")
-_BATCHES = flags.DEFINE_multi_integer("sample_batch", [1, 32], "batch sizes to sample at")
-
 _REPEATS = 5
-_NEW_TOKENS = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One figure; rates are per second, shares are of the ceiling that bounds the work."""
+    """One kind of work: how long it takes, and how much it is."""
 
     work: str
-    seconds: float  # median of one repeat
-    compile_seconds: float | None = None
-    characters: float | None = None  # of a repeat
-    flops: float | None = None
-    bytes: float | None = None
+    seconds: float  # median of the repeats
+    characters: int  # of one repeat
+    flops: float | None = None  # where arithmetic bounds it
+    bytes: float | None = None  # where memory does: the least that must be read
 
-    def row(self, ceilings: dict[str, float]) -> dict[str, Any]:
-        """Turn it into rates, and shares of the ceilings."""
-        row: dict[str, Any] = {"work": self.work, "seconds": self.seconds}
-        row["compile_seconds"] = self.compile_seconds
-        row["characters_per_second"] = self.characters and self.characters / self.seconds
-        for amount, rate, ceiling in (
-            (self.flops, "flops_per_second", "matmul_flops_per_second"),
-            (self.bytes, "bytes_per_second", "copy_bytes_per_second"),
-        ):
-            row[rate] = amount and amount / self.seconds
-            row[f"share_of_{ceiling}"] = amount and amount / self.seconds / ceilings[ceiling]
-        return row
+    def to_row(self, ceilings: dict[str, float]) -> dict[str, Any]:
+        """Turn it into rates per second, and the share of the ceiling that bounds it."""
+        amount, unit = (self.flops, "flops") if self.flops else (self.bytes or 0.0, "bytes")
+        rate = amount / self.seconds
+        return {
+            "work": self.work,
+            "seconds": self.seconds,
+            "characters_per_second": self.characters / self.seconds,
+            f"{unit}_per_second": rate,
+            "share_of_ceiling": rate / ceilings[f"{unit}_per_second"],
+        }
 
 
-def measure(run: Callable[[], Any], repeats: int = _REPEATS) -> tuple[float, float]:
-    """Time a function whose result says when it is done.
-
-    Returns:
-        Median seconds of `repeats` runs, and the seconds that a first run took more, which is
-        compilation for the most part.
-    """
+def median_seconds(run: Callable[[], Any], repeats: int = _REPEATS) -> float:
+    """Time a function, compiled by a first run that is not counted; waits for its result."""
+    jax.block_until_ready(run())
     seconds = []
-    for _ in range(1 + repeats):
+    for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[1:])
-    return median, max(0.0, seconds[0] - median)
+    return statistics.median(seconds)
 
 
-def measure_ceilings(dtype: Any) -> dict[str, float]:
-    """Measure what the default device can do: a large matmul's FLOP/s, a large copy's bytes/s."""
-    on_cpu = jax.default_backend() == "cpu"
-    size, length = (2_048, 2**27) if on_cpu else (8_192, 2**31)
+def measure_ceilings(dtype: DTypeLike) -> dict[str, float]:
+    """Measure `flops_per_second` of matmuls and `bytes_per_second` of the default device."""
+    size, rows = (2_048, 2**13) if jax.default_backend() == "cpu" else (8_192, 2**16)
+    keys = jax.random.split(jax.random.key(0))
     # Random numbers: some devices multiply zeros faster.
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    matmul_seconds, _ = measure(lambda: _matmul(a, a))
-    source = jnp.ones(length // 4)
-    copy_seconds, _ = measure(lambda: _negative(source))
+    square = jax.random.normal(keys[0], (size, size), dtype)
+    large = jax.random.normal(keys[1], (rows, 2**13), dtype)
+    vector = large[0]
+
+    def copy() -> jax.Array:
+        nonlocal large
+        large = _negate(large)
+        return large
+
+    reading = large.nbytes / median_seconds(lambda: _multiply(large, vector))
+    copying = 2 * large.nbytes / median_seconds(copy)
     return {
-        "matmul_flops_per_second": 2 * size**3 / matmul_seconds,
-        "copy_bytes_per_second": 2 * length / copy_seconds,
+        "flops_per_second": 2 * size**3 / median_seconds(lambda: _multiply(square, square)),
+        "bytes_per_second": max(reading, copying),
     }
 
 
 def measure_training(trainer: Trainer) -> Measurement:
-    """Time one optimizer step, `steps_per_chunk` of them per dispatch."""
-    config = trainer.config
-    chunk = min(config.train.steps_per_dispatch, config.train.eval_every, config.train.num_steps)
-    rows = trainer.run(0, chunk * (1 + _REPEATS))
-    seconds = [row["seconds"] / chunk for row in rows]
+    """Time one optimizer step, many to a dispatch as in training."""
+    config, every = trainer.config, trainer.config.train.eval_every
+    n = min(config.train.steps_per_dispatch, every, config.train.num_steps)
+    rows = list(trainer.run(0, n * (1 + _REPEATS)))[1:]
     characters = config.data.batch_size * config.model.block_size
-    vocab_size = trainer.corpus.tokenizer.vocab_size
+    flops = train_flops_per_character(config.model, trainer.model.vocab_size)
     return Measurement(
         f"train step, batch {config.data.batch_size}",
-        statistics.median(seconds[1:]),
-        trainer.compile_seconds,
+        statistics.median(row["seconds"] / n for row in rows),
         characters,
-        flops=characters * train_flops_per_character(config.model, vocab_size),
+        flops=characters * flops,
     )
 
 
-def measure_evaluation(trainer: Trainer) -> Measurement:
-    """Time the evaluation of the whole validation split."""
-    model, ids = trainer.model, trainer.corpus.val_ids
-    params = trainer.state.params
-    seconds, compile_seconds = measure(lambda: evaluate(model, params, ids).loss)
-    flops = train_flops_per_character(model.config, model.vocab_size) / 3  # no backward pass
-    return Measurement(
-        "evaluate the validation split", seconds, compile_seconds, len(ids), len(ids) * flops
+def measure_evaluation(model: GPT, params: Any, ids: np.ndarray) -> Measurement:
+    """Time the exact evaluation of a whole text."""
+    seconds = median_seconds(lambda: evaluate(model, params, ids).loss, 3)
+    flops = len(ids) * train_flops_per_character(model.config, model.vocab_size) / 3
+    return Measurement("evaluate the validation split", seconds, len(ids), flops=flops)
+
+
+def measure_prefill(model: GPT, params: Any, batch_size: int) -> Measurement:
+    """Time reading one full window per row and writing a character."""
+    n_time = model.config.block_size
+    window_BxT = np.zeros((batch_size, n_time), np.int32)
+    contexts_B, keys_B = (
+        np.full(batch_size, n_time),
+        jax.random.split(jax.random.key(0), batch_size),
     )
+    sampling = sampler.Sampling(0.8)
+    seconds = median_seconds(
+        lambda: sampler.prefill(model, params, window_BxT, contexts_B, keys_B, 0, sampling).last_B
+    )
+    characters = batch_size * n_time
+    flops = characters * train_flops_per_character(model.config, model.vocab_size) / 3
+    return Measurement(f"prefill, batch {batch_size}", seconds, characters, flops=flops)
 
 
 def measure_sampling(model: GPT, params: Any, batch_size: int) -> Measurement:
-    """Time writing from a short prompt, past the window, for so many rows at once."""
-    prompts, seeds = [np.arange(13)] * batch_size, list(range(batch_size))
-    n_slot = model.config.block_size
+    """Time writing from a short prompt until the window is full, prefill included."""
+    prompts, seeds = [np.zeros(1, np.int32)] * batch_size, list(range(batch_size))
+    n_new = model.config.block_size
     sampling = sampler.Sampling(0.8)
 
     def write() -> int:
-        chunks = sampler.generate_ids(
-            model, params, prompts, seeds, _NEW_TOKENS, sampling, n_slot // 2
-        )
+        chunks = sampler.generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2)
         return sum(chunk.size for chunk in chunks)
 
-    seconds, compile_seconds = measure(write)
-    # Every step reads all weights but the embeddings' once, whatever the batch.
-    weights = sum(p.size for p in jax.tree.leaves(params)) - model.vocab_size * model.config.n_embd
+    # Every character reads all weights but the embeddings once, whatever the batch.
+    embeddings = params["wte"]["embedding"].size + params["wpe"]["embedding"].size
+    weights = sum(p.size for p in jax.tree.leaves(params)) - embeddings
     n_byte = jnp.dtype(compute_dtype(model.config)).itemsize
     return Measurement(
         f"sample, batch {batch_size}",
-        seconds,
-        compile_seconds,
-        _NEW_TOKENS * batch_size,
-        bytes=float(_NEW_TOKENS * weights * n_byte),
+        median_seconds(write),
+        n_new * batch_size,
+        bytes=float(n_new * weights * n_byte),
     )
 
 
-def benchmark(config: Config, corpus: Corpus, batches: list[int]) -> dict[str, Any]:
+def benchmark(config: Config, corpus: Corpus, sample_batches: list[int]) -> dict[str, Any]:
     """Measure everything.
 
+    Args:
+        config: shapes and types, frozen.
+        corpus: what is trained on and evaluated.
+        sample_batches: batch sizes to sample at.
+
     Returns:
-        `machine`, `ceilings`, `results` (a row per measurement) and `peak_memory_bytes` (of the
-        device, or of the process on a CPU).
+        `machine`; `ceilings`; `compile_seconds` of the train step; `results`, a row per kind of
+        work; `peak_memory_bytes`, of the device, or of the process on a CPU.
     """
     ceilings = measure_ceilings(compute_dtype(config.model))
     trainer = Trainer(config, corpus)
-    measurements = [measure_training(trainer), measure_evaluation(trainer)]
-    params = trainer.state.params
-    measurements += [measure_sampling(trainer.model, params, size) for size in batches]
+    measurements = [measure_training(trainer)]
+    model, params = trainer.model, trainer.state.params
+    measurements.append(measure_evaluation(model, params, corpus.val_ids))
+    measurements.append(measure_prefill(model, params, 1))
+    measurements += [measure_sampling(model, params, size) for size in sample_batches]
     return {
         "machine": _machine(),
         "ceilings": ceilings,
-        "results": [measurement.row(ceilings) for measurement in measurements],
+        "compile_seconds": trainer.compile_seconds,
+        "results": [measurement.to_row(ceilings) for measurement in measurements],
         "peak_memory_bytes": _peak_memory_bytes(),
     }
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; --help lists its flags."""
+    as_json = flags.DEFINE_bool("json", False, "print one JSON object")
+    batches = flags.DEFINE_multi_integer("sample_batch", [1, 32], "batch sizes to sample at")
     config, _ = parse_flags(sys.argv)
+    use_compilation_cache()
     corpus = load_corpus(config.data.path, config.model.block_size)
-    report = benchmark(config, corpus, _BATCHES.value)
-    if _JSON.value:
+    report = benchmark(config, corpus, batches.value)
+    if as_json.value:
         print(json.dumps(report, indent=2))
     else:
-        _print_tables(report)
+        _print(report)
 
 
-def _print_tables(report: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+def _print(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
     ceilings = report["ceilings"]
     console.print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     console.print(
-        f"ceilings: matmul {ceilings['matmul_flops_per_second'] / 1e9:,.0f} GFLOP/s, "
-        f"copy {ceilings['copy_bytes_per_second'] / 1e9:,.1f} GB/s; "
-        f"peak memory {report['peak_memory_bytes'] / 1e9:.2f} GB"
+        f"ceilings: {ceilings['flops_per_second'] / 1e9:,.0f} GFLOP/s in a large matmul, "
+        f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s of memory"
     )
-    table = Table("work", "time", "compile", "characters/s", "achieved", "of the ceiling")
+    table = Table("work", "time", "characters/s", "achieved", "of the ceiling")
     for row in report["results"]:
-        flops, n_byte = row["flops_per_second"], row["bytes_per_second"]
-        share = row["share_of_matmul_flops_per_second"] or row["share_of_copy_bytes_per_second"]
+        unit = "flops" if "flops_per_second" in row else "bytes"
         table.add_row(
             row["work"],
             f"{row['seconds'] * 1e3:,.1f} ms",
-            f"{row['compile_seconds']:.1f} s",
             f"{row['characters_per_second']:,.0f}",
-            f"{flops / 1e9:,.1f} GFLOP/s" if flops else f"{n_byte / 1e9:,.1f} GB/s",
-            f"{share:.0%}",
+            f"{row[f'{unit}_per_second'] / 1e9:,.1f} G{unit.upper()}/s",
+            f"{row['share_of_ceiling']:.0%}",
         )
     console.print(table)
+    console.print(
+        f"compiling the train step took {report['compile_seconds']:.1f} s; "
+        f"peak memory {report['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
 
 
 def _machine() -> dict[str, Any]:
+    packages = ("jax", "flax", "optax", "numpy")
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "python": sys.version.split()[0],
-        **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+        **{name: importlib.metadata.version(name) for name in packages},
     }
 
 
 def _peak_memory_bytes() -> int:
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    stats = jax.devices()[0].memory_stats() or {}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(stats.get("peak_bytes_in_use") or kilobytes * 1024)
 
 
 @jax.jit
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     return a @ b
 
 
-@jax.jit
-def _negative(a: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, donate_argnums=0)
+def _negate(a: jax.Array) -> jax.Array:
     return -a
 
 

@@ -149,6 +149,15 @@ def test_chunks_of_any_length_end_alike(config, corpus):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
 
 
+def test_reading_behind_the_device_changes_no_figure(config, corpus, monkeypatch):
+    config.model.compute_dtype = "float32"  # of both, whatever the backend is called
+    _, expected = run(config, corpus, 6)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    _, rows = run(config, corpus, 6)
+    figures = ("step", "train_loss", "gradient_norm", "learning_rate")
+    assert [[r[f] for f in figures] for r in rows] == [[r[f] for f in figures] for r in expected]
+
+
 def test_nothing_compiles_in_the_loop(config, corpus):
     config.train.num_steps = 30
     trainer, _ = run(config, corpus, 6)
