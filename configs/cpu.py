@@ -1,19 +1,20 @@
-"""4 layers, 4 heads, 128 dimensions, window 64, batch 12: minutes on two CPU cores."""
+"""2 layers, 2 heads, 128 dimensions, window 64, batch 12: a minute on two CPU cores."""
 
 from shakegpt_jax.config import Config
 
 
 def get_config() -> Config:
-    """Return nanoGPT's CPU shape, with a schedule that fits it."""
+    """Return what learns most in a minute, as measured; the figures are validation losses."""
     config = Config()
-    config.model.n_layer = 4
-    config.model.n_head = 4
+    # In the same time 3 layers reach 1.63 and 4 layers 1.65; 4 heads are 8% slower.
+    config.model.n_layer = 2
+    config.model.n_head = 2
     config.model.n_embd = 128
-    config.model.block_size = 64
-    config.model.init_stddev = 0.08  # 1.64 instead of 1.69 with GPT-2's 0.02
+    config.model.block_size = 64  # 128, at half the batch: 1.62 instead of 1.61
+    config.model.init_stddev = 0.08  # 4 layers: 1.64 with 0.06 to 0.1, 1.69 with GPT-2's 0.02
     config.data.batch_size = 12
     config.mesh.data = 1  # so small a batch does not divide
-    config.optimizer.learning_rate = 3e-3
-    config.train.num_steps = 2_800
-    config.train.eval_every = 700
+    config.optimizer.learning_rate = 3e-3  # 4.5e-3: 1.62 instead of 1.61
+    config.train.num_steps = 5_000
+    config.train.eval_every = 1_000
     return config

@@ -100,6 +100,18 @@ class Config(_Section):
             object.__setattr__(section, "_frozen", True)
         return self
 
+    def replace(self, changes: dict[str, Any]) -> "Config":
+        """Make a frozen copy with other values, by field: `{"model.n_layer": 6}`.
+
+        Raises:
+            UserError: if a value is refused.
+        """
+        values = self.to_dict()
+        for path, value in changes.items():
+            section, name = path.split(".")
+            values[section][name] = value
+        return Config.from_dict(values)
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The fields as nested dicts, ready for JSON."""
         return dataclasses.asdict(self)

@@ -9,7 +9,6 @@ import pytest
 
 from shakegpt_jax import sharding
 from shakegpt_jax.checkpoint import Checkpoints
-from shakegpt_jax.config import MeshConfig
 from shakegpt_jax.data import CharTokenizer, Corpus, load_corpus
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.metrics import MetricsFile
@@ -142,9 +141,7 @@ def test_windows_and_dropout_are_drawn_anew_at_every_step_and_seed(config, corpu
 def test_chunks_of_any_length_end_alike(config, corpus):
     states = []
     for most in (1, 6):
-        config = dataclasses.replace(
-            config, train=dataclasses.replace(config.train, steps_per_dispatch=most)
-        )
+        config = config.replace({"train.steps_per_dispatch": most})
         states.append(run(config, corpus, 6)[0].state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
 
@@ -260,7 +257,7 @@ def test_another_run_in_the_folder_is_refused_naming_the_difference(config, tmp_
     config.data.path = str(path)
     train(config.freeze(), tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    other = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=5))
+    other = config.replace({"train.seed": 5})
     with pytest.raises(UserError, match=r"train.seed \(saved 0, now 5\)") as error:
         train(other, tmp_path / "run")
     assert "n_layer" not in str(error.value)
@@ -268,7 +265,7 @@ def test_another_run_in_the_folder_is_refused_naming_the_difference(config, tmp_
     with pytest.raises(UserError, match="what differs: the text"):
         train(config, tmp_path / "run")
     path.write_text(text)
-    free = dataclasses.replace(config, train=dataclasses.replace(config.train, sample_length=9))
+    free = config.replace({"train.sample_length": 9})
     train(free, tmp_path / "run")  # what shows only is free to change
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
@@ -285,7 +282,7 @@ def test_eight_devices_train_as_one(config, corpus, tmp_path):
     config.train.num_steps, config.train.eval_every = 20, 20
     config.train.steps_per_dispatch = 1
     config.model.dropout = 0.1
-    many = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=4))
+    many = config.replace({"mesh.data": 2, "mesh.fsdp": 4})
     _, expected = run(config, corpus, 20)
     trainer, rows = run(many, corpus, 20)
     for name in ("train_loss", "gradient_norm"):
