@@ -7,7 +7,6 @@ One at a time is doubled, from the config's own value on. `--plot` needs matplot
 """
 
 import json
-import statistics
 import sys
 
 import numpy as np
@@ -15,15 +14,15 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from shakegpt_jax.benchmark import measure_training
 from shakegpt_jax.cli import run_command, use_compilation_cache
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import load_corpus
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.flags import parse_flags
-from shakegpt_jax.train import Trainer
 
 _DOUBLINGS = 4
-_STEPS, _REPEATS = 4, 5  # per dispatch, dispatches
+_STEPS_PER_DISPATCH = 4
 
 # How a step's time grows where matmuls are all of it; attention makes the window's a little more.
 EXPECTED_EXPONENTS = {
@@ -36,17 +35,9 @@ EXPECTED_EXPONENTS = {
 
 def step_seconds(config: Config) -> float:
     """Time one training step of a config, compilation left out: a median of several."""
-    num_steps = _STEPS * (1 + _REPEATS)
-    config = config.replace(
-        {
-            "train.steps_per_dispatch": _STEPS,
-            "train.eval_every": num_steps,
-            "train.num_steps": num_steps,
-        }
-    )
-    trainer = Trainer(config, load_corpus(config.data.path, config.model.block_size))
-    rows = list(trainer.run(0, num_steps))[1:]
-    return statistics.median(row["seconds"] for row in rows) / _STEPS
+    corpus = load_corpus(config.data.path, config.model.block_size)
+    few = config.replace({"train.steps_per_dispatch": _STEPS_PER_DISPATCH})
+    return measure_training(few, corpus).seconds
 
 
 def measure_growth(config: Config, field: str) -> tuple[list[int], list[float]]:

@@ -1,0 +1,95 @@
+import json
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from shakegpt_jax import benchmark, hardware, scaling
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.model import train_flops_per_character
+
+
+@pytest.fixture
+def ceilings(monkeypatch) -> dict[str, float]:
+    ceilings = {"flops_per_second": 1e12, "bytes_per_second": 1e10}
+    monkeypatch.setattr(benchmark, "measure_ceilings", lambda dtype: ceilings)
+    return ceilings
+
+
+def test_report_is_consistent(config, corpus, ceilings):
+    report = json.loads(json.dumps(benchmark.benchmark(config.freeze(), corpus, [1, 3])))
+    assert report["ceilings"] == ceilings
+    assert report["peak_memory_bytes"] > 1e6
+    rows = {row["work"]: row for row in report["results"]}
+    assert list(rows) == [
+        "train step, batch 8",
+        "evaluate the validation split",
+        "prefill, batch 1",
+        "sample, batch 1",
+        "sample, batch 3",
+    ]
+    train = rows["train step, batch 8"]
+    vocab_size = corpus.tokenizer.vocab_size
+    flops = 8 * 8 * train_flops_per_character(config.model, vocab_size)
+    assert train["flops_per_second"] * train["seconds"] == pytest.approx(flops)
+    assert train["share_of_ceiling"] == pytest.approx(train["flops_per_second"] / 1e12)
+    sample = rows["sample, batch 3"]
+    assert sample["characters_per_second"] * sample["seconds"] == pytest.approx(3 * 8)
+    # Four bytes for each weight but the embeddings', per character.
+    weights = 12 * 16**2 + 13 * 16 + 2 * 16 + 16 * vocab_size
+    assert sample["bytes_per_second"] * sample["seconds"] == pytest.approx(8 * 4 * weights)
+    benchmark._print(report)
+
+
+def test_ceilings_are_measured(monkeypatch):
+    ceilings = benchmark.measure_ceilings(jnp.float32)
+    # Wider than any machine: it only has to be a rate, not a time or a count.
+    assert 1e9 < ceilings["flops_per_second"] < 1e16
+    assert 1e8 < ceilings["bytes_per_second"] < 1e14
+
+
+def test_exponent_of_known_growth():
+    assert scaling.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
+    assert scaling.exponent([5, 10], [1.0, 1.0]) == pytest.approx(0)
+
+
+def test_growth_is_measured_at_doubled_values(config, monkeypatch):
+    seen = []
+
+    def fake_seconds(config) -> float:
+        seen.append(config.model.n_layer)
+        return 0.1 * config.model.n_layer
+
+    monkeypatch.setattr(scaling, "step_seconds", fake_seconds)
+    values, seconds = scaling.measure_growth(config, "model.n_layer")
+    assert values == seen == [1, 2, 4, 8]
+    assert scaling.exponent(values, seconds) == pytest.approx(1)
+
+
+def test_a_step_of_a_config_can_be_timed(config, text, tmp_path):
+    (tmp_path / "text.txt").write_text(text)
+    config.data.path = str(tmp_path / "text.txt")
+    assert 0 < scaling.step_seconds(config) < 60
+
+
+def test_plot_without_matplotlib_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match="needs matplotlib: pip install"):
+        scaling._plot({}, str(tmp_path / "plot.png"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40", None),
+        ("cpu", None),
+    ],
+)
+def test_peaks_are_known_by_name(kind, peak):
+    class Device:
+        device_kind = kind
+
+    assert hardware.peak_flops(Device()) == peak
