@@ -34,6 +34,7 @@ from shakegpt_jax.data import Corpus, load_corpus
 from shakegpt_jax.evaluate import evaluate
 from shakegpt_jax.flags import parse_flags
 from shakegpt_jax.model import GPT, compute_dtype, init_params, train_flops_per_character
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.train import Trainer
 
 _REPEATS = 5
@@ -102,7 +103,7 @@ def measure_training(config: Config, corpus: Corpus) -> Measurement:
     n = config.train.steps_per_dispatch
     num_steps = n * (1 + _REPEATS)
     config = config.replace({"train.num_steps": num_steps, "train.eval_every": num_steps})
-    trainer = Trainer(config, corpus)
+    trainer = Trainer(config, corpus, make_mesh(config))
     rows = list(trainer.run(0, num_steps))[1:]
     characters = config.data.batch_size * config.model.block_size
     flops = train_flops_per_character(config.model, trainer.model.vocab_size)

@@ -64,7 +64,12 @@ class Checkpoints:
         # which it continues, to its best.
         keep = [
             policies.LatestN(keep_latest),
-            policies.BestN(get_metric_fn=_loss, reverse=True, n=1),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics["loss"],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
         ]
         self._checkpointer = ocp.training.Checkpointer(
             (self.workdir / _FOLDER).absolute(),  # Orbax refuses relative paths
@@ -79,10 +84,14 @@ class Checkpoints:
         self._checkpointer.close()
 
     @property
-    def _metrics(self) -> dict[int, dict[str, float]]:
-        """Validation figures by step, ascending. A folder without them is no checkpoint."""
-        checkpoints = self._checkpointer.checkpoints
-        return {found.step: found.metrics for found in checkpoints if found.metrics}
+    def _metrics(self) -> dict[int, dict[str, float] | None]:
+        """Validation figures by step, ascending; None for one that a signal made."""
+        self._checkpointer.wait()
+        return {
+            found.step: found.metrics
+            for found in self._checkpointer.checkpoints
+            if _is_finished(self.path(found.step))
+        }
 
     @property
     def latest_step(self) -> int:
@@ -98,17 +107,18 @@ class Checkpoints:
         metrics = self._metrics
         if not metrics:
             raise UserError(f"{self.workdir} holds no finished checkpoint")
-        if step == "latest":
+        losses = {step: found["loss"] for step, found in metrics.items() if found}
+        if step == "latest" or (step == "best" and not losses):
             return self.latest_step
         if step == "best":
-            return min(metrics, key=lambda step: _loss(metrics[step]))
+            return min(losses, key=lambda step: losses[step])
         if step not in metrics:
             raise UserError(f"no checkpoint of step {step}; there are: {list(metrics)}")
         return step
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Return the validation figures saved with a step."""
-        return self._metrics[step]
+        """Return the validation figures saved with a step; none if a signal made it."""
+        return self._metrics[step] or {}
 
     def path(self, step: int) -> Path:
         """Return where a step's checkpoint lies."""
@@ -119,7 +129,7 @@ class Checkpoints:
         return RunInfo.from_json(self._checkpointer.checkpointables_metadata(step).custom_metadata)
 
     def save(
-        self, step: int, params: Any, rest: Any, metrics: dict[str, float], info: RunInfo
+        self, step: int, params: Any, rest: Any, metrics: dict[str, float] | None, info: RunInfo
     ) -> None:
         """Start saving; the arrays may be donated or changed as soon as this returns.
 
@@ -127,7 +137,8 @@ class Checkpoints:
             step: names the checkpoint.
             params: pytree of arrays, sharded or not.
             rest: pytree of arrays that only training needs.
-            metrics: validation figures, `loss` among them, by which the best is known.
+            metrics: validation figures, `loss` among them, by which the best is known; None if
+                there are none.
             info: what loading needs.
         """
         self._checkpointer.save_checkpointables_async(
@@ -155,7 +166,12 @@ class Checkpoints:
 def has_checkpoint(workdir: str | Path) -> bool:
     """Tell whether a folder holds a run with at least one finished checkpoint."""
     folder = Path(workdir) / _FOLDER
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    return folder.is_dir() and any(map(_is_finished, folder.iterdir()))
+
+
+def _is_finished(folder: Path) -> bool:
+    """Tell a checkpoint from an empty folder, or one that is still being written."""
+    return folder.name.isdigit() and (folder / "_CHECKPOINT_METADATA").is_file()
 
 
 def find_run(workdir: str = "", runs: str = "runs") -> Path:
@@ -179,7 +195,3 @@ def find_run(workdir: str = "", runs: str = "runs") -> Path:
     if not found:
         raise UserError(f"no run found under {runs}/; {train_one}")
     return max(found, key=lambda path: (path / _FOLDER).stat().st_mtime)
-
-
-def _loss(metrics: dict[str, float]) -> float:
-    return metrics["loss"]

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from absl import logging
 
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -57,16 +57,20 @@ def use_compilation_cache() -> None:
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and exit.
 
-    The exit code is 0, or 2 after one line on standard error for a `UserError`. A reader that
+    The exit code is 0, or after one line on standard error 2 for a `UserError`, 3 for a
+    `DivergedError`, and 128 plus the signal's number for a `StoppedBySignalError`. A reader that
     closes the pipe ends the command quietly, as does Ctrl-C, with 130.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax reports every step of a save
     try:
         main()
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
+    except StoppedBySignalError as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
     except BrokenPipeError:
         # Python flushes standard output once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

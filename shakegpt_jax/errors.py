@@ -1,5 +1,21 @@
-"""What a user can mend."""
+"""How a command can end early, other than by a mistake in this package."""
 
 
 class UserError(ValueError):
     """Bad input: the message says what is wrong, what was given and what would be right."""
+
+    exit_code = 2
+
+
+class DivergedError(Exception):
+    """Training produced numbers that are not finite; the message says where."""
+
+    exit_code = 3
+
+
+class StoppedBySignalError(Exception):
+    """A signal ended training, after its state was saved; the message says how to go on."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

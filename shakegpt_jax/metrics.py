@@ -1,6 +1,7 @@
 """The run's figures on disk: `metrics.jsonl`, one JSON object a line."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,31 @@ class MetricsFile:
     `val_loss`, `val_standard_error`, `val_perplexity`, `val_bits_per_character`, `val_count`.
     """
 
-    def __init__(self, workdir: str | Path, step: int):
-        """Open a run's file, dropping the rows after `step`: those steps are taken again."""
+    def __init__(self, workdir: str | Path, step: int, started: float):
+        """Open a run's file, dropping the rows after `step`: those steps are taken again.
+
+        Args:
+            workdir: the run folder.
+            step: where the run goes on from; 0 begins a new file.
+            started: `time.perf_counter()` when this process began with the run.
+        """
         self._path = Path(workdir) / "metrics.jsonl"
         rows = self.read(workdir) if step else []
         self.rows = [row for row in rows if row["step"] <= step]
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        self._train_time = self.rows[-1]["train_time"] if self.rows else 0.0
+        self._started = started - (self.rows[-1]["wall_time"] if self.rows else 0.0)
         replacement = self._path.with_suffix(".tmp")
-        replacement.write_text(lines)
+        replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         replacement.replace(self._path)
 
     def append(self, row: Row) -> None:
-        """Add one row, flushed to the file system."""
+        """Add a row, its `seconds` turned into the two times of the run so far."""
+        self._train_time += row.pop("seconds")
+        wall_time = time.perf_counter() - self._started
+        row |= {"train_time": self._train_time, "wall_time": wall_time}
         self.rows.append(row)
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     @staticmethod
     def read(workdir: str | Path) -> list[Row]:

@@ -2,22 +2,26 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from shakegpt_jax import hardware, sharding
 from shakegpt_jax.checkpoint import Checkpoints, RunInfo
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import Corpus, load_corpus
 from shakegpt_jax.dispatch import one_ahead
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.evaluate import Evaluation, evaluate
+from shakegpt_jax.guard import StopSignals, only_one
 from shakegpt_jax.language_model import LanguageModel
 from shakegpt_jax.metrics import MetricsFile, Row
 from shakegpt_jax.model import GPT, compute_dtype, train_flops_per_character
@@ -49,19 +53,17 @@ def chunk_lengths(num_steps: int, most: int) -> list[int]:
 class Trainer:
     """A run in progress: its state on the devices, and what is compiled to move it on."""
 
-    def __init__(self, config: Config, corpus: Corpus):
+    def __init__(self, config: Config, corpus: Corpus, mesh: Mesh):
         """Create the first state and compile the step.
 
         Args:
             config: the run, frozen.
             corpus: what it learns.
-
-        Raises:
-            UserError: if the mesh cannot serve.
+            mesh: where.
         """
         train = config.train
         self.config, self.corpus = config, corpus
-        self.mesh = sharding.make_mesh(config)
+        self.mesh = mesh
         self.model = GPT(config.model, corpus.tokenizer.vocab_size)
         # Made once: its identity is part of the state's type.
         tx = make_optimizer(config.optimizer, train.num_steps)
@@ -97,22 +99,27 @@ class Trainer:
             }
             self.compile_seconds = time.perf_counter() - start
 
-    def run(self, step: int, until: int) -> Iterator[Row]:
+    def run(
+        self, step: int, until: int, stop: Callable[[], object] = lambda: False
+    ) -> Iterator[Row]:
         """Train, on an accelerator with one chunk under way while another's figures are read.
 
         Args:
             step: where the state stands.
             until: where to stop: at the next evaluation or before it, at a chunk's end.
+            stop: asked before each dispatch; if true, nothing more is dispatched, and the rows
+                end where the state stands.
 
         Yields:
             The figures of each chunk once it is done, `seconds` being the time it took.
         """
-        lengths = chunk_lengths(until - step, self.config.train.steps_per_dispatch)
+        most = self.config.train.steps_per_dispatch
         window_size = self.config.data.batch_size * self.config.model.block_size
         # On a CPU, XLA starts the next chunk before it wakes the reader of the one before, whose
         # time would then count as twice as long, and the next one's as nothing.
         overlap = iter if jax.default_backend() == "cpu" else one_ahead
         mark = time.perf_counter()
+        lengths = itertools.takewhile(lambda _: not stop(), chunk_lengths(until - step, most))
         for n, metrics in overlap((n, self._dispatch(n)) for n in lengths):
             means = {name: float(np.mean(values)) for name, values in metrics.items()}
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
@@ -141,8 +148,8 @@ class Trainer:
         lm = LanguageModel(self.model, self.state.params, tokenizer, self.config, digest)
         return lm.generate(prompt, length)
 
-    def save(self, checkpoints: Checkpoints, step: int, metrics: dict[str, float]) -> None:
-        """Start saving the state, with the validation figures of its parameters."""
+    def save(self, checkpoints: Checkpoints, step: int, metrics: dict[str, float] | None) -> None:
+        """Start saving the state, with the validation figures of its parameters if known."""
         rest = {"step": self.state.step, "opt_state": self.state.opt_state}
         checkpoints.save(step, self.state.params, rest, metrics, self._run_info())
 
@@ -178,39 +185,56 @@ def train(config: Config, workdir: str | Path) -> None:
     """
     started = time.perf_counter()
     corpus = load_corpus(config.data.path, config.model.block_size)
+    mesh = sharding.make_mesh(config)
     num_steps, every = config.train.num_steps, config.train.eval_every
     prompt = _sample_prompt(corpus)
-    with Progress(num_steps) as progress:
+    with only_one(workdir), Progress(num_steps) as progress, StopSignals() as stop:
         _warn_if_slow(config, corpus, progress)
-        trainer = Trainer(config, corpus)
+        trainer = Trainer(config, corpus, mesh)
         with Checkpoints(workdir, keep_latest=config.train.keep_checkpoints) as checkpoints:
             if step := checkpoints.latest_step:
                 trainer.restore(checkpoints, step)
                 done = "is finished, at" if step == num_steps else "goes on from"
                 progress.note(f"{workdir} {done} step {step} of {num_steps}")
             progress.begin(step, _peak_characters_per_second(trainer))
-            log = MetricsFile(workdir, step)
-            before = log.rows[-1] if log.rows else {"train_time": 0.0, "wall_time": 0.0}
-            train_time = before["train_time"]
+            log = MetricsFile(workdir, step, started)
+            saved = step
             while step < num_steps:
                 until = min(num_steps, (step // every + 1) * every)
-                for row in trainer.run(step, until):
+                evaluation = None
+                for row in trainer.run(step, until, lambda: stop.received):
+                    _check_finite(row, "train_loss", step, checkpoints)
                     step = row["step"]
-                    train_time += row.pop("seconds")
                     if step == until:
                         evaluation = dataclasses.asdict(trainer.evaluate())
                         row |= {f"val_{name}": value for name, value in evaluation.items()}
-                    wall_time = before["wall_time"] + time.perf_counter() - started
-                    row |= {"train_time": train_time, "wall_time": wall_time}
+                        _check_finite(row, "val_loss", step, checkpoints)
                     log.append(row)
                     progress.show(row)
-                trainer.save(checkpoints, step, evaluation)
+                if step > saved:
+                    trainer.save(checkpoints, step, evaluation)
+                    saved = step
+                if stop.received and step < num_steps:
+                    raise StoppedBySignalError(_how_to_go_on(step, workdir), stop.received)
                 if config.train.sample_length:
                     progress.verse(trainer.sample(prompt, config.train.sample_length))
             best = checkpoints.find("best")
             progress.summary(checkpoints.metrics(best), checkpoints.path(best), log.rows)
     command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(workdir))}"
     progress.note(f"To read more: {command} --prompt {shlex.quote(prompt)}")
+
+
+def _how_to_go_on(step: int, workdir: str | Path) -> str:
+    return f"stopped and saved at step {step}; the same command goes on from there in {workdir}"
+
+
+def _check_finite(row: Row, loss: str, before: int, checkpoints: Checkpoints) -> None:
+    if not math.isfinite(row[loss]) or not math.isfinite(row["gradient_norm"]):
+        raise DivergedError(
+            f"{loss} is {row[loss]} and the gradient norm {row['gradient_norm']} in steps "
+            f"{before + 1} to {row['step']}; the last good checkpoint is of step "
+            f"{checkpoints.latest_step}; try a lower config.optimizer.learning_rate"
+        )
 
 
 def _sample_prompt(corpus: Corpus) -> str:

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,20 @@ def test_latest_and_best_are_kept(tmp_path, info, losses, keep, kept):
         assert checkpoints.find(kept[0]) == kept[0]
         with pytest.raises(UserError, match="no checkpoint of step 9; there are: "):
             checkpoints.find(9)
+
+
+def test_a_checkpoint_without_figures_is_the_latest_but_not_the_best(tmp_path, info):
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        checkpoints.save(1, *state(1), None, info)
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        assert checkpoints.find("best") == checkpoints.find("latest") == 1
+        assert checkpoints.metrics(1) == {}
+        checkpoints.save(2, *state(2), {"loss": 2.0}, info)
+        checkpoints.save(3, *state(3), None, info)
+    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        assert (checkpoints.find("best"), checkpoints.find("latest")) == (2, 3)
+        with pytest.raises(UserError, match=re.escape("there are: [2, 3]")):
+            checkpoints.find(1)
 
 
 def test_reading_leaves_a_save_under_way_alone_and_writing_clears_what_is_left(tmp_path, info):

@@ -1,6 +1,9 @@
 import dataclasses
 import functools
 import json
+import os
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,8 @@ import pytest
 from shakegpt_jax import sharding
 from shakegpt_jax.checkpoint import Checkpoints
 from shakegpt_jax.data import CharTokenizer, Corpus, load_corpus
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
+from shakegpt_jax.guard import only_one
 from shakegpt_jax.metrics import MetricsFile
 from shakegpt_jax.model import GPT
 from shakegpt_jax.optimizer import make_optimizer
@@ -25,7 +29,7 @@ from shakegpt_jax.train_step import create_state, train_step
 
 
 def run(config, corpus, until: int) -> tuple[Trainer, list[dict]]:
-    trainer = Trainer(config.freeze(), corpus)
+    trainer = Trainer(config.freeze(), corpus, sharding.make_mesh(config))
     return trainer, list(trainer.run(0, until))
 
 
@@ -212,7 +216,8 @@ class Stopped(Exception):
     """Stands for whatever ends a process."""
 
 
-def test_continuing_equals_not_having_stopped(config, tmp_path, text, monkeypatch):
+@pytest.mark.parametrize("how", ["exception", "SIGTERM", "SIGINT"])
+def test_continuing_equals_not_having_stopped(config, tmp_path, text, monkeypatch, how):
     path = tmp_path / "text.txt"
     path.write_text(text)
     config.data.path = str(path)
@@ -222,15 +227,23 @@ def test_continuing_equals_not_having_stopped(config, tmp_path, text, monkeypatc
 
     run_whole = Trainer.run
 
-    def run_to_9(self, step, until):
-        for row in run_whole(self, step, until):
+    def run_to_9(self, step, until, stop):
+        for row in run_whole(self, step, until, stop):
             yield row
             if row["step"] == 9:
-                raise Stopped
+                if how == "exception":
+                    raise Stopped
+                os.kill(os.getpid(), signal.Signals[how])
 
     monkeypatch.setattr(Trainer, "run", run_to_9)
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped if how == "exception" else StoppedBySignalError) as ended:
         train(config, tmp_path / "stopped")
+    with Checkpoints(tmp_path / "stopped") as checkpoints:
+        assert checkpoints.latest_step == (6 if how == "exception" else 9)
+        assert checkpoints.find("best") == 6
+    if how != "exception":
+        assert ended.value.exit_code == {"SIGTERM": 143, "SIGINT": 130}[how]
+        assert "saved at step 9; the same command goes on" in str(ended.value)
     assert [row["step"] for row in MetricsFile.read(tmp_path / "stopped")] == [3, 6, 9]
     monkeypatch.setattr(Trainer, "run", run_whole)
     train(config, tmp_path / "stopped")
@@ -243,12 +256,38 @@ def test_continuing_equals_not_having_stopped(config, tmp_path, text, monkeypatc
     assert reproducible(tmp_path / "stopped") == reproducible(tmp_path / "whole")
     states = []
     for name in ("stopped", "whole"):
-        trainer = Trainer(config, load_corpus(str(path), 8))
+        trainer = Trainer(config, load_corpus(str(path), 8), sharding.make_mesh(config))
         with Checkpoints(tmp_path / name) as checkpoints:
             trainer.restore(checkpoints, 12)
         states.append(trainer.state)
     assert states[0].step == 12
     assert equal(*states)
+
+
+def test_numbers_that_are_not_finite_end_the_run_and_save_nothing(config, tmp_path, text):
+    (tmp_path / "text.txt").write_text(text)
+    config.data.path = str(tmp_path / "text.txt")
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(
+        DivergedError, match="in steps 1 to 3; the last good checkpoint is of step 0"
+    ):
+        train(config.freeze(), tmp_path / "run")
+    assert MetricsFile.read(tmp_path / "run") == []
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step == 0
+
+
+def test_one_folder_is_for_one_process(config, tmp_path, text):
+    (tmp_path / "text.txt").write_text(text)
+    config.data.path = str(tmp_path / "text.txt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text("99999")  # of a process that is gone
+    with (
+        only_one(tmp_path / "run"),
+        pytest.raises(UserError, match=f"is being trained in by process {os.getpid()};"),
+    ):
+        train(config.freeze(), tmp_path / "run")
+    train(config, tmp_path / "run")
 
 
 def test_another_run_in_the_folder_is_refused_naming_the_difference(config, tmp_path, text):
@@ -271,11 +310,18 @@ def test_another_run_in_the_folder_is_refused_naming_the_difference(config, tmp_
 
 
 def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
-    lines = [json.dumps({"step": step, "train_loss": 1.0}) for step in (3, 6, 9)]
+    rows = [{"step": step, "train_time": 1.5 * step, "wall_time": 2.0 * step} for step in (3, 6, 9)]
+    lines = list(map(json.dumps, rows))
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 12, "tra')
     assert [row["step"] for row in MetricsFile.read(tmp_path)] == [3, 6, 9]
-    MetricsFile(tmp_path, 6).append({"step": 9})
-    assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:2]) + '\n{"step": 9}\n'
+    MetricsFile(tmp_path, 6, time.perf_counter() - 100).append({"step": 9, "seconds": 0.5})
+    *kept, new = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert kept == lines[:2]
+    assert json.loads(new) == {
+        "step": 9,
+        "train_time": 9.5,
+        "wall_time": pytest.approx(112, abs=10),
+    }
 
 
 def test_eight_devices_train_as_one(config, corpus, tmp_path):
@@ -297,7 +343,7 @@ def test_eight_devices_train_as_one(config, corpus, tmp_path):
 
     with Checkpoints(tmp_path / "run", keep_latest=1) as checkpoints:
         trainer.save(checkpoints, 20, {"loss": 1.0})
-    single = Trainer(config, corpus)
+    single = Trainer(config, corpus, sharding.make_mesh(config))
     with Checkpoints(tmp_path / "run") as checkpoints:
         single.restore(checkpoints, 20)
     assert equal(single.state, trainer.state)
