@@ -5,6 +5,7 @@ the rest of the train state, and as JSON the config, the vocabulary and the vali
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -71,10 +72,12 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
+        if keep_latest:
+            for torn in (self.workdir / _FOLDER).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(torn)  # left by a process that was killed
         self._checkpointer = ocp.training.Checkpointer(
             (self.workdir / _FOLDER).absolute(),  # Orbax refuses relative paths
             preservation_policy=policies.AnyPreservationPolicy(keep) if keep_latest else None,
-            cleanup_tmp_directories=keep_latest > 0,  # left by a process that was killed
         )
 
     def __enter__(self) -> Self:

@@ -1,6 +1,7 @@
 """What the command lines share: how they read arguments and how they end."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -58,10 +59,14 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """Run a command's `main` and exit.
 
     The exit code is 0, or after one line on standard error 2 for a `UserError`, 3 for a
-    `DivergedError`, and 128 plus the signal's number for a `StoppedBySignalError`. A reader that
-    closes the pipe ends the command quietly, as does Ctrl-C, with 130.
+    `DivergedError`, 128 plus the signal's number for a `StoppedBySignalError`, and 1 where the
+    operating system refuses (a full disk). A reader that closes the pipe ends the command
+    quietly, as does Ctrl-C, with 130.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax reports every step of a save
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # rather no umlaut than no run
     try:
         main()
         sys.stdout.flush()
@@ -74,6 +79,10 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:
         # Python flushes standard output once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, say
+        print(f"error: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

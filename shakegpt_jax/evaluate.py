@@ -115,9 +115,7 @@ def _window_losses(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax.Arra
 
 def main() -> None:
     """Run the command line; --help lists its arguments."""
-    parser = ArgumentParser(
-        "python -m shakegpt_jax.evaluate", "Evaluate a trained model exactly on a text."
-    )
+    parser = ArgumentParser("evaluate", "Evaluate a trained model exactly on a text.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=("val", "train"), default="val", help="of the run's text")
     what.add_argument("--path", help="a UTF-8 text file to evaluate on instead")
@@ -131,7 +129,7 @@ def main() -> None:
 
     use_compilation_cache()
     lm = load(args.workdir, step=args.step)
-    text = read_text(args.path) if args.path else _own_text(lm, args.split)
+    text = _own_text(lm, args.split) if args.path is None else read_text(args.path or ".")
     result = lm.evaluate(text, stride=args.stride)
     if args.json:
         print(json.dumps(dataclasses.asdict(result)))
@@ -144,7 +142,12 @@ def main() -> None:
 
 
 def _own_text(lm: "LanguageModel", split: str) -> str:
-    corpus = load_corpus(lm.config.data.path, lm.config.model.block_size)
+    try:
+        corpus = load_corpus(lm.config.data.path, lm.config.model.block_size)
+    except UserError as error:
+        raise UserError(
+            f"{error}, the one the model was trained on, or another by --path"
+        ) from error
     if corpus.sha256 != lm.text_sha256:
         raise UserError(
             f"{lm.config.data.path} is not the text that the model was trained on any more; "

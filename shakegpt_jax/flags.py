@@ -32,7 +32,9 @@ def parse_flags(argv: list[str]) -> tuple[Config, str]:
     }
     if {"--help", "-h", "-help"} & set(argv):
         app.usage(shorthelp=True, writeto_stdout=True)
-        print("\nconfig fields, with their defaults:")
+        print("  --config: a Python file with get_config(), such as configs/base.py")
+        print("    (default: configs/cpu.py)")
+        print("\nfields that a config or a flag can set, and what they are else:")
         print("\n".join(f"  --config.{name}={value}" for name, value in fields.items()))
         sys.exit(0)
     for flag in (arg.split("=")[0] for arg in argv if arg.startswith("--config.")):

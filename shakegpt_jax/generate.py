@@ -7,13 +7,16 @@ standard error.
 import sys
 
 from shakegpt_jax.cli import ArgumentParser, run_command, use_compilation_cache
+from shakegpt_jax.errors import UserError
+
+_PROMPT = "O God, O God!"
 
 
 def main() -> None:
     """Run the command line; --help lists its arguments."""
     parser = ArgumentParser("generate", "Write text with a trained model.")
     add = parser.add_argument
-    add("--prompt", default="O God, O God!", help="text to go on from (%(default)s)")
+    add("--prompt", help=f"text to go on from ({_PROMPT})")
     add("--max_new_tokens", type=int, default=500, help="characters to write (%(default)s)")
     add("--temperature", type=float, default=0.8, help="0: always the most probable (%(default)s)")
     add("--top_k", type=int, help="choose among the k most probable characters")
@@ -24,12 +27,18 @@ def main() -> None:
     args = parser.parse_args()
     if args.num_samples < 1:
         parser.error(f"--num_samples is {args.num_samples}; it must be 1 or more")
+    if args.seed >= 0 and args.seed + args.num_samples > 2**32:
+        parser.error(f"--seed plus --num_samples is over {2**32}")
 
     from shakegpt_jax.language_model import load  # after parsing: --help needs no JAX
 
     use_compilation_cache()
-    chunks = load(args.workdir, step=args.step).stream(
-        [args.prompt] * args.num_samples,
+    lm = load(args.workdir, step=args.step)
+    prompt = _PROMPT if args.prompt is None else args.prompt
+    if args.prompt is None and not set(_PROMPT) <= set(lm.tokenizer.vocabulary):
+        raise UserError(f"this model cannot spell the default prompt, {_PROMPT!r}; give --prompt")
+    chunks = lm.stream(
+        [prompt] * args.num_samples,
         args.max_new_tokens,
         temperature=args.temperature,
         top_k=args.top_k,
@@ -38,14 +47,14 @@ def main() -> None:
         window_stride=args.window_stride,
     )
     # The first text is shown as it grows; the others, written in the same batch, after it.
-    print(args.prompt, end="", flush=True)
-    others = [args.prompt] * (args.num_samples - 1)
+    print(prompt, end="", flush=True)
+    others = [prompt] * (args.num_samples - 1)
     for first, *rest in chunks:
         print(first, end="", flush=True)
         others = [text + new for text, new in zip(others, rest, strict=True)]
     print()
     for i, text in enumerate(others, start=1):
-        sys.stdout.flush()
+        print(flush=True)
         print(f"--- sample {i + 1} of {args.num_samples}, seed {args.seed + i}", file=sys.stderr)
         print(text)
 

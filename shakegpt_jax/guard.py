@@ -18,10 +18,14 @@ def only_one(workdir: str | Path) -> Iterator[None]:
     The lock is the kernel's: it ends with the process, however that ends.
 
     Raises:
-        UserError: naming the process that holds it.
+        UserError: naming the process that holds it, or if the folder cannot be written.
     """
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    with (Path(workdir) / "lock").open("a+") as file:
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = (Path(workdir) / "lock").open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -51,4 +55,5 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self.__exit__()
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)

@@ -97,9 +97,8 @@ class LanguageModel:
         _require(not isinstance(prompts, str), "prompts", prompts, "a list of texts")
         _require(len(prompts) > 0 and all(prompts), "prompt", "", "one character or more")
         n_time = self.config.model.block_size
-        # Keeps n_time // 2 characters, the last one written among them.
-        stride = n_time - n_time // 2 + 1 if window_stride is None else window_stride
-        stride = min(stride, n_time)
+        # The default keeps n_time // 2 characters, the last one written among them.
+        stride = min(n_time, n_time - n_time // 2 + 1) if window_stride is None else window_stride
         seeds = [seed] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
         _require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "1 or more")
         _require(0 <= temperature < math.inf, "temperature", temperature, "finite, 0 or above")

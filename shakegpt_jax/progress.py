@@ -27,9 +27,8 @@ class Progress:
         self._speed: float | None = None
         self._last_line = time.monotonic()
         self._bar = Bar(
-            TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self._console,
@@ -64,13 +63,13 @@ class Progress:
         speed = row["characters_per_second"]
         past = speed if self._speed is None else self._speed
         self._speed = _SMOOTHING * past + (1 - _SMOOTHING) * speed
-        figures = f"train loss {row['train_loss']:.4f}, {self._speed:,.0f} characters/s"
+        figures = f"loss {row['train_loss']:.4f}, {self._speed:,.0f} characters/s"
         if self._peak:
             figures += f" ({self._speed / self._peak:.0%} of peak)"
         self._bar.update(self._task, completed=row["step"], figures=figures)
         if "val_loss" in row:
             figures += (
-                f", val loss {row['val_loss']:.4f} ± {row['val_standard_error']:.4f}, "
+                f", validation loss {row['val_loss']:.4f} ± {row['val_standard_error']:.4f}, "
                 f"perplexity {row['val_perplexity']:.3f}, "
                 f"{row['val_bits_per_character']:.3f} bits/character"
             )

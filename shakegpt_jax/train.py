@@ -31,7 +31,8 @@ from shakegpt_jax.train_step import Metrics, TrainState, create_state, train_ste
 
 SAMPLE_PROMPT = "O God, O God!"
 
-_SLOW_STEP_FLOPS = 0.5e12  # some seconds on a laptop
+_SLOW_SECONDS = 10.0
+_LONGEST_DISPATCH_SECONDS = 3.0
 
 # What may change when a run is continued; the text itself is known by its digest.
 _FREE_FIELDS = {
@@ -189,7 +190,7 @@ def train(config: Config, workdir: str | Path) -> None:
     num_steps, every = config.train.num_steps, config.train.eval_every
     prompt = _sample_prompt(corpus)
     with only_one(workdir), Progress(num_steps) as progress, StopSignals() as stop:
-        _warn_if_slow(config, corpus, progress)
+        config = _suit_cpu(config, corpus, progress)
         trainer = Trainer(config, corpus, mesh)
         with Checkpoints(workdir, keep_latest=config.train.keep_checkpoints) as checkpoints:
             if step := checkpoints.latest_step:
@@ -266,17 +267,23 @@ def _peak_characters_per_second(trainer: Trainer) -> float | None:
     return peak * trainer.mesh.size / train_flops_per_character(model, trainer.model.vocab_size)
 
 
-def _warn_if_slow(config: Config, corpus: Corpus, progress: Progress) -> None:
-    """On a CPU, tell beforehand what one step of a large config will take."""
+def _suit_cpu(config: Config, corpus: Corpus, progress: Progress) -> Config:
+    """On a CPU, tell beforehand what a large config will take, and dispatch few steps at once."""
     if jax.default_backend() != "cpu":
-        return
-    flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
-    flops *= config.data.batch_size * config.model.block_size
-    if flops < _SLOW_STEP_FLOPS:
-        return
-    seconds = flops / hardware.measure_matmul_flops()
-    progress.note(
-        f"one step of this config is {flops / 1e12:.2g} TFLOP: {seconds:.0f} s or more on this "
-        f"CPU, {seconds * config.train.num_steps / 3600:.0f} hours for {config.train.num_steps} "
-        "steps; it is meant for a GPU, and configs/cpu.py for a CPU"
+        return config
+    speed = hardware.measure_matmul_flops()
+    seconds_per_character = (
+        train_flops_per_character(config.model, corpus.tokenizer.vocab_size) / speed
     )
+    step = seconds_per_character * config.data.batch_size * config.model.block_size
+    evaluation = seconds_per_character / 3 * len(corpus.val_ids)
+    if step + evaluation > _SLOW_SECONDS:
+        hours = (step + evaluation / config.train.eval_every) * config.train.num_steps / 3600
+        progress.note(
+            f"on this CPU one step takes {step:.1f} s or more, one evaluation {evaluation:.0f} s, "
+            f"{config.train.num_steps} steps {hours:.1f} hours; this config is for a GPU, and "
+            "configs/cpu.py for a CPU"
+        )
+    # A signal is heeded between dispatches.
+    most = max(1, min(config.train.steps_per_dispatch, int(_LONGEST_DISPATCH_SECONDS / step)))
+    return config.replace({"train.steps_per_dispatch": most})

@@ -10,6 +10,9 @@ from shakegpt_jax.data import CharTokenizer, Corpus, split, tiny_shakespeare
 # Before any array is made: 8 virtual devices for the mesh, and no silent broadcasting.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# The tests' models are so small that compiling is most of the time; the commands under test
+# compile as a user's do.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -195,7 +195,7 @@ def test_train_writes_metrics_and_checkpoints(config, corpus, tmp_path, text, ca
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.find("latest") == 12
     out = capsys.readouterr().out
-    assert f"val loss {last['val_loss']:.4f}" in out
+    assert f"validation loss {last['val_loss']:.4f}" in out
     assert "O God, O God!" in out
     assert "python -m shakegpt_jax.generate --workdir" in out
 
