@@ -94,10 +94,8 @@ class Trainer:
             )
             most, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
             lengths = chunk_lengths(every, most) + chunk_lengths(train.num_steps % every, most)
-            self._run_chunk = {
-                n: jitted.lower(self._abstract_state, self._train_ids, n).compile()
-                for n in set(lengths)
-            }
+            self._lower = functools.partial(jitted.lower, self._abstract_state, self._train_ids)
+            self._run_chunk = {n: self._lower(n).compile() for n in set(lengths)}
             self.compile_seconds = time.perf_counter() - start
 
     def run(
@@ -135,6 +133,9 @@ class Trainer:
             }
 
     def _dispatch(self, n: int) -> Metrics:
+        if n not in self._run_chunk:  # after a stop between evaluations
+            with jax.set_mesh(self.mesh):
+                self._run_chunk[n] = self._lower(n).compile()
         self.state, metrics = self._run_chunk[n](self.state, self._train_ids)
         return metrics
 

@@ -123,6 +123,13 @@ def test_chunks_end_at_every_evaluation(
     assert [row["step"] for row in rows if "val_loss" in row] == evaluated
 
 
+def test_a_run_goes_on_from_anywhere_with_other_dispatches(config, corpus):
+    # As after a signal, and another steps_per_dispatch than the run was started with.
+    config.train.steps_per_dispatch = 4
+    trainer = Trainer(config.freeze(), corpus, sharding.make_mesh(config))
+    assert [row["step"] for row in trainer.run(3, 6)] == [6]
+
+
 def test_windows_and_dropout_are_drawn_anew_at_every_step_and_seed(config, corpus):
     config.model.dropout = 0.5
     model = GPT(config.model, corpus.tokenizer.vocab_size)
