@@ -1,7 +1,7 @@
 """The decoder-only Transformer, with GPT-2's conventions (Radford et al. 2019).
 
-Axes: B rows, T characters, S cache slots, D = n_embd, H heads, K = D / H, F = 4 D,
-V vocabulary.
+Axes: B rows, T characters, S cache slots, D = n_embd, H heads, N = B H heads of all rows,
+K = D / H, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -20,12 +20,13 @@ class KVCache(NamedTuple):
     """Keys and values of the characters read so far, one array per layer.
 
     One array per layer, not one stacked array: XLA would copy a layer out of a stack at every
-    decoded character. Heads before slots: with slots first, XLA transposes the cache at every
-    character, and 32 rows decode 1.6 times slower on a CPU.
+    decoded character. Rows and heads in one axis, as the matmuls take them: behind a reshape,
+    XLA copies the cache instead of writing into it (4 layers of 128 decode 1.6 times slower on a
+    CPU). Slots after heads: with slots first, XLA transposes the cache at every character.
     """
 
-    keys: tuple[jax.Array, ...]  # n_layer of (B, H, S, K)
-    values: tuple[jax.Array, ...]  # n_layer of (B, H, S, K)
+    keys: tuple[jax.Array, ...]  # n_layer of (N, S, K)
+    values: tuple[jax.Array, ...]  # n_layer of (N, S, K)
     lengths_B: jax.Array  # (B,) int32, characters that each row has read: its next slot
 
 
@@ -38,7 +39,7 @@ def compute_dtype(config: ModelConfig) -> DTypeLike:
 
 def init_cache(config: ModelConfig, batch_size: int) -> KVCache:
     """Make an empty cache of block_size slots for `batch_size` rows."""
-    shape = (batch_size, config.n_head, config.block_size, config.n_embd // config.n_head)
+    shape = (batch_size * config.n_head, config.block_size, config.n_embd // config.n_head)
     empty = jnp.zeros(shape, compute_dtype(config))
     layers = (empty,) * config.n_layer
     return KVCache(layers, layers, jnp.zeros(batch_size, jnp.int32))
@@ -71,37 +72,40 @@ class CausalSelfAttention(nn.Module):
     def __call__(
         self,
         x_BxTxD: jax.Array,
-        mask_BxTxS: jax.Array,
+        mask_NxTxS: jax.Array,
         cached: tuple[jax.Array, jax.Array] | None = None,
-        starts_B: jax.Array | None = None,
+        starts_N: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Attend over the input itself, or over a cache that it is first written into.
 
         Args:
             x_BxTxD: input.
-            mask_BxTxS: True where a character may look; B may be 1. Without a cache S is T.
-            cached: one layer's keys and values, (B, H, S, K) each.
-            starts_B: slot of each row's first input character; needed with `cached`.
+            mask_NxTxS: True where a character may look; N may be 1. Without a cache S is T.
+            cached: one layer's keys and values, (N, S, K) each.
+            starts_N: slot of each first input character; needed with `cached`.
 
         Returns:
             (B, T, D), and the keys and values attended over.
         """
-        n_head, head_dim = self.config.n_head, self.config.n_embd // self.config.n_head
-        qkv_BxTx3xHxK = self.c_attn(x_BxTxD).reshape(*x_BxTxD.shape[:2], 3, n_head, head_dim)
-        q_BxHxTxK, k_BxHxSxK, v_BxHxSxK = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4)
+        n_row, n_time, n_embd = x_BxTxD.shape
+        n_head, head_dim = self.config.n_head, n_embd // self.config.n_head
+        qkv_BxTx3xHxK = self.c_attn(x_BxTxD).reshape(n_row, n_time, 3, n_head, head_dim)
+        qkv_3xNxTxK = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4).reshape(3, -1, n_time, head_dim)
+        q_NxTxK, k_NxSxK, v_NxSxK = qkv_3xNxTxK
         if cached is not None:
-            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (0, i, 0)))
-            k_BxHxSxK = write(cached[0], k_BxHxSxK, starts_B)
-            v_BxHxSxK = write(cached[1], v_BxHxSxK, starts_B)
-        scores_BxHxTxS = jnp.einsum(
-            "bhtk,bhsk->bhts", q_BxHxTxK, k_BxHxSxK, preferred_element_type=jnp.float32
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
+            k_NxSxK = write(cached[0], k_NxSxK, starts_N)
+            v_NxSxK = write(cached[1], v_NxSxK, starts_N)
+        scores_NxTxS = jnp.einsum(
+            "ntk,nsk->nts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32
         )
-        scores_BxHxTxS = jnp.where(
-            mask_BxTxS[:, None], scores_BxHxTxS * head_dim**-0.5, jnp.finfo(jnp.float32).min
+        scores_NxTxS = jnp.where(
+            mask_NxTxS, scores_NxTxS * head_dim**-0.5, jnp.finfo(jnp.float32).min
         )
-        weights_BxHxTxS = jax.nn.softmax(scores_BxHxTxS).astype(v_BxHxSxK.dtype)
-        y_BxTxHxK = jnp.einsum("bhts,bhsk->bthk", weights_BxHxTxS, v_BxHxSxK)
-        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), (k_BxHxSxK, v_BxHxSxK)
+        weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
+        y_NxTxK = jnp.einsum("nts,nsk->ntk", weights_NxTxS, v_NxSxK)
+        y_BxTxHxK = y_NxTxK.reshape(n_row, n_head, n_time, head_dim).transpose(0, 2, 1, 3)
+        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), (k_NxSxK, v_NxSxK)
 
 
 class MLP(nn.Module):
@@ -133,14 +137,14 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BxTxD: jax.Array,
-        mask_BxTxS: jax.Array,
+        mask_NxTxS: jax.Array,
         cached: tuple[jax.Array, jax.Array] | None = None,
-        starts_B: jax.Array | None = None,
+        starts_N: jax.Array | None = None,
         *,
         train: bool = False,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Map (B, T, D) to (B, T, D); arguments and second result as in the attention."""
-        y_BxTxD, kv = self.attn(self.ln_1(x_BxTxD), mask_BxTxS, cached, starts_B)
+        y_BxTxD, kv = self.attn(self.ln_1(x_BxTxD), mask_NxTxS, cached, starts_N)
         x_BxTxD = x_BxTxD + self.drop(y_BxTxD, deterministic=not train)
         y_BxTxD = self.mlp(self.ln_2(x_BxTxD))
         return x_BxTxD + self.drop(y_BxTxD, deterministic=not train), kv
@@ -200,20 +204,20 @@ class GPT(nn.Module):
         Returns:
             (B, V) float32 logits, and the cache with the new characters in it.
         """
-        n_time, n_slot = idx_BxT.shape[1], cache.keys[0].shape[2]
-        starts_B = cache.lengths_B
-        new_B = jnp.full_like(starts_B, n_time) if new_B is None else new_B
-        slots_BxT = starts_B[:, None] + jnp.arange(n_time)[None]
-        mask_BxTxS = jnp.arange(n_slot)[None, None] <= slots_BxT[:, :, None]
+        n_time, n_slot = idx_BxT.shape[1], self.config.block_size
+        new_B = jnp.full_like(cache.lengths_B, n_time) if new_B is None else new_B
+        slots_BxT = cache.lengths_B[:, None] + jnp.arange(n_time)[None]
+        slots_NxT = jnp.repeat(slots_BxT, self.config.n_head, axis=0)
+        mask_NxTxS = jnp.arange(n_slot)[None, None] <= slots_NxT[:, :, None]
         x_BxTxD = self.wte(idx_BxT) + self.wpe(slots_BxT)
         layers = []
         for block, keys, values in zip(self.block, cache.keys, cache.values, strict=True):
-            x_BxTxD, kv = block(x_BxTxD, mask_BxTxS, (keys, values), starts_B)
+            x_BxTxD, kv = block(x_BxTxD, mask_NxTxS, (keys, values), slots_NxT[:, 0])
             layers.append(kv)
         last_Bx1x1 = (new_B - 1)[:, None, None]
         x_BxD = jnp.take_along_axis(x_BxTxD, last_Bx1x1, axis=1)[:, 0]
         new_keys, new_values = zip(*layers, strict=True)
-        new_cache = KVCache(new_keys, new_values, starts_B + new_B)
+        new_cache = KVCache(new_keys, new_values, cache.lengths_B + new_B)
         return self.lm_head(self.ln_f(x_BxD)), new_cache
 
 

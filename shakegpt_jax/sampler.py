@@ -7,6 +7,7 @@ Axes: B rows, T characters, S cache slots (block_size), V vocabulary.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -110,7 +111,7 @@ def generate_ids(
         (B, n) int32 new ids, as they are written; the n add up to max_new_tokens.
     """
     n_slot = model.config.block_size
-    keys_B = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    seeds_B = np.asarray(seeds, np.uint32)
     tails = [np.asarray(prompt, np.int32)[-n_slot:] for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
     n_weight = sum(p.size for p in jax.tree.leaves(params))
@@ -127,8 +128,12 @@ def generate_ids(
             row[:n_context] = tail[-n_context:]
         # The window's last character is read to write one more.
         room = min(n_slot - int(contexts_B.max()) + 1, max_new_tokens - count)
-        state = prefill(model, params, window_BxT, contexts_B, keys_B, count, sampling)
-        for new_BxT in _read_chunks(model, params, state, sampling, room, n_chunk):
+        state, first_Bx1 = prefill(model, params, window_BxT, contexts_B, seeds_B, count, sampling)
+        chunks = _decode_chunks(model, params, state, sampling, room - 1, n_chunk)
+        left = room
+        for ids_BxT in one_ahead(itertools.chain([first_Bx1], chunks)):
+            new_BxT = np.asarray(ids_BxT)[:, :left]
+            left -= new_BxT.shape[1]
             tails = [
                 np.append(tail, new)[-n_slot:] for tail, new in zip(tails, new_BxT, strict=True)
             ]
@@ -137,20 +142,13 @@ def generate_ids(
         count += room
 
 
-def _read_chunks(
-    model: GPT, params: Any, state: SamplerState, sampling: Sampling, room: int, n_chunk: int
-) -> Iterator[np.ndarray]:
-    """Write `room` characters, the first of which prefill has written."""
-    yield np.asarray(state.last_B)[:, None]
-
-    def dispatch() -> Iterator[jax.Array]:
-        nonlocal state
-        for _ in range(1, room, n_chunk):
-            state, chunk_BxT = decode(model, params, state, sampling, n_chunk)
-            yield chunk_BxT
-
-    for read, chunk_BxT in zip(range(1, room, n_chunk), one_ahead(dispatch()), strict=True):
-        yield np.asarray(chunk_BxT)[:, : room - read]
+def _decode_chunks(
+    model: GPT, params: Any, state: SamplerState, sampling: Sampling, n_new: int, n_chunk: int
+) -> Iterator[jax.Array]:
+    """Dispatch chunks until they add up to `n_new` characters or more."""
+    for _ in range(0, n_new, n_chunk):
+        state, ids_BxT = decode(model, params, state, sampling, n_chunk)
+        yield ids_BxT
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -159,10 +157,10 @@ def prefill(
     params: Any,
     window_BxT: jax.Array,
     contexts_B: jax.Array,
-    keys_B: jax.Array,
+    seeds_B: jax.Array,
     count: jax.Array,
     sampling: Sampling,
-) -> SamplerState:
+) -> tuple[SamplerState, jax.Array]:
     """Read each row's context in one pass and write one character.
 
     Args:
@@ -170,18 +168,19 @@ def prefill(
         params: its parameters.
         window_BxT: ids, each row's context from the left and padding after it.
         contexts_B: how many of them are context, at least 1.
-        keys_B: one random key per row.
+        seeds_B: uint32, one per row.
         count: () characters written before this one.
         sampling: how it is chosen.
 
     Returns:
-        The state to decode from.
+        The state to decode from and the (B, 1) int32 ids.
     """
     cache = init_cache(model.config, window_BxT.shape[0])
     logits_BxV, cache = _extend(model, params, window_BxT, cache, contexts_B.astype(jnp.int32))
+    keys_B = jax.vmap(jax.random.key)(seeds_B)
     noise_1xBxV = _gumbel(keys_B, count, (1, *logits_BxV.shape))
     last_B = choose(noise_1xBxV[0], logits_BxV, sampling)
-    return SamplerState(cache, last_B, keys_B, jnp.int32(count + 1))
+    return SamplerState(cache, last_B, keys_B, jnp.int32(count + 1)), last_B[:, None]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_chunk"), donate_argnames="state")
