@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from absl import logging
 
-from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
+from shakegpt_jax.errors import DivergedError, SaveError, StoppedBySignalError, UserError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -60,8 +60,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
     The exit code is 0, or after one line on standard error 2 for a `UserError`, 3 for a
     `DivergedError`, 128 plus the signal's number for a `StoppedBySignalError`, and 1 where the
-    operating system refuses (a full disk). A reader that closes the pipe ends the command
-    quietly, as does Ctrl-C, with 130.
+    operating system refuses (a full disk) or nothing can be saved. A reader that closes the pipe
+    ends the command quietly, as does Ctrl-C, with 130.
     """
     logging.set_verbosity(logging.WARNING)  # Orbax reports every step of a save
     for stream in (sys.stdout, sys.stderr):
@@ -70,7 +70,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     try:
         main()
         sys.stdout.flush()
-    except (UserError, DivergedError) as error:
+    except (UserError, DivergedError, SaveError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except StoppedBySignalError as stop:

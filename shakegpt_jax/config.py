@@ -5,7 +5,6 @@ The dataclasses are mutable while a config file and the command line fill them i
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +53,7 @@ class OptimizerConfig(_Section):
     eps: float = 1e-8  # keeps Adam's division finite
     clip_norm: float = 1.0  # gradients longer than this are scaled down to it
     weight_decay: float = 0.0  # per step times the learning rate, on matrices only
+    max_skipped_updates: int = 0  # in a row, where gradients are not finite; one more ends the run
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -124,30 +124,39 @@ class Config(_Section):
             UserError: if a section or field is unknown or holds a refused value.
         """
         config = cls()
+        sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict):
+            raise UserError(f"the config is {values!r}, not one mapping per section")
         for section_name, fields in values.items():
-            section = getattr(config, section_name, None)
+            if section_name not in sections:
+                raise UserError(f"unknown config section {section_name}; there are {[*sections]}")
+            if not isinstance(fields, dict):
+                raise UserError(f"config.{section_name} is {fields!r}, not a mapping of its fields")
+            known = {field.name for field in dataclasses.fields(sections[section_name])}
             for name, value in fields.items():
-                if not hasattr(section, name):
+                if name not in known:
                     raise UserError(f"unknown config field {section_name}.{name}")
-                setattr(section, name, value)
+                setattr(sections[section_name], name, value)
         return config.freeze()
 
 
-def _whole(least: int) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: least <= v < 2**31, f"a whole number from {least} to {2**31 - 1}"
+def _whole(least: int, most: int = 2**31 - 1) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: least <= v <= most, f"a whole number from {least} to {most}"
 
 
+_LARGEST = 1e38  # what float32 can hold
 _FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
-_ABOVE_0 = (lambda v: 0 < v < math.inf, "a finite number above 0")
-_FROM_0 = (lambda v: 0 <= v < math.inf, "a finite number, 0 or above")
+_ABOVE_0 = (lambda v: 0 < v <= _LARGEST, f"above 0 and at most {_LARGEST}")
+_FROM_0 = (lambda v: 0 <= v <= _LARGEST, f"from 0 to {_LARGEST}")
 _DTYPES = ("auto", "float32", "bfloat16")
 
 # field -> (does the value work?, what would)
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "model.n_layer": _whole(1),
-    "model.n_head": _whole(1),
-    "model.n_embd": _whole(1),
-    "model.block_size": _whole(1),
+    # Bounded, so that a size from an untrusted checkpoint costs neither memory nor time.
+    "model.n_layer": _whole(1, 1_000),
+    "model.n_head": _whole(1, 10_000),
+    "model.n_embd": _whole(1, 100_000),
+    "model.block_size": _whole(1, 1_000_000),
     "model.dropout": _FRACTION,
     "model.init_stddev": _ABOVE_0,
     "model.compute_dtype": (lambda v: v in _DTYPES, f"one of {', '.join(_DTYPES)}"),
@@ -161,6 +170,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.eps": _ABOVE_0,
     "optimizer.clip_norm": _ABOVE_0,
     "optimizer.weight_decay": _FROM_0,
+    "optimizer.max_skipped_updates": _whole(0),
     "train.num_steps": _whole(1),
     "train.eval_every": _whole(1),
     "train.seed": _whole(0),

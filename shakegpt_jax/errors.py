@@ -7,10 +7,20 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class DamagedError(UserError):
+    """A checkpoint is not as it was saved; the message names the file."""
+
+
 class DivergedError(Exception):
     """Training produced numbers that are not finite; the message says where."""
 
     exit_code = 3
+
+
+class SaveError(Exception):
+    """Checkpoints cannot be saved; the message says why, and which is the last."""
+
+    exit_code = 1
 
 
 class StoppedBySignalError(Exception):

@@ -15,7 +15,7 @@ from shakegpt_jax import sampler, sharding
 from shakegpt_jax.checkpoint import Checkpoints, find_run
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import CharTokenizer
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import DamagedError, UserError
 from shakegpt_jax.model import GPT, init_params
 
 Prompt = TypeVar("Prompt", str, list[str])
@@ -181,9 +181,11 @@ def load(
         step: which checkpoint; "best" is the one of lowest validation loss.
 
     Raises:
-        UserError: if there is no such run or checkpoint.
+        UserError: if there is no such run or checkpoint, or this version cannot read it.
+        DamagedError: if its files are not as they were saved; names one.
     """
-    with Checkpoints(find_run(str(workdir))) as checkpoints:
+    checkpoints = Checkpoints(find_run(str(workdir)))
+    try:
         step = checkpoints.find(step)
         info = checkpoints.run_info(step)
         tokenizer = CharTokenizer(info.vocabulary)
@@ -191,6 +193,8 @@ def load(
         abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
         abstract = sharding.on_one_device(abstract)
         params = checkpoints.restore(step, {"params": abstract})["params"]
+    except DamagedError as error:
+        raise DamagedError(f"{error}; another --step may do: {checkpoints.steps}") from error
     return LanguageModel(model, params, tokenizer, info.config, info.text_sha256)
 
 

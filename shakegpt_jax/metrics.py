@@ -1,9 +1,12 @@
 """The run's figures on disk: `metrics.jsonl`, one JSON object a line."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
+
+from shakegpt_jax.errors import UserError
 
 Row = dict[str, Any]
 
@@ -14,8 +17,9 @@ class MetricsFile:
     A row has `step`, `wall_time` (seconds of the run so far, compilation, evaluations and
     checkpoints included), `train_time` (seconds of it in training steps), `train_loss` (nats
     per character, mean since the row before), `learning_rate`, `gradient_norm` (before
-    clipping, mean since the row before) and `characters_per_second`; at evaluations also
-    `val_loss`, `val_standard_error`, `val_perplexity`, `val_bits_per_character`, `val_count`.
+    clipping, mean since the row before) and `characters_per_second`; `skipped_updates` (since the
+    row before) if there were any, which the means leave out; at evaluations also `val_loss`,
+    `val_standard_error`, `val_perplexity`, `val_bits_per_character`, `val_count`.
     """
 
     def __init__(self, workdir: str | Path, step: int, started: float):
@@ -31,22 +35,55 @@ class MetricsFile:
         self.rows = [row for row in rows if row["step"] <= step]
         self._train_time = self.rows[-1]["train_time"] if self.rows else 0.0
         self._started = started - (self.rows[-1]["wall_time"] if self.rows else 0.0)
+        self._n_written = len(self.rows)
+        text = "".join(map(_line, self.rows))
+        self._size = len(text.encode())
         replacement = self._path.with_suffix(".tmp")
-        replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        replacement.write_text(text)
         replacement.replace(self._path)
 
     def append(self, row: Row) -> None:
-        """Add a row, its `seconds` turned into the two times of the run so far."""
+        """Add a row, its `seconds` turned into the two times of the run so far; `flush` writes."""
         self._train_time += row.pop("seconds")
         wall_time = time.perf_counter() - self._started
         row |= {"train_time": self._train_time, "wall_time": wall_time}
         self.rows.append(row)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def flush(self) -> None:
+        """Write the rows that have not been written.
+
+        Raises:
+            OSError: if they cannot be (a full disk); the next call tries again.
+        """
+        new = "".join(map(_line, self.rows[self._n_written :])).encode()
+        with self._path.open("r+b") as file:
+            file.truncate(self._size)  # what a write that failed has left
+            file.seek(self._size)
+            file.write(new)
+        self._size += len(new)
+        self._n_written = len(self.rows)
 
     @staticmethod
     def read(workdir: str | Path) -> list[Row]:
-        """Read a run's rows; none if there is no file. A torn last line is left out."""
+        """Read a run's rows; none if there is no file. A torn last line is left out.
+
+        Raises:
+            UserError: naming a line that is not a row.
+        """
         path = Path(workdir) / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                numbers = [float(row[name]) for name in ("step", "train_time", "wall_time")]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                numbers = [math.nan]
+            if not all(map(math.isfinite, numbers)):
+                raise UserError(f"{path}, line {number} is not a row of metrics; mend or remove it")
+            rows.append(row)
+        return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

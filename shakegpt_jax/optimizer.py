@@ -28,14 +28,19 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
     Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Loshchilov and Hutter
     2019 (decoupled decay).
+
+    With `max_skipped_updates`, gradients that are not finite change nothing, the schedule and
+    Adam's means included, until there are more of them in a row.
     """
     decay = [optax.add_decayed_weights(config.weight_decay, _matrices)]
-    return optax.chain(
+    tx = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         *(decay if config.weight_decay else []),
         optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     )
+    most = config.max_skipped_updates
+    return optax.apply_if_finite(tx, most) if most else tx
 
 
 def _matrices(params: optax.Params) -> optax.Params:

@@ -63,7 +63,11 @@ class Progress:
         speed = row["characters_per_second"]
         past = speed if self._speed is None else self._speed
         self._speed = _SMOOTHING * past + (1 - _SMOOTHING) * speed
-        figures = f"loss {row['train_loss']:.4f}, {self._speed:,.0f} characters/s"
+        loss = row["train_loss"]
+        figures = "every update skipped" if loss is None else f"loss {loss:.4f}"
+        if loss is not None and "skipped_updates" in row:
+            figures += f", {row['skipped_updates']} skipped"
+        figures += f", {self._speed:,.0f} characters/s"
         if self._peak:
             figures += f" ({self._speed / self._peak:.0%} of peak)"
         self._bar.update(self._task, completed=row["step"], figures=figures)

@@ -1,5 +1,6 @@
 """The training loop: chunks of steps, evaluations, checkpoints, and what is told of them."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from shakegpt_jax import hardware, sharding
-from shakegpt_jax.checkpoint import Checkpoints, RunInfo
+from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter, RunInfo
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import Corpus, load_corpus
 from shakegpt_jax.dispatch import one_ahead
@@ -120,17 +121,31 @@ class Trainer:
         mark = time.perf_counter()
         lengths = itertools.takewhile(lambda _: not stop(), chunk_lengths(until - step, most))
         for n, metrics in overlap((n, self._dispatch(n)) for n in lengths):
-            means = {name: float(np.mean(values)) for name, values in metrics.items()}
+            means = self._means(jax.device_get(metrics))
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
             step += n
             yield {
                 "step": step,
                 "seconds": seconds,
-                "train_loss": means["loss"],
                 "learning_rate": float(self._learning_rates[step - 1]),
-                "gradient_norm": means["gradient_norm"],
                 "characters_per_second": n * window_size / seconds,
+                **means,
             }
+
+    def _means(self, metrics: dict[str, np.ndarray]) -> Row:
+        """Mean a chunk's figures; where updates may be skipped, over those that were not."""
+        loss, norm = metrics["loss"], metrics["gradient_norm"]
+        finite = np.isfinite(loss) & np.isfinite(norm)
+        skipped = metrics.get("skipped_in_a_row")
+        if skipped is None or skipped.max() > self.config.optimizer.max_skipped_updates:
+            finite[:] = True  # nothing is left out, so that the means tell
+        if finite.all():
+            return {"train_loss": float(loss.mean()), "gradient_norm": float(norm.mean())}
+        return {
+            "train_loss": float(loss[finite].mean()) if finite.any() else None,
+            "gradient_norm": float(norm[finite].mean()) if finite.any() else None,
+            "skipped_updates": int((~finite).sum()),
+        }
 
     def _dispatch(self, n: int) -> Metrics:
         if n not in self._run_chunk:  # after a stop between evaluations
@@ -150,7 +165,9 @@ class Trainer:
         lm = LanguageModel(self.model, self.state.params, tokenizer, self.config, digest)
         return lm.generate(prompt, length)
 
-    def save(self, checkpoints: Checkpoints, step: int, metrics: dict[str, float] | None) -> None:
+    def save(
+        self, checkpoints: CheckpointWriter, step: int, metrics: dict[str, float] | None
+    ) -> None:
         """Start saving the state, with the validation figures of its parameters if known."""
         rest = {"step": self.state.step, "opt_state": self.state.opt_state}
         checkpoints.save(step, self.state.params, rest, metrics, self._run_info())
@@ -184,6 +201,9 @@ def train(config: Config, workdir: str | Path) -> None:
 
     Raises:
         UserError: if the config or the text cannot serve, or the folder holds another run.
+        DivergedError: if a loss or a gradient is not finite.
+        SaveError: if checkpoints cannot be saved.
+        StoppedBySignalError: after a signal, everything being saved.
     """
     started = time.perf_counter()
     corpus = load_corpus(config.data.path, config.model.block_size)
@@ -193,7 +213,7 @@ def train(config: Config, workdir: str | Path) -> None:
     with only_one(workdir), Progress(num_steps) as progress, StopSignals() as stop:
         config = _suit_cpu(config, corpus, progress)
         trainer = Trainer(config, corpus, mesh)
-        with Checkpoints(workdir, keep_latest=config.train.keep_checkpoints) as checkpoints:
+        with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
             if step := checkpoints.latest_step:
                 trainer.restore(checkpoints, step)
                 done = "is finished, at" if step == num_steps else "goes on from"
@@ -213,13 +233,18 @@ def train(config: Config, workdir: str | Path) -> None:
                         _check_finite(row, "val_loss", step, checkpoints)
                     log.append(row)
                     progress.show(row)
+                    with contextlib.suppress(OSError):  # a full disk: tried again, and told below
+                        log.flush()
                 if step > saved:
                     trainer.save(checkpoints, step, evaluation)
                     saved = step
                 if stop.received and step < num_steps:
+                    checkpoints.ensure_saved(step)
                     raise StoppedBySignalError(_how_to_go_on(step, workdir), stop.received)
                 if config.train.sample_length:
                     progress.verse(trainer.sample(prompt, config.train.sample_length))
+            checkpoints.ensure_saved(num_steps)
+            log.flush()
             best = checkpoints.find("best")
             progress.summary(checkpoints.metrics(best), checkpoints.path(best), log.rows)
     command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(workdir))}"
@@ -230,8 +255,9 @@ def _how_to_go_on(step: int, workdir: str | Path) -> str:
     return f"stopped and saved at step {step}; the same command goes on from there in {workdir}"
 
 
-def _check_finite(row: Row, loss: str, before: int, checkpoints: Checkpoints) -> None:
-    if not math.isfinite(row[loss]) or not math.isfinite(row["gradient_norm"]):
+def _check_finite(row: Row, loss: str, before: int, checkpoints: CheckpointWriter) -> None:
+    figures = [row[name] for name in (loss, "gradient_norm") if row[name] is not None]
+    if not all(map(math.isfinite, figures)):
         raise DivergedError(
             f"{loss} is {row[loss]} and the gradient norm {row['gradient_norm']} in steps "
             f"{before + 1} to {row['step']}; the last good checkpoint is of step "

@@ -49,7 +49,8 @@ def train_step(
 
     Returns:
         The state after it, and the `loss` (nats per character, mean over the batch, before the
-        update) and `gradient_norm` (before clipping).
+        update) and `gradient_norm` (before clipping); from a chain that skips updates which are
+        not finite, `skipped_in_a_row` too.
     """
     key = _key(seed, "windows", state.step)
     batch = sample_windows(key, ids, batch_size, model.config.block_size)
@@ -68,6 +69,8 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+    if isinstance(opt_state, optax.ApplyIfFiniteState):
+        metrics["skipped_in_a_row"] = opt_state.notfinite_count
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

@@ -1,6 +1,7 @@
-"""Models whose probabilities are known."""
+"""Models whose probabilities are known, and a disk that is nearly full."""
 
 import dataclasses
+import resource
 from types import SimpleNamespace
 
 import jax
@@ -68,3 +69,14 @@ class FixedModel:
         logits_BxV = jnp.log(jnp.array(self.probabilities))[None].repeat(len(idx_BxT), axis=0)
         new_B = jnp.full(len(idx_BxT), idx_BxT.shape[1]) if new_B is None else new_B
         return logits_BxV, cache._replace(lengths_B=cache.lengths_B + new_B)
+
+
+class SmallFiles:
+    """Let no file grow beyond a few bytes, as on a disk that is nearly full."""
+
+    def __enter__(self) -> None:
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, self.before[1]))
+
+    def __exit__(self, *exception: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)

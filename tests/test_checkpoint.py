@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from shakegpt_jax.checkpoint import Checkpoints, RunInfo, find_run
+from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter, RunInfo, find_run
+from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.sharding import on_one_device
 
 
 @pytest.fixture
 def info(config) -> RunInfo:
-    return RunInfo(config.freeze(), "\n !'ab", "digest")
+    return RunInfo(config.freeze(), "\n !'ab", "0123456789abcdef" * 4)
 
 
 def state(step: int) -> tuple[dict, dict]:
@@ -23,7 +26,7 @@ def state(step: int) -> tuple[dict, dict]:
 
 
 def save(workdir, info: RunInfo, losses: list[float], keep: int = 1) -> None:
-    with Checkpoints(workdir, keep_latest=keep) as checkpoints:
+    with CheckpointWriter(workdir, keep, pytest.fail) as checkpoints:
         for step, loss in enumerate(losses, start=1):
             checkpoints.save(step, *state(step), {"loss": loss}, info)
 
@@ -32,9 +35,9 @@ def test_restored_is_what_was_saved(tmp_path, info):
     save(tmp_path, info, [2.0])
     params, rest = state(1)
     shapes = jax.eval_shape(lambda: {"params": params, "rest": rest})
-    with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(1, on_one_device(shapes))
-        assert checkpoints.run_info(1) == info
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(1, on_one_device(shapes))
+    assert checkpoints.run_info(1) == info
     for saved, loaded in zip(
         jax.tree.leaves({"params": params, "rest": rest}), jax.tree.leaves(restored), strict=True
     ):
@@ -46,8 +49,7 @@ def test_restored_is_what_was_saved(tmp_path, info):
 def test_parameters_can_be_restored_alone(tmp_path, info):
     save(tmp_path, info, [2.0])
     shapes = jax.eval_shape(lambda: {"params": state(1)[0]})
-    with Checkpoints(tmp_path) as checkpoints:
-        assert set(checkpoints.restore(1, on_one_device(shapes))) == {"params"}
+    assert set(Checkpoints(tmp_path).restore(1, on_one_device(shapes))) == {"params"}
 
 
 @pytest.mark.parametrize(
@@ -60,23 +62,24 @@ def test_parameters_can_be_restored_alone(tmp_path, info):
 )
 def test_latest_and_best_are_kept(tmp_path, info, losses, keep, kept):
     save(tmp_path, info, losses, keep)
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.find("latest") == checkpoints.latest_step == len(losses)
-        assert checkpoints.find("best") == int(np.argmin(losses)) + 1
-        assert checkpoints.find(kept[0]) == kept[0]
-        with pytest.raises(UserError, match="no checkpoint of step 9; there are: "):
-            checkpoints.find(9)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps == kept
+    assert checkpoints.find("latest") == len(losses)
+    assert checkpoints.find("best") == int(np.argmin(losses)) + 1
+    assert checkpoints.find(kept[0]) == kept[0]
+    with pytest.raises(UserError, match="no checkpoint of step 9; there are: "):
+        checkpoints.find(9)
 
 
 def test_a_checkpoint_without_figures_is_the_latest_but_not_the_best(tmp_path, info):
-    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
         checkpoints.save(1, *state(1), None, info)
-    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
         assert checkpoints.find("best") == checkpoints.find("latest") == 1
         assert checkpoints.metrics(1) == {}
         checkpoints.save(2, *state(2), {"loss": 2.0}, info)
         checkpoints.save(3, *state(3), None, info)
-    with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
         assert (checkpoints.find("best"), checkpoints.find("latest")) == (2, 3)
         with pytest.raises(UserError, match=re.escape("there are: [2, 3]")):
             checkpoints.find(1)
@@ -84,35 +87,84 @@ def test_a_checkpoint_without_figures_is_the_latest_but_not_the_best(tmp_path, i
 
 def test_reading_leaves_a_save_under_way_alone_and_writing_clears_what_is_left(tmp_path, info):
     save(tmp_path, info, [2.0])
-    under_way = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
-    under_way.mkdir()
-    with Checkpoints(tmp_path):
-        pass
+    under_way = tmp_path / "checkpoints" / "tmp" / "2"
+    under_way.mkdir(parents=True)
+    assert Checkpoints(tmp_path).find("latest") == 1
     assert under_way.exists()
-    with Checkpoints(tmp_path, keep_latest=1):
-        pass
-    assert not under_way.exists()
+    with CheckpointWriter(tmp_path, 1, pytest.fail):
+        assert not under_way.exists()
+    assert not under_way.parent.exists()
 
 
-def test_an_empty_folder_with_a_number_is_no_checkpoint(tmp_path, info):
+def test_a_step_saved_again_is_replaced(tmp_path, info):
     save(tmp_path, info, [2.0])
-    (tmp_path / "checkpoints" / "5").mkdir()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.find("latest") == checkpoints.find("best") == 1
-        with pytest.raises(UserError, match="no checkpoint of step 5"):
-            checkpoints.find(5)
-    empty = tmp_path / "other"
-    (empty / "checkpoints" / "5").mkdir(parents=True)
-    with (
-        Checkpoints(empty) as checkpoints,
-        pytest.raises(UserError, match="holds no finished checkpoint"),
-    ):
-        checkpoints.find("latest")
+    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
+        checkpoints.save(1, *state(7), {"loss": 1.0}, info)
+    shapes = jax.eval_shape(lambda: {"params": state(1)[0]})
+    restored = Checkpoints(tmp_path).restore(1, on_one_device(shapes))
+    assert restored["params"]["b"] == 7
+    assert Checkpoints(tmp_path).metrics(1) == {"loss": 1.0}
 
 
-def test_another_format_is_refused(tmp_path, info):
-    with pytest.raises(UserError, match="checkpoint format 2; this version reads 1"):
-        RunInfo.from_json(info.to_json() | {"format_version": 2})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "its format is version 2 and this shakegpt_jax reads 1; a newer"),
+        ({"format_version": 0}, "its format_version is 0, not 1"),
+        ({"format_version": "1"}, "its format_version is '1', not 1"),
+        ({"config": None}, "the config is None"),
+        ({"config": {"model": 3}}, "config.model is 3"),
+        ({"config": {"_frozen": {}}}, "unknown config section _frozen"),
+        ({"config": {"model": {"__class__": 1}}}, "unknown config field model.__class__"),
+        ({"config": {"model": {"n_layer": 10**9}}}, "n_layer is 1000000000; it must be a whole"),
+        ({"config": {"model": {"n_embd": 10**400}}}, "n_embd is 1000"),
+        ({"config": {"model": {"n_layer": True}}}, "n_layer is True"),
+        ({"config": {"optimizer": {"eps": 10**400}}}, "eps is 1000"),
+        ({"vocabulary": ""}, "vocabulary is empty"),
+        ({"vocabulary": "ba"}, "vocabulary is not a sorted text"),
+        ({"vocabulary": "aa"}, "vocabulary is not a sorted text"),
+        ({"vocabulary": ["a"]}, "vocabulary is not a sorted text"),
+        ({"text_sha256": "../../etc"}, "text_sha256 is not one"),
+        ({"text_sha256": None}, "text_sha256 is not one"),
+    ],
+)
+def test_metadata_that_no_run_wrote_is_refused(info, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        RunInfo.from_json(info.to_json() | changes)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.data())
+def test_any_metadata_is_either_read_or_refused(data):
+    """One value anywhere in good metadata becomes another, of any type."""
+    metadata = RunInfo(Config().freeze(), "ab", "0" * 64).to_json()
+    target = metadata
+    while isinstance(target, dict):
+        parent, key = target, data.draw(st.sampled_from(sorted(target)))
+        target = parent[key]
+        if isinstance(target, dict) and data.draw(st.booleans()):
+            break
+    parent[key] = data.draw(json_values)
+    try:
+        read = RunInfo.from_json(metadata)
+    except UserError:
+        return
+    assert RunInfo.from_json(read.to_json()) == read
+
+
+def test_arrays_of_another_shape_or_type_are_refused(tmp_path, info):
+    save(tmp_path, info, [2.0])
+    for other in (jnp.zeros((4, 4)), jnp.zeros((4, 3), jnp.bfloat16)):
+        shapes = jax.eval_shape(lambda other=other: {"params": state(1)[0] | {"w": other}})
+        with pytest.raises(UserError, match="params holds other arrays than its config describes"):
+            Checkpoints(tmp_path).restore(1, on_one_device(shapes))
 
 
 def test_runs_are_found_and_other_folders_refused(tmp_path, info):
@@ -125,8 +177,8 @@ def test_runs_are_found_and_other_folders_refused(tmp_path, info):
     (runs / "begun" / "checkpoints").mkdir(parents=True)
     (runs / "file").touch()
     assert find_run(runs=str(runs)) == runs / "new"
-    with Checkpoints(runs / "old"):  # opening it to read does not make it newer
-        assert find_run(runs=str(runs)) == runs / "new"
+    Checkpoints(runs / "old").find("best")  # reading does not make it newer
+    assert find_run(runs=str(runs)) == runs / "new"
     assert find_run(str(runs / "old")) == runs / "old"
     with pytest.raises(UserError, match="is not a run folder"):
         find_run(str(runs / "empty"))

@@ -33,7 +33,7 @@ def test_config_survives_a_dict():
     config.data.path = "a b"
     assert Config.from_dict(config.to_dict()) == config
     for bad in ({"modell": {"n_layer": 1}}, {"model": {"layers": 1}}):
-        with pytest.raises(UserError, match="unknown config field"):
+        with pytest.raises(UserError, match=r"unknown config (section modell|field model.layers)"):
             Config.from_dict(bad)
 
 

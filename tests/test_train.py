@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import SmallFiles
 
 from shakegpt_jax import sharding
-from shakegpt_jax.checkpoint import Checkpoints
+from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter
 from shakegpt_jax.data import CharTokenizer, Corpus, load_corpus
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.guard import only_one
@@ -199,8 +200,7 @@ def test_train_writes_metrics_and_checkpoints(config, corpus, tmp_path, text, ca
     assert last["val_count"] == 1_999
     assert last["val_perplexity"] == pytest.approx(np.exp(last["val_loss"]))
     assert last["val_bits_per_character"] == pytest.approx(last["val_loss"] / np.log(2))
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        assert checkpoints.find("latest") == 12
+    assert Checkpoints(tmp_path / "run").find("latest") == 12
     out = capsys.readouterr().out
     assert f"validation loss {last['val_loss']:.4f}" in out
     assert "O God, O God!" in out
@@ -245,9 +245,9 @@ def test_continuing_equals_not_having_stopped(config, tmp_path, text, monkeypatc
     monkeypatch.setattr(Trainer, "run", run_to_9)
     with pytest.raises(Stopped if how == "exception" else StoppedBySignalError) as ended:
         train(config, tmp_path / "stopped")
-    with Checkpoints(tmp_path / "stopped") as checkpoints:
-        assert checkpoints.latest_step == (6 if how == "exception" else 9)
-        assert checkpoints.find("best") == 6
+    checkpoints = Checkpoints(tmp_path / "stopped")
+    assert checkpoints.find("latest") == (6 if how == "exception" else 9)
+    assert checkpoints.find("best") == 6
     if how != "exception":
         assert ended.value.exit_code == {"SIGTERM": 143, "SIGINT": 130}[how]
         assert "saved at step 9; the same command goes on" in str(ended.value)
@@ -264,8 +264,7 @@ def test_continuing_equals_not_having_stopped(config, tmp_path, text, monkeypatc
     states = []
     for name in ("stopped", "whole"):
         trainer = Trainer(config, load_corpus(str(path), 8), sharding.make_mesh(config))
-        with Checkpoints(tmp_path / name) as checkpoints:
-            trainer.restore(checkpoints, 12)
+        trainer.restore(Checkpoints(tmp_path / name), 12)
         states.append(trainer.state)
     assert states[0].step == 12
     assert equal(*states)
@@ -280,8 +279,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_save_nothing(config, tmp_pa
     ):
         train(config.freeze(), tmp_path / "run")
     assert MetricsFile.read(tmp_path / "run") == []
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        assert checkpoints.latest_step == 0
+    assert Checkpoints(tmp_path / "run").steps == []
 
 
 def test_one_folder_is_for_one_process(config, tmp_path, text):
@@ -321,7 +319,9 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     lines = list(map(json.dumps, rows))
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 12, "tra')
     assert [row["step"] for row in MetricsFile.read(tmp_path)] == [3, 6, 9]
-    MetricsFile(tmp_path, 6, time.perf_counter() - 100).append({"step": 9, "seconds": 0.5})
+    log = MetricsFile(tmp_path, 6, time.perf_counter() - 100)
+    log.append({"step": 9, "seconds": 0.5})
+    log.flush()
     *kept, new = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert kept == lines[:2]
     assert json.loads(new) == {
@@ -329,6 +329,25 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
         "train_time": 9.5,
         "wall_time": pytest.approx(112, abs=10),
     }
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"step": 3}', '{"step": "3"}', "\xff"])
+def test_metrics_that_no_run_wrote_are_refused(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is not a row of metrics"):
+        MetricsFile(tmp_path, 6, 0.0)
+
+
+def test_metrics_that_could_not_be_written_are_written_later(tmp_path):
+    log = MetricsFile(tmp_path, 0, 0.0)
+    with SmallFiles():
+        log.append({"step": 1, "seconds": 1.0})
+        with pytest.raises(OSError):
+            log.flush()
+    assert len((tmp_path / "metrics.jsonl").read_bytes()) == 20
+    log.append({"step": 2, "seconds": 1.0})
+    log.flush()
+    assert [row["step"] for row in MetricsFile.read(tmp_path)] == [1, 2]
 
 
 def test_eight_devices_train_as_one(config, corpus, tmp_path):
@@ -348,11 +367,10 @@ def test_eight_devices_train_as_one(config, corpus, tmp_path):
     for array in (kernel, moment):
         assert array.addressable_shards[0].data.shape == (16, 12)
 
-    with Checkpoints(tmp_path / "run", keep_latest=1) as checkpoints:
+    with CheckpointWriter(tmp_path / "run", 1, pytest.fail) as checkpoints:
         trainer.save(checkpoints, 20, {"loss": 1.0})
     single = Trainer(config, corpus, sharding.make_mesh(config))
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        single.restore(checkpoints, 20)
+    single.restore(Checkpoints(tmp_path / "run"), 20)
     assert equal(single.state, trainer.state)
     assert {len(a.sharding.device_set) for a in jax.tree.leaves(single.state)} == {1}
     assert single.evaluate().loss == pytest.approx(trainer.evaluate().loss, rel=1e-5)
