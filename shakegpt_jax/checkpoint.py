@@ -8,6 +8,7 @@ the validation figures; and the digests of all of them. It comes into being by a
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -344,7 +345,7 @@ def find_run(workdir: str = "", runs: str = "runs") -> Path:
     """
     train_one = "train one: python run_train.py --config configs/cpu.py"
     if workdir:
-        if not Path(workdir).is_dir():
+        if not os.path.isdir(workdir):  # Path's raises for names that are too long
             raise UserError(f"no such run folder: {workdir}; {train_one}")
         if not has_checkpoint(workdir):
             raise UserError(f"{workdir} is not a run folder: it holds no checkpoints; {train_one}")

@@ -37,9 +37,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _step(text: str) -> int | str:
-    if text not in ("best", "latest") and not text.isdigit():
+    if text in ("best", "latest"):
+        return text
+    if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not best, latest or a number")
-    return int(text) if text.isdigit() else text
+    return int(text)
 
 
 def use_compilation_cache() -> None:

@@ -108,8 +108,8 @@ class Config(_Section):
         """
         values = self.to_dict()
         for path, value in changes.items():
-            section, name = path.split(".")
-            values[section][name] = value
+            section, _, name = path.partition(".")
+            values.setdefault(section, {})[name] = value
         return Config.from_dict(values)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

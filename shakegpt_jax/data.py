@@ -4,6 +4,7 @@ Axes: B windows of a batch, T characters of a window.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 from pathlib import Path
@@ -51,13 +52,12 @@ def read_text(path: str) -> str:
     """
     if not path:
         return tiny_shakespeare()
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise UserError(f"{path} is a folder; give a UTF-8 text file")
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}; give a UTF-8 text file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; give a UTF-8 text file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -94,7 +94,7 @@ class CharTokenizer:
             UserError: naming each character outside the vocabulary and its first position.
         """
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        known = np.array([ord(c) for c in self.vocabulary], np.uint32)
+        known = self._points
         ids = np.searchsorted(known, points).clip(max=len(known) - 1)
         if len(unknown := np.flatnonzero(known[ids] != points)):
             first = {text[i]: i for i in reversed(unknown.tolist())}
@@ -115,10 +115,14 @@ class CharTokenizer:
         Raises:
             UserError: if an id is outside that range.
         """
-        bad = [int(i) for i in ids if not 0 <= i < self.vocab_size]
-        if bad:
+        ids = np.asarray(ids, np.int64)
+        if len(bad := ids[(ids < 0) | (ids >= self.vocab_size)]):
             raise UserError(f"id {bad[0]} is outside the vocabulary's [0, {self.vocab_size})")
-        return "".join(self.vocabulary[i] for i in ids)
+        return self._points[ids].tobytes().decode("utf-32-le", "surrogatepass")
+
+    @functools.cached_property
+    def _points(self) -> np.ndarray:
+        return np.array([ord(c) for c in self.vocabulary], np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)

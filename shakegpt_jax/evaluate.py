@@ -117,7 +117,7 @@ def main() -> None:
     """Run the command line; --help lists its arguments."""
     parser = ArgumentParser("evaluate", "Evaluate a trained model exactly on a text.")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--split", choices=("val", "train"), default="val", help="of the run's text")
+    what.add_argument("--split", choices=("val", "train"), help="of the run's text (val)")
     what.add_argument("--path", help="a UTF-8 text file to evaluate on instead")
     parser.add_argument(
         "--stride", type=int, help="characters from window to window; smaller is slower"
@@ -129,7 +129,7 @@ def main() -> None:
 
     use_compilation_cache()
     lm = load(args.workdir, step=args.step)
-    text = _own_text(lm, args.split) if args.path is None else read_text(args.path or ".")
+    text = _own_text(lm, args.split or "val") if args.path is None else read_text(args.path or ".")
     result = lm.evaluate(text, stride=args.stride)
     if args.json:
         print(json.dumps(dataclasses.asdict(result)))

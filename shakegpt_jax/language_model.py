@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -17,6 +16,8 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data import CharTokenizer
 from shakegpt_jax.errors import DamagedError, UserError
 from shakegpt_jax.model import GPT, init_params
+
+_HOTTEST = 1e6  # beyond, every character is as probable as any other
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -63,6 +64,9 @@ class LanguageModel:
             UserError: if a prompt is empty or has characters outside the vocabulary, or an
                 option is out of its range.
         """
+        _require(
+            isinstance(prompt, str | list | tuple), "prompt", prompt, "a text or a list of them"
+        )
         prompts = [prompt] if isinstance(prompt, str) else prompt
         chunks = self.stream(
             prompts,
@@ -94,22 +98,31 @@ class LanguageModel:
         Yields:
             One new piece of text per prompt.
         """
-        _require(not isinstance(prompts, str), "prompts", prompts, "a list of texts")
+        are_texts = not isinstance(prompts, str) and all(isinstance(p, str) for p in prompts)
+        _require(are_texts, "prompts", prompts, "a list of texts")
         _require(len(prompts) > 0 and all(prompts), "prompt", "", "one character or more")
         n_time = self.config.model.block_size
         # The default keeps n_time // 2 characters, the last one written among them.
         stride = min(n_time, n_time - n_time // 2 + 1) if window_stride is None else window_stride
-        seeds = [seed] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
-        _require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "1 or more")
-        _require(0 <= temperature < math.inf, "temperature", temperature, "finite, 0 or above")
-        _require(top_k is None or top_k >= 1, "top_k", top_k, "1 or more")
-        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1]")
+        seeds = [*seed] if isinstance(seed, Sequence | np.ndarray) else [seed] * len(prompts)
+        _require_whole("max_new_tokens", max_new_tokens, 1)
+        is_number = isinstance(temperature, int | float | np.number) and temperature >= 0
+        _require(
+            is_number and temperature <= _HOTTEST,
+            "temperature",
+            temperature,
+            f"a number from 0 to {_HOTTEST}",
+        )
+        if top_k is not None:
+            _require_whole("top_k", top_k, 1)
+            top_k = min(top_k, self.tokenizer.vocab_size)
+        is_number = isinstance(top_p, int | float | np.number)
+        _require(top_p is None or (is_number and 0 < top_p <= 1), "top_p", top_p, "in (0, 1]")
         _require(len(seeds) == len(prompts), "seed", seed, f"one, or {len(prompts)}")
         for s in seeds:
-            _require(0 <= s < 2**32, "seed", s, "from 0 to 4294967295")
-        _require(1 <= stride <= n_time, "window_stride", stride, f"from 1 to {n_time}")
+            _require_whole("seed", s, 0, 2**32 - 1)
+        _require_whole("window_stride", stride, 1, n_time)
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
-        top_k = top_k and min(top_k, self.tokenizer.vocab_size)
         sampling = sampler.Sampling(float(temperature), top_k, top_p)
         chunks = sampler.generate_ids(
             self.model, self.params, ids, seeds, max_new_tokens, sampling, stride
@@ -129,6 +142,7 @@ class LanguageModel:
             UserError: if the text is too short, too long, or outside the vocabulary.
         """
         n_time = self.config.model.block_size
+        _require(isinstance(text, str), "text", text, "a text")
         _require(1 <= len(text) <= n_time, "the text's length", len(text), f"from 1 to {n_time}")
         window_1xT = np.zeros((1, n_time), np.int32)
         window_1xT[0, : len(text)] = self.tokenizer.encode(text)
@@ -148,8 +162,10 @@ class LanguageModel:
             UserError: as `evaluate`.
         """
         n_time = self.config.model.block_size
+        _require(isinstance(text, str), "text", text, "a text")
         _require(len(text) >= 2, "the text's length", len(text), "2 or more")
-        _require(stride is None or 1 <= stride <= n_time, "stride", stride, f"from 1 to {n_time}")
+        if stride is not None:
+            _require_whole("stride", stride, 1, n_time)
         ids = self.tokenizer.encode(text)
         return -evaluation.character_losses(self.model, self.params, ids, stride=stride)
 
@@ -184,6 +200,9 @@ def load(
         UserError: if there is no such run or checkpoint, or this version cannot read it.
         DamagedError: if its files are not as they were saved; names one.
     """
+    _require(isinstance(workdir, str | Path), "workdir", workdir, "a folder's name")
+    if step not in ("best", "latest"):
+        _require(isinstance(step, int), "step", step, "'best', 'latest' or a whole number")
     checkpoints = Checkpoints(find_run(str(workdir)))
     try:
         step = checkpoints.find(step)
@@ -206,3 +225,10 @@ def _logits(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
 def _require(holds: bool, name: str, value: object, right: str) -> None:
     if not holds:
         raise UserError(f"{name} is {value!r}; it must be {right}")
+
+
+def _require_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    right = f"{least} or more" if most is None else f"from {least} to {most}"
+    fits = whole and least <= value and (most is None or value <= most)  # type: ignore[operator]
+    _require(fits, name, value, right if whole else f"a whole number, {right}")

@@ -80,3 +80,9 @@ class SmallFiles:
 
     def __exit__(self, *exception: object) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+def one_line(text: str) -> str:
+    """Return the one line that a command ended with."""
+    assert text.startswith("error: ") and text.count("\n") == 1 and text.endswith("\n"), text
+    return text

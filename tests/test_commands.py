@@ -166,44 +166,6 @@ def test_library_parts_agree(lm):
     assert lm.params["block_0"]["mlp"]["c_fc"]["kernel"].shape == (16, 64)
 
 
-@pytest.mark.parametrize(
-    ("args", "messages"),
-    [
-        (["--prompt", "naïve ñ"], ["'ï' at position 2, 'ñ' at position 6"]),
-        (["--prompt", ""], ["prompt is ''; it must be one character or more"]),
-        (["--temperature", "-1"], ["temperature is -1.0"]),
-        (["--temperature", "nan"], ["temperature is nan; it must be finite, 0 or above"]),
-        (["--temperature", "hot"], ["--temperature: invalid float value: 'hot'"]),
-        (["--top_k", "0"], ["top_k is 0; it must be 1 or more"]),
-        (["--top_p", "0"], ["top_p is 0.0; it must be in (0, 1]"]),
-        (["--top_p", "1.5"], ["top_p is 1.5"]),
-        (["--max_new_tokens", "0"], ["max_new_tokens is 0"]),
-        (["--num_samples", "0"], ["num_samples is 0"]),
-        (["--window_stride", "17"], ["window_stride is 17; it must be from 1 to 16"]),
-        (["--seed", "-1"], ["seed is -1"]),
-        (["--step", "7"], ["no checkpoint of step 7; there are: [20]"]),
-        (["--step", "newest"], ["'newest' is not best, latest or a number"]),
-        (["--workdir", "none"], ["no such run folder: none"]),
-        (["--workdir", "runs"], ["runs is not a run folder"]),
-        (["--tempertaure", "1"], ["unrecognized arguments: --tempertaure"]),
-    ],
-)
-def test_generate_refuses_bad_input_in_one_line(folder, args, messages, capsys, monkeypatch):
-    # In this process, which has JAX imported; the lines are the ones a shell would show.
-    from shakegpt_jax import cli, generate
-
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["generate", *args])
-    with pytest.raises(SystemExit) as ended:
-        cli.run_command(generate.main)
-    captured = capsys.readouterr()
-    code = ended.value.code
-    assert_refused(
-        subprocess.CompletedProcess(args, code, captured.out, captured.err),  # type: ignore[arg-type]
-        *messages,
-    )
-
-
 def test_commands_without_a_run_say_how_to_make_one(tmp_path):
     for module in ("generate", "evaluate"):
         result = command("-m", f"shakegpt_jax.{module}", cwd=tmp_path)

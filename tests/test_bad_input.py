@@ -1,0 +1,302 @@
+"""Bad input ends in one line that says what is wrong, and nothing is written."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import one_line
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import shakegpt_jax
+from shakegpt_jax import cli, evaluate, generate, manifest
+from shakegpt_jax.config import Config
+from shakegpt_jax.data import CharTokenizer, read_text
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.train import train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A working folder with a run of two checkpoints, and texts of every kind."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    text = shakegpt_jax.data.tiny_shakespeare()[:20_000]
+    (folder / "own.txt").write_text(text)
+    config = Config()
+    config.model.n_layer, config.model.n_head, config.model.n_embd = 1, 2, 16
+    config.model.block_size, config.data.batch_size = 16, 4
+    config.data.path = str(folder / "own.txt")
+    config.train.num_steps, config.train.eval_every = 4, 2
+    config.train.sample_length, config.mesh.data, config.train.keep_checkpoints = 0, 1, 2
+    train(config.freeze(), folder / "runs" / "own")
+    for name, content in TEXTS.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder").mkdir()
+    (folder / "empty_run").mkdir()
+    for name, change in RUNS.items():
+        run = folder / name
+        shutil.copytree(folder / "runs" / "own", run)
+        for step in ("2", "4"):
+            change(run / "checkpoints" / step)
+    return folder
+
+
+TEXTS = {
+    "empty.txt": b"",
+    "bom_only.txt": b"\xef\xbb\xbf",
+    "one.txt": b"a",
+    "latin1.txt": "café noir".encode("latin-1"),
+    "cut.txt": "caf\N{LATIN SMALL LETTER E WITH ACUTE}".encode()[:-1],
+    "binary.txt": bytes(range(256)),
+    "utf16.txt": "To be".encode("utf-16"),
+    "null.txt": b"To be\0or not",
+    "emoji.txt": "To be \N{GRINNING FACE}".encode(),
+    "surrogate.txt": b"\xed\xa0\x80",
+}
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the metadata and make its digest fit, as an attacker would."""
+    metadata = json.loads((folder / "metadata.json").read_text())
+    change(metadata)
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    manifest.write(folder)
+
+
+RUNS = {
+    "newer": lambda f: rewrite(f, lambda m: m.update(format_version=99)),
+    "huge": lambda f: rewrite(f, lambda m: m["config"]["model"].update(n_layer=10**9)),
+    "wide": lambda f: rewrite(
+        f, lambda m: m["config"]["model"].update(n_embd=100_000, block_size=1_000_000)
+    ),
+    "deep": lambda f: rewrite(f, lambda m: m["config"]["model"].update(n_layer=3)),
+    "infinite": lambda f: rewrite(f, lambda m: m["metrics"].update(loss=math.inf)),
+    "renamed": lambda f: rewrite(f, lambda m: m["config"]["model"].update(eval="1")),
+    "no_metadata": lambda f: (f / "metadata.json").unlink(),
+    "no_params": lambda f: shutil.rmtree(f / "params"),
+    "no_manifest": lambda f: (f / "SHA256SUMS").unlink(),
+    "emptied": lambda f: shutil.rmtree(f) or f.mkdir(),
+    "folder_for_file": lambda f: (f / "metadata.json").unlink() or (f / "metadata.json").mkdir(),
+}
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    paths = sorted(folder.rglob("*"))
+    return {str(p): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+COMMANDS = [
+    ("generate", ["--prompt", "naïve ñ"], "'ï' at position 2, 'ñ' at position 6"),
+    ("generate", ["--prompt", "\U0001f600"], "'\U0001f600' at position 0"),
+    ("generate", ["--prompt", ""], "prompt is ''; it must be one character or more"),
+    ("generate", ["--temperature", "-1"], "temperature is -1.0; it must be a number from 0 to"),
+    ("generate", ["--temperature", "nan"], "temperature is nan"),
+    ("generate", ["--temperature", "inf"], "temperature is inf"),
+    ("generate", ["--temperature", "1e300"], "temperature is 1e+300"),
+    ("generate", ["--temperature", ""], "--temperature: invalid float value: ''"),
+    ("generate", ["--temperature", "hot"], "--temperature: invalid float value: 'hot'"),
+    ("generate", ["--top_k", "0"], "top_k is 0; it must be 1 or more"),
+    ("generate", ["--top_k", "-3"], "top_k is -3"),
+    ("generate", ["--top_k", "1.5"], "--top_k: invalid int value: '1.5'"),
+    ("generate", ["--top_p", "0"], "top_p is 0.0; it must be in (0, 1]"),
+    ("generate", ["--top_p", "1.5"], "top_p is 1.5"),
+    ("generate", ["--top_p", "nan"], "top_p is nan"),
+    ("generate", ["--max_new_tokens", "0"], "max_new_tokens is 0; it must be 1 or more"),
+    ("generate", ["--max_new_tokens", "-5"], "max_new_tokens is -5"),
+    ("generate", ["--max_new_tokens", "1e3"], "invalid int value: '1e3'"),
+    ("generate", ["--num_samples", "0"], "num_samples is 0"),
+    ("generate", ["--num_samples", "9999999999"], "plus --num_samples is over"),
+    ("generate", ["--window_stride", "0"], "window_stride is 0; it must be from 1 to 16"),
+    ("generate", ["--window_stride", "17"], "window_stride is 17; it must be from 1 to 16"),
+    ("generate", ["--seed", "-1"], "seed is -1; it must be from 0 to 4294967295"),
+    ("generate", ["--seed", "4294967296"], "plus --num_samples is over"),
+    ("generate", ["--step", "7"], "no checkpoint of step 7; there are: [2, 4]"),
+    ("generate", ["--step", "-4"], "'-4' is not best, latest or a number"),
+    ("generate", ["--step", "newest"], "'newest' is not best, latest or a number"),
+    ("generate", ["--step", "4²"], "'4²' is not best, latest or a number"),
+    ("generate", ["--tempertaure", "1"], "unrecognized arguments: --tempertaure"),
+    ("generate", ["--temp", "1"], "unrecognized arguments: --temp"),
+    ("generate", ["To be"], "unrecognized arguments: To be"),
+    ("generate", ["--prompt"], "--prompt: expected one argument"),
+    ("generate", ["--workdir", "none"], "no such run folder: none"),
+    ("generate", ["--workdir", "own.txt"], "no such run folder: own.txt"),
+    ("generate", ["--workdir", "x" * 300], "no such run folder: xxx"),
+    ("generate", ["--workdir", "runs"], "runs is not a run folder"),
+    ("generate", ["--workdir", "empty_run"], "empty_run is not a run folder"),
+    ("generate", ["--workdir", "newer"], "its format is version 99 and this shakegpt_jax reads 1"),
+    ("generate", ["--workdir", "huge"], "n_layer is 1000000000; it must be a whole number from 1"),
+    ("generate", ["--workdir", "wide"], "params holds other arrays than its config describes"),
+    ("generate", ["--workdir", "deep"], "params holds other arrays than its config describes"),
+    ("generate", ["--workdir", "infinite"], "its metrics are not finite numbers"),
+    ("generate", ["--workdir", "renamed"], "unknown config field model.eval"),
+    ("generate", ["--workdir", "no_metadata"], "2/metadata.json is missing; another --step may do"),
+    ("generate", ["--workdir", "no_params"], "4/params/_METADATA is missing"),
+    ("generate", ["--workdir", "no_manifest"], "2/SHA256SUMS is damaged or missing"),
+    ("generate", ["--workdir", "emptied"], "2/SHA256SUMS is damaged or missing"),
+    ("generate", ["--workdir", "folder_for_file"], "2/metadata.json is missing"),
+    ("evaluate", ["--stride", "0"], "stride is 0; it must be from 1 to 16"),
+    ("evaluate", ["--stride", "17"], "stride is 17; it must be from 1 to 16"),
+    ("evaluate", ["--stride", "x"], "--stride: invalid int value: 'x'"),
+    ("evaluate", ["--split", "test"], "--split: invalid choice: 'test'"),
+    ("evaluate", ["--split", "val", "--path", "own.txt"], "not allowed with argument"),
+    ("evaluate", ["--workdir", "none"], "no such run folder: none"),
+    ("evaluate", ["--workdir", "newer"], "its format is version 99"),
+    ("evaluate", ["--workdir", "emptied"], "2/SHA256SUMS is damaged or missing"),
+    ("evaluate", ["--path", ""], ". is a folder"),
+    ("evaluate", ["--path", "folder"], "folder is a folder; give a UTF-8 text file"),
+    ("evaluate", ["--path", "none.txt"], "no such file: none.txt"),
+    ("evaluate", ["--path", "x" * 300], "cannot read xxx"),
+    ("evaluate", ["--path", "own.txt/x"], "cannot read own.txt/x: Not a directory"),
+    ("evaluate", ["--path", "empty.txt"], "empty.txt is empty"),
+    ("evaluate", ["--path", "bom_only.txt"], "bom_only.txt is empty"),
+    ("evaluate", ["--path", "one.txt"], "the text's length is 1; it must be 2 or more"),
+    ("evaluate", ["--path", "latin1.txt"], "latin1.txt is not UTF-8"),
+    ("evaluate", ["--path", "cut.txt"], "cut.txt is not UTF-8: unexpected end of data at byte 3"),
+    ("evaluate", ["--path", "binary.txt"], "binary.txt is not UTF-8"),
+    ("evaluate", ["--path", "utf16.txt"], "utf16.txt is not UTF-8"),
+    ("evaluate", ["--path", "surrogate.txt"], "surrogate.txt is not UTF-8"),
+    ("evaluate", ["--path", "null.txt"], r"'\x00' at position 5"),
+    ("evaluate", ["--path", "emoji.txt"], "'\U0001f600' at position 6"),
+]
+
+
+@pytest.mark.parametrize(("command", "args", "message"), COMMANDS)
+def test_commands_refuse_bad_input(folder, command, args, message, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [command, *args])
+    before = tree(folder)
+    with pytest.raises(SystemExit) as ended:
+        cli.run_command({"generate": generate, "evaluate": evaluate}[command].main)
+    captured = capsys.readouterr()
+    assert (ended.value.code, captured.out) == (2, "")
+    assert message in one_line(captured.err)
+    assert tree(folder) == before
+
+
+API = [
+    (lambda lm: lm.generate(""), "prompt is ''; it must be one character or more"),
+    (lambda lm: lm.generate([]), "prompt is ''"),
+    (lambda lm: lm.generate(["a", ""]), "prompt is ''"),
+    (lambda lm: lm.generate(None), "prompt is None; it must be a text or a list of them"),
+    (lambda lm: lm.generate(b"To be"), "prompt is b'To be'; it must be a text"),
+    (lambda lm: lm.generate(["a", 5]), "prompts is ['a', 5]; it must be a list of texts"),
+    (lambda lm: lm.stream("To be"), "prompts is 'To be'; it must be a list of texts"),
+    (lambda lm: lm.generate("a", 2.5), "max_new_tokens is 2.5; it must be a whole number, 1 or"),
+    (lambda lm: lm.generate("a", True), "max_new_tokens is True; it must be a whole number"),
+    (lambda lm: lm.generate("a", "5"), "max_new_tokens is '5'; it must be a whole number"),
+    (lambda lm: lm.generate("a", temperature="hot"), "temperature is 'hot'; it must be a number"),
+    (lambda lm: lm.generate("a", temperature=None), "temperature is None; it must be a number"),
+    (lambda lm: lm.generate("a", top_k=1.5), "top_k is 1.5; it must be a whole number, 1 or more"),
+    (lambda lm: lm.generate("a", top_k=False), "top_k is False; it must be a whole number"),
+    (lambda lm: lm.generate("a", top_p="all"), "top_p is 'all'; it must be in (0, 1]"),
+    (lambda lm: lm.generate("a", seed=1.5), "seed is 1.5; it must be a whole number"),
+    (lambda lm: lm.generate("a", seed="a"), "seed is 'a'; it must be a whole number"),
+    (lambda lm: lm.generate("a", seed=[1, 2]), "seed is [1, 2]; it must be one, or 1"),
+    (lambda lm: lm.generate(["a", "b"], seed=[1, 2**32]), "seed is 4294967296; it must be from 0"),
+    (lambda lm: lm.generate("a", window_stride=2.0), "window_stride is 2.0; it must be a whole"),
+    (lambda lm: lm.logits(""), "the text's length is 0; it must be from 1 to 16"),
+    (lambda lm: lm.logits("a" * 17), "the text's length is 17; it must be from 1 to 16"),
+    (lambda lm: lm.logits(["a"]), "text is ['a']; it must be a text"),
+    (lambda lm: lm.score("a"), "the text's length is 1; it must be 2 or more"),
+    (lambda lm: lm.score(None), "text is None; it must be a text"),
+    (lambda lm: lm.score("abc", stride=1.5), "stride is 1.5; it must be a whole number"),
+    (lambda lm: lm.evaluate("abc", stride=0), "stride is 0; it must be from 1 to 16"),
+    (lambda lm: lm.evaluate("a\u0301b"), r"'́' at position 1"),
+    (lambda lm: lm.tokenizer.encode("\ud800"), r"'\ud800' at position 0"),
+    (lambda lm: lm.tokenizer.decode([99]), "id 99 is outside the vocabulary's [0, "),
+    (lambda lm: lm.tokenizer.decode([-1]), "id -1 is outside the vocabulary's [0, "),
+    (
+        lambda lm: shakegpt_jax.load("runs/own", step="newest"),
+        "step is 'newest'; it must be 'best'",
+    ),
+    (lambda lm: shakegpt_jax.load("runs/own", step=1.5), "step is 1.5; it must be 'best'"),
+    (
+        lambda lm: shakegpt_jax.load("runs/own", step=3),
+        "no checkpoint of step 3; there are: [2, 4]",
+    ),
+    (lambda lm: shakegpt_jax.load(7), "workdir is 7; it must be a folder's name"),
+    (lambda lm: lm.config.replace({"model.n_layer": 0}), "config.model.n_layer is 0"),
+    (lambda lm: lm.config.replace({"model.layers": 1}), "unknown config field model.layers"),
+    (lambda lm: lm.config.replace({"layers": 1}), "unknown config section layers"),
+    (lambda lm: lm.config.replace({"layers.n": 1}), "unknown config section layers"),
+]
+
+
+@pytest.fixture(scope="module")
+def lm(folder) -> shakegpt_jax.LanguageModel:
+    return shakegpt_jax.load(folder / "runs" / "own")
+
+
+@pytest.mark.parametrize(("call", "message"), API)
+def test_the_library_refuses_bad_input(folder, lm, call, message, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=re.escape(message)):
+        call(lm)
+
+
+def test_numbers_of_numpy_serve_as_well(lm):
+    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": np.float64(0.9)}
+    assert lm.generate("a", np.int32(4), seed=np.arange(1), **options) == lm.generate(
+        "a", 4, seed=0, temperature=0.5, top_k=3, top_p=0.9
+    )
+
+
+FIELDS = [
+    (section.name, field.name)
+    for section in dataclasses.fields(Config)
+    for field in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]
+]
+NEVER = [None, [], {}, math.nan, math.inf, -math.inf, 10**400, -(10**400), b"1", 1j]
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_a_config_field_takes_its_type_and_range_alone(section, name):
+    default = getattr(getattr(Config(), section), name)
+    values = [*NEVER, 0, -1, 1, 2**31, 0.5, -0.5, 1.5, 1e300, "", "x", "\0", True]
+    for value in values:
+        config = Config()
+        setattr(getattr(config, section), name, value)
+        try:
+            config.freeze()
+        except UserError as error:
+            assert f"config.{section}." in str(error)
+            assert str(error).count("\n") == 0
+        else:
+            assert value not in NEVER
+            assert type(value) is type(default) or (type(default), type(value)) == (float, int)
+            json.dumps(config.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_texts_of_any_make_are_read_alike(tmp_path, newline, mark):
+    path = tmp_path / "text.txt"
+    path.write_bytes(mark + newline.join(["To be \U0001f600", "", "or not"]).encode())
+    assert read_text(str(path)) == "To be \U0001f600\n\nor not"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
+def test_an_unreadable_file_is_named(tmp_path):
+    path = tmp_path / "text.txt"
+    path.touch(mode=0)
+    with pytest.raises(UserError, match="Permission denied"):
+        read_text(str(path))
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.text(st.characters(), min_size=1), st.text(st.characters()))
+def test_any_text_is_encoded_back_and_forth_or_refused(text, other):
+    tokenizer = CharTokenizer.from_text(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    if set(other) <= set(text):
+        assert tokenizer.decode(tokenizer.encode(other)) == other
+    else:
+        with pytest.raises(UserError, match="not among the"):
+            tokenizer.encode(other)
