@@ -106,7 +106,7 @@ class Progress:
             lines["time training"] = _duration(rows[-1]["train_time"])
             lines["time overall"] = _duration(rows[-1]["wall_time"])
         for name, value in lines.items():
-            table.add_row(name, Text(value))
+            table.add_row(name, Text(value, overflow="fold"))
         self._console.print(table)
 
 

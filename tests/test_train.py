@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import signal
 import time
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 from fakes import SmallFiles
 
-from shakegpt_jax import sharding
+from shakegpt_jax import load, sharding
 from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter
-from shakegpt_jax.data import CharTokenizer, Corpus, load_corpus
+from shakegpt_jax.data import CharTokenizer, Corpus, load_corpus, sample_windows
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.guard import only_one
 from shakegpt_jax.metrics import MetricsFile
@@ -26,7 +27,7 @@ from shakegpt_jax.train import (
     chunk_lengths,
     train,
 )
-from shakegpt_jax.train_step import create_state, train_step
+from shakegpt_jax.train_step import _key, create_state, train_step
 
 
 def run(config, corpus, until: int) -> tuple[Trainer, list[dict]]:
@@ -280,6 +281,47 @@ def test_numbers_that_are_not_finite_end_the_run_and_save_nothing(config, tmp_pa
         train(config.freeze(), tmp_path / "run")
     assert MetricsFile.read(tmp_path / "run") == []
     assert Checkpoints(tmp_path / "run").steps == []
+
+
+class PoisonedGPT(GPT):
+    """Has no finite loss for windows with a certain character in them."""
+
+    def __call__(self, idx_BxT, *, train=False):
+        poison = jnp.where(train & (idx_BxT == self.vocab_size - 1).any(), jnp.nan, 0.0)
+        return super().__call__(idx_BxT, train=train) + poison
+
+
+def test_updates_that_are_not_finite_can_be_skipped(config, tmp_path, text, monkeypatch):
+    monkeypatch.setattr("shakegpt_jax.train.GPT", PoisonedGPT)
+    pieces = [text[i : i + 150] for i in range(0, 18_000, 150)]
+    (tmp_path / "text.txt").write_text("~".join(pieces) + text[18_000:])
+    config.data.path = str(tmp_path / "text.txt")
+    config.train.num_steps, config.train.eval_every = 24, 12
+    ids = jnp.asarray(load_corpus(config.data.path, 8).train_ids)
+    windows = [sample_windows(_key(0, "windows", step), ids, 8, 8)[0] for step in range(24)]
+    poisoned = [bool((window == ids.max()).any()) for window in windows]
+    longest = max(len(run) for run in "".join("01"[p] for p in poisoned).split("0"))
+    assert longest >= 2 and not all(poisoned)
+
+    def attempt(most: int) -> list[dict]:
+        config.optimizer.max_skipped_updates = most
+        train(config.replace({}), tmp_path / str(most))
+        return MetricsFile.read(tmp_path / str(most))
+
+    first = poisoned.index(True)
+    chunk = f"in steps {first // 3 * 3 + 1} to {first // 3 * 3 + 3}; the last good"
+    with pytest.raises(DivergedError, match=chunk):
+        attempt(0)
+    with pytest.raises(DivergedError):
+        attempt(longest - 1)
+    rows = attempt(longest)
+    skipped = [sum(poisoned[i : i + 3]) for i in range(0, 24, 3)]
+    assert [row.get("skipped_updates", 0) for row in rows] == skipped
+    for row, n in zip(rows, skipped, strict=True):
+        assert (row["train_loss"] is None) == (n == 3)
+        assert n == 3 or math.isfinite(row["train_loss"] + row["gradient_norm"])
+    params = load(tmp_path / str(longest)).params
+    assert all(jnp.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
 def test_one_folder_is_for_one_process(config, tmp_path, text):
