@@ -1,6 +1,8 @@
 """Bad input ends in one line that says what is wrong, and nothing is written."""
 
+import ast
 import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -300,3 +302,27 @@ def test_any_text_is_encoded_back_and_forth_or_refused(text, other):
     else:
         with pytest.raises(UserError, match="not among the"):
             tokenizer.encode(other)
+
+
+def test_nothing_in_a_run_folder_can_be_run():
+    """No pickle, no eval, no exec; the config file, which the user names, is the only Python."""
+    package = Path(shakegpt_jax.__file__).parent
+    forbidden = {"pickle", "cPickle", "dill", "marshal", "shelve", "eval", "exec", "compile"}
+    for path in package.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = set()
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").split(".")[0]}
+            elif isinstance(node, ast.Name):
+                names = {node.id}
+            elif isinstance(node, ast.keyword):
+                names = {"pickle"} if node.arg == "allow_pickle" else set()
+            assert not names & forbidden, f"{path}:{node.lineno}: {names & forbidden}"
+
+
+def test_unstable_libraries_are_capped():
+    requirements = importlib.metadata.requires("shakegpt-jax") or []
+    (orbax,) = (line for line in requirements if line.startswith("orbax-checkpoint"))
+    assert "<" in orbax
