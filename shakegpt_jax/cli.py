@@ -24,6 +24,9 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("--workdir", default="", help="run folder; default: the newest in runs/")
+
+    def add_step(self) -> None:
+        """Add the argument that says which checkpoint of the run."""
         self.add_argument(
             "--step",
             type=_step,

@@ -43,8 +43,9 @@ class DataConfig(_Section):
 
 @dataclasses.dataclass(unsafe_hash=True)
 class OptimizerConfig(_Section):
-    """Adam behind global-norm clipping, on a warmup-cosine schedule."""
+    """Adam or Muon behind global-norm clipping, on a warmup-cosine schedule."""
 
+    name: str = "adam"  # adam, or muon: Muon for the blocks' matrices and Adam for the rest
     learning_rate: float = 1e-3  # at the top of the schedule
     final_learning_rate: float = 0.0  # where the cosine ends, one step after the last
     warmup_steps: int = 100  # up to learning_rate, linearly; at most half the run
@@ -148,6 +149,7 @@ _LARGEST = 1e38  # what float32 can hold
 _FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
 _ABOVE_0 = (lambda v: 0 < v <= _LARGEST, f"above 0 and at most {_LARGEST}")
 _FROM_0 = (lambda v: 0 <= v <= _LARGEST, f"from 0 to {_LARGEST}")
+_OPTIMIZERS = ("adam", "muon")
 _DTYPES = ("auto", "float32", "bfloat16")
 
 # field -> (does the value work?, what would)
@@ -162,6 +164,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.compute_dtype": (lambda v: v in _DTYPES, f"one of {', '.join(_DTYPES)}"),
     "data.path": (lambda v: "\0" not in v, "a file name, without a null byte"),
     "data.batch_size": _whole(1),
+    "optimizer.name": (lambda v: v in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}"),
     "optimizer.learning_rate": _ABOVE_0,
     "optimizer.final_learning_rate": _FROM_0,
     "optimizer.warmup_steps": _whole(0),

@@ -20,6 +20,7 @@ from shakegpt_jax.data import load_corpus, read_text
 from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model import GPT
+from shakegpt_jax.novelty import N_WRITTEN, longest_copies
 from shakegpt_jax.sharding import split_batch
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _window_losses(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax.Arra
 def main() -> None:
     """Run the command line; --help lists its arguments."""
     parser = ArgumentParser("evaluate", "Evaluate a trained model exactly on a text.")
+    parser.add_step()
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", choices=("val", "train"), help="of the run's text (val)")
     what.add_argument("--path", help="a UTF-8 text file to evaluate on instead")
@@ -123,6 +125,11 @@ def main() -> None:
         "--stride", type=int, help="characters from window to window; smaller is slower"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--novelty",
+        action="store_true",
+        help=f"also the longest copy of training text in {N_WRITTEN:,} characters written",
+    )
     args = parser.parse_args()
 
     from shakegpt_jax.language_model import load  # it imports this module
@@ -131,14 +138,19 @@ def main() -> None:
     lm = load(args.workdir, step=args.step)
     text = _own_text(lm, args.split or "val") if args.path is None else read_text(args.path or ".")
     result = lm.evaluate(text, stride=args.stride)
+    copies = {}
+    if args.novelty:
+        copies = longest_copies(lm, _own_text(lm, "train"), _own_text(lm, "val"))
     if args.json:
-        print(json.dumps(dataclasses.asdict(result)))
+        print(json.dumps(dataclasses.asdict(result) | copies))
         return
     print(f"loss                {result.loss:.4f} nats/character")
     print(f"standard error      {result.standard_error:.4f}")
     print(f"perplexity          {result.perplexity:.4f}")
     print(f"bits per character  {result.bits_per_character:.4f}")
     print(f"count               {result.count}")
+    for name, copy in copies.items():
+        print(f"{name.replace('_', ' '):<19} {len(copy)} characters: {copy!r}")
 
 
 def _own_text(lm: "LanguageModel", split: str) -> str:

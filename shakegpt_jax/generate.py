@@ -15,6 +15,7 @@ _PROMPT = "O God, O God!"
 def main() -> None:
     """Run the command line; --help lists its arguments."""
     parser = ArgumentParser("generate", "Write text with a trained model.")
+    parser.add_step()
     add = parser.add_argument
     add("--prompt", help=f"text to go on from ({_PROMPT})")
     add("--max_new_tokens", type=int, default=500, help="characters to write (%(default)s)")

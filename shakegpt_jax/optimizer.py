@@ -2,8 +2,12 @@
 
 import jax
 import optax
+import optax.contrib
+from optax.contrib import MuonDimensionNumbers
 
 from shakegpt_jax.config import OptimizerConfig
+
+_ADAM_RMS = 0.2  # root mean square of Adam's updates, about
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -24,24 +28,52 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Return clipping by global norm, then Adam, then decoupled weight decay on matrices.
+    """Return clipping by global norm, then the optimizer, with decoupled weight decay on matrices.
+
+    "adam" is Adam throughout. "muon" is Muon for the blocks' matrices, Adam for the rest, with
+    Muon's updates scaled to the size of Adam's, so that one learning rate serves both; only the
+    blocks' matrices decay.
 
     Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Loshchilov and Hutter
-    2019 (decoupled decay).
+    2019 (decoupled decay), Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale).
 
     With `max_skipped_updates`, gradients that are not finite change nothing, the schedule and
-    Adam's means included, until there are more of them in a row.
+    the means included, until there are more of them in a row.
     """
-    decay = [optax.add_decayed_weights(config.weight_decay, _matrices)]
-    tx = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        *(decay if config.weight_decay else []),
-        optax.scale_by_learning_rate(make_schedule(config, num_steps)),
-    )
+    schedule = make_schedule(config, num_steps)
+    if config.name == "muon":
+        optimizer = optax.contrib.muon(
+            schedule,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            muon_weight_dimension_numbers=_hidden_matrices,
+            consistent_rms=_ADAM_RMS,
+        )
+    else:
+        optimizer = optax.adamw(
+            schedule,
+            config.b1,
+            config.b2,
+            config.eps,
+            weight_decay=config.weight_decay,
+            mask=_matrices,
+        )
+    tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     most = config.max_skipped_updates
     return optax.apply_if_finite(tx, most) if most else tx
 
 
 def _matrices(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+
+def _hidden_matrices(params: optax.Params) -> optax.Params:
+    """Mark the kernels of the blocks; embeddings and head are matrices too, but not for Muon."""
+
+    def mark(path: jax.tree_util.KeyPath, p: jax.Array) -> MuonDimensionNumbers | None:
+        hidden = jax.tree_util.keystr(path[:1], simple=True).startswith("block")
+        return MuonDimensionNumbers() if hidden and p.ndim == 2 else None
+
+    return jax.tree.map_with_path(mark, params)

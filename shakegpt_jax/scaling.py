@@ -18,8 +18,8 @@ from shakegpt_jax.benchmark import measure_training
 from shakegpt_jax.cli import run_command, use_compilation_cache
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import load_corpus
-from shakegpt_jax.errors import UserError
 from shakegpt_jax.flags import parse_flags
+from shakegpt_jax.plot import import_pyplot
 
 _DOUBLINGS = 4
 _STEPS_PER_DISPATCH = 4
@@ -58,6 +58,8 @@ def main() -> None:
     plot = flags.DEFINE_string("plot", None, "write a picture to this file")
     as_json = flags.DEFINE_bool("json", False, "print one JSON object")
     config, _ = parse_flags(sys.argv)
+    if plot.value:
+        import_pyplot()  # told before the minutes of measuring
     use_compilation_cache()
     growth = {field: measure_growth(config, field) for field in EXPECTED_EXPONENTS}
     if as_json.value:
@@ -82,13 +84,7 @@ def _print(growth: dict[str, tuple[list[int], list[float]]]) -> None:
 
 
 def _plot(growth: dict[str, tuple[list[int], list[float]]], path: str) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install -e '.[plot]'") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for field, (values, seconds) in growth.items():
         factors = np.array(values) / values[0]
