@@ -171,7 +171,6 @@ def benchmark(config: Config, corpus: Corpus, sample_batches: list[int]) -> dict
         `machine`; `ceilings`; `results`, a row per kind of work; `peak_memory_bytes`, of the
         device, or of the process on a CPU.
     """
-    ceilings = measure_ceilings(compute_dtype(config.model))
     model = GPT(config.model, corpus.tokenizer.vocab_size)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     measurements = [
@@ -180,11 +179,13 @@ def benchmark(config: Config, corpus: Corpus, sample_batches: list[int]) -> dict
         measure_prefill(model, params, 1),
         *(measure_sampling(model, params, size) for size in sample_batches),
     ]
+    peak_memory_bytes = _peak_memory_bytes()
+    ceilings = measure_ceilings(compute_dtype(config.model))  # last, since they take much memory
     return {
         "machine": _machine(),
         "ceilings": ceilings,
         "results": [measurement.to_row(ceilings) for measurement in measurements],
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes,
     }
 
 

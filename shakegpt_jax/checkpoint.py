@@ -1,15 +1,13 @@
 """Saving and restoring a run: the only file that imports Orbax.
 
 A run folder holds `metrics.jsonl` and `checkpoints/<step>`. A checkpoint holds two folders of
-arrays, `params` and `rest` (of the train state); `metadata.json`, the config, the vocabulary and
-the validation figures; and the digests of all of them. It comes into being by a rename, whole.
+arrays, `params` and `opt_state`; `metadata.json`, the config, the vocabulary and the validation
+metrics; and the digests of all of them. It comes into being by a rename, once all is on the disk.
 """
 
-import dataclasses
+import contextlib
 import json
 import math
-import os
-import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,59 +18,15 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from shakegpt_jax import manifest
-from shakegpt_jax.config import Config
 from shakegpt_jax.errors import DamagedError, SaveError, UserError
+from shakegpt_jax.run_info import CHECKPOINTS, RunInfo, checkpoint_steps
 
-_FORMAT_VERSION = 1
-_FOLDER = "checkpoints"
 _METADATA = "metadata.json"
-_ARRAYS = ("params", "rest")
-_MOST_FAILURES = 3  # in a row
+_LARGEST_METADATA = 100_000_000  # bytes; the vocabulary is the most of it
+_ARRAYS = ("params", "opt_state")
+_MAX_FAILURES = 3  # in a row
 
 Metrics = dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class RunInfo:
-    """What is the same in every checkpoint of a run."""
-
-    config: Config
-    vocabulary: str  # the tokenizer's characters, in order of their ids
-    text_sha256: str  # of the UTF-8 text it was trained on
-
-    def to_json(self) -> dict[str, Any]:
-        """Make the metadata to store."""
-        return {
-            "format_version": _FORMAT_VERSION,
-            "config": self.config.to_dict(),
-            "vocabulary": self.vocabulary,
-            "text_sha256": self.text_sha256,
-        }
-
-    @classmethod
-    def from_json(cls, metadata: Any) -> Self:
-        """Read what `to_json` made, trusting none of it.
-
-        Raises:
-            UserError: if it was made by another version of the format, or is not what any made.
-        """
-        version = metadata.get("format_version") if isinstance(metadata, dict) else None
-        if type(version) is int and version > _FORMAT_VERSION:
-            raise UserError(
-                f"its format is version {version} and this shakegpt_jax reads {_FORMAT_VERSION}; "
-                "a newer one will read it"
-            )
-        if version != _FORMAT_VERSION:
-            raise UserError(f"its format_version is {version!r}, not {_FORMAT_VERSION}")
-        config = Config.from_dict(metadata.get("config"))
-        vocabulary, digest = metadata.get("vocabulary"), metadata.get("text_sha256")
-        if not isinstance(vocabulary, str) or "".join(sorted(set(vocabulary))) != vocabulary:
-            raise UserError("its vocabulary is not a sorted text without repetitions")
-        if not vocabulary:
-            raise UserError("its vocabulary is empty")
-        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-            raise UserError("its text_sha256 is not one")
-        return cls(config, vocabulary, digest)
 
 
 class Checkpoints:
@@ -84,11 +38,11 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending."""
-        return _steps(self.workdir)
+        return checkpoint_steps(self.workdir)
 
     def path(self, step: int) -> Path:
         """Return where a step's checkpoint lies."""
-        return self.workdir / _FOLDER / str(step)
+        return self.workdir / CHECKPOINTS / str(step)
 
     def find(self, step: int | Literal["best", "latest"]) -> int:
         """Turn "best" (by validation loss) or "latest" into a step, or check that one is there.
@@ -114,7 +68,7 @@ class Checkpoints:
         return self._read(step)[0]
 
     def metrics(self, step: int) -> Metrics:
-        """Return the validation figures saved with a step; none if a signal made it.
+        """Return the validation metrics saved with a step; none if a signal made it.
 
         Raises:
             UserError: if this version cannot read the checkpoint.
@@ -123,10 +77,11 @@ class Checkpoints:
         return self._read(step)[1]
 
     def _read(self, step: int) -> tuple[RunInfo, Metrics]:
-        self._verify(step, leave_out=_ARRAYS)
+        manifest.verify(self.path(step), leave_out=_ARRAYS)
         path = self.path(step) / _METADATA
+        text = manifest.read(path, _LARGEST_METADATA)
         try:
-            metadata = json.loads(path.read_text(encoding="utf-8"))
+            metadata = json.loads(text)
             info = RunInfo.from_json(metadata)
             metrics = metadata.get("metrics")
             if metrics is not None and not _are_metrics(metrics):
@@ -135,20 +90,13 @@ class Checkpoints:
             raise UserError(f"{path} cannot be used: {error}") from error
         return info, metrics or {}
 
-    def _verify(self, step: int, leave_out: tuple[str, ...]) -> None:
-        try:
-            manifest.verify(self.path(step), leave_out)
-        except DamagedError as error:
-            if not self.path(step).exists():
-                raise UserError(f"{self.path(step)} was just removed; try again") from error
-            raise
-
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """Load a step onto the devices that the abstract arrays name.
 
         Args:
             step: which.
-            abstract: `params`, `rest` or both, as pytrees of `ShapeDtypeStruct` with sharding.
+            abstract: `params`, `opt_state` or both, as pytrees of `ShapeDtypeStruct` with
+                sharding.
 
         Returns:
             The same with arrays.
@@ -157,19 +105,29 @@ class Checkpoints:
             DamagedError: if the files are not as they were saved.
             UserError: if they hold other arrays.
         """
-        self._verify(step, leave_out=tuple(name for name in _ARRAYS if name not in abstract))
+        leave_out = [name for name in _ARRAYS if name not in abstract]
+        manifest.verify(self.path(step), leave_out)
         path = self.path(step).absolute()  # Orbax refuses relative paths
         saved = ocp.checkpointables_metadata(path).metadata
         for name in abstract:
             # Orbax casts another type in silence, and tells another shape in many lines.
-            if _kinds(saved.get(name)) != _kinds(abstract[name]):
-                raise UserError(f"{path / name} holds other arrays than its config describes")
+            have, want = _shapes(saved.get(name)), _shapes(abstract[name])
+            for leaf in sorted(have.keys() | want.keys()):
+                if have.get(leaf) != want.get(leaf):
+                    raise UserError(
+                        f"{path / name} holds other arrays than its config describes: {leaf} is "
+                        f"{have.get(leaf, 'not there')} and should be {want.get(leaf, 'absent')}"
+                    )
         restored = ocp.load_checkpointables(path, abstract)
         return {name: restored[name] for name in abstract}
 
 
 class CheckpointWriter(Checkpoints):
-    """The checkpoints of a run in training; a context manager, whose end waits for the saves."""
+    """The checkpoints of a run in training; a context manager, whose end waits for the saves.
+
+    One save is under way at a time, in a thread of its own; what is known of the checkpoints
+    belongs to the caller's thread.
+    """
 
     def __init__(self, workdir: str | Path, keep_latest: int, report: Callable[[str], object]):
         """Open a run folder, setting aside what is damaged in it.
@@ -180,34 +138,51 @@ class CheckpointWriter(Checkpoints):
                 apart: a model that overfits would otherwise lose its newest checkpoint, from
                 which it continues, to its best.
             report: is told of damage found and of saves that failed.
+
+        Raises:
+            UserError: if no checkpoint is left to go on from, or one cannot be read; then
+                nothing has been changed.
         """
         super().__init__(workdir)
         self._keep_latest, self._report = keep_latest, report
-        self._pool = ThreadPoolExecutor(1)
-        self._saving: tuple[int, Future[None]] | None = None
+        self._saving: tuple[int, RunInfo, Metrics, Future[None]] | None = None
         self._n_failure = 0
         self._known: dict[int, tuple[RunInfo, Metrics]] = {}
-        self._temporary = self.workdir / _FOLDER / "tmp"
-        shutil.rmtree(self._temporary, ignore_errors=True)  # left by a process that was killed
-        self._temporary.mkdir(parents=True)
-        for step in _steps(self.workdir):
+        damaged: dict[int, DamagedError] = {}
+        for step in checkpoint_steps(workdir):
             try:
-                self._verify(step, leave_out=())
+                manifest.verify(self.path(step))
                 self._known[step] = super()._read(step)
             except DamagedError as error:
-                aside = self.path(step).with_suffix(".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                self.path(step).rename(aside)
-                report(f"{error}; the checkpoint of step {step} is now {aside}")
+                damaged[step] = error
+        if damaged and not self._known:
+            raise UserError(
+                f"{damaged[max(damaged)]}; no checkpoint is left to go on from: remove "
+                f"{self.workdir}, or give another --workdir, to begin anew"
+            )
+        for step, damage in damaged.items():
+            aside = self.path(step).with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.path(step).rename(aside)
+            report(f"{damage}; the checkpoint of step {step} is now {aside}")
+        self._temporary = self.workdir / CHECKPOINTS / "tmp"
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        self._clear()  # what a process that was killed has left
+        self._pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if exception[0] is None:
-            self.wait()
-        self._pool.shutdown()  # waits, too
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        try:
+            if exception[0] is None:
+                self.wait()
+            else:
+                with contextlib.suppress(SaveError):  # the other is what ends the run
+                    self.wait()
+        finally:
+            self._pool.shutdown()
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     @property
     def steps(self) -> list[int]:
@@ -216,141 +191,113 @@ class CheckpointWriter(Checkpoints):
 
     @property
     def latest_step(self) -> int:
-        """The newest step that there is a checkpoint of; 0 if there is none."""
+        """The newest step that is saved; 0 if there is none."""
         return max(self._known, default=0)
 
     def _read(self, step: int) -> tuple[RunInfo, Metrics]:
         return self._known[step]
 
     def save(
-        self, step: int, params: Any, rest: Any, metrics: Metrics | None, info: RunInfo
+        self, step: int, params: Any, opt_state: Any, metrics: Metrics | None, info: RunInfo
     ) -> None:
         """Start saving; the arrays may be donated or changed as soon as this returns.
 
         A save that fails is reported, and the older checkpoints stay.
 
         Args:
-            step: names the checkpoint.
+            step: names the checkpoint, which must be new.
             params: pytree of arrays, sharded or not.
-            rest: pytree of arrays that only training needs.
-            metrics: validation figures, `loss` among them, by which the best is known; None if
-                there are none.
+            opt_state: pytree of arrays, the optimizer's.
+            metrics: finite validation metrics, `loss` among them, by which the best is known;
+                None if there are none.
             info: what loading needs.
 
         Raises:
-            SaveError: if the save before this one failed, as the third in a row.
+            SaveError: if this save, or the one before it, failed as the third in a row.
         """
         self.wait()
         folder = self._temporary / str(step)
+        metadata = json.dumps(info.to_json() | {"metrics": metrics}, allow_nan=False)
+        arrays = {"params": params, "opt_state": opt_state}
         try:
             self._temporary.stat()  # were the run folder removed, Orbax would make it anew
-            arrays = {"params": params, "rest": rest}
-            response = ocp.save_checkpointables_async(folder.absolute(), arrays, overwrite=True)
+            response = ocp.save_checkpointables_async(folder.absolute(), arrays)
         except Exception as error:  # of any kind: Orbax and TensorStore have many
             self._failed(step, error)
             return
 
         def finish() -> None:
             response.result()
-            metadata = info.to_json() | {"metrics": metrics}
-            (folder / _METADATA).write_text(json.dumps(metadata), encoding="utf-8")
+            (folder / _METADATA).write_text(metadata, encoding="utf-8")
             manifest.write(folder)
-            if self.path(step).exists():
-                self._remove(step)
             folder.rename(self.path(step))
-            self._known[step] = info, metrics or {}
-            best = self.find("best")
-            for old in self.steps[: -self._keep_latest]:
-                if old != best:
-                    self._remove(old)
+            manifest.sync(self.path(step).parent)
 
-        self._saving = step, self._pool.submit(finish)
+        self._saving = step, info, metrics or {}, self._pool.submit(finish)
 
     def wait(self) -> None:
-        """Wait for the save under way.
+        """Wait for the save under way, and remove what it makes superfluous.
 
         Raises:
             SaveError: if it failed, as the third in a row.
         """
         if self._saving is None:
             return
-        (step, future), self._saving = self._saving, None
-        if error := future.exception():
-            self._failed(step, error)
-        else:
-            self._n_failure = 0
+        (step, info, metrics, future), self._saving = self._saving, None
+        if failure := future.exception():
+            self._failed(step, failure)
+            return
+        self._n_failure = 0
+        self._known[step] = info, metrics
+        best = self.find("best")
+        for old in self.steps[: -self._keep_latest]:
+            if old != best:
+                self._remove(old)
 
-    def ensure_saved(self, step: int) -> None:
-        """Wait for a step's checkpoint.
-
-        Raises:
-            SaveError: if there is none.
-        """
-        self.wait()
-        if step not in self._known:
-            raise SaveError(f"step {step} is not saved; {self._last_good()}")
+    def last_good(self) -> str:
+        """Tell in words from where the run can go on."""
+        if not self._known:
+            return "there is no earlier checkpoint"
+        return f"the last good checkpoint is of step {self.latest_step}"
 
     def _failed(self, step: int, error: BaseException) -> None:
         self._n_failure += 1
+        self._clear()  # on a disk that is full, what is left would fail the next one
         reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
         message = f"the checkpoint of step {step} could not be saved ({reason}); "
-        if self._n_failure >= _MOST_FAILURES:
-            raise SaveError(f"{message}the third in a row; {self._last_good()}")
-        self._report(message + self._last_good())
-
-    def _last_good(self) -> str:
-        if not self._known:
-            return "there is no earlier one"
-        return f"the last good checkpoint is of step {self.latest_step}"
+        if self._n_failure >= _MAX_FAILURES:
+            message += f"the third in a row; {self.last_good()}"
+            raise SaveError(message) from error
+        self._report(message + self.last_good())
 
     def _remove(self, step: int) -> None:
-        self._known.pop(step, None)
         # Out of sight first: a checkpoint half deleted would look damaged.
         trash = self._temporary / f"{step}.old"
-        self.path(step).rename(trash)
-        shutil.rmtree(trash)
+        try:
+            self.path(step).rename(trash)
+            shutil.rmtree(trash)
+        except OSError as error:
+            self._report(f"the checkpoint of step {step} could not be removed: {error.strerror}")
+        del self._known[step]
 
-
-def has_checkpoint(workdir: str | Path) -> bool:
-    """Tell whether a folder holds a run with at least one checkpoint, be it damaged."""
-    return bool(_steps(workdir))
-
-
-def _steps(workdir: str | Path) -> list[int]:
-    folders = (Path(workdir) / _FOLDER).glob("[0-9]*")
-    return sorted(int(path.name) for path in folders if re.fullmatch(r"0|[1-9]\d{0,9}", path.name))
+    def _clear(self) -> None:
+        for path in self._temporary.glob("*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _are_metrics(metrics: Any) -> bool:
-    return (
-        isinstance(metrics, dict)
-        and "loss" in metrics
-        and all(type(value) in (int, float) and math.isfinite(value) for value in metrics.values())
-    )
+    try:
+        return (
+            isinstance(metrics, dict)
+            and "loss" in metrics
+            and all(type(v) in (int, float) and math.isfinite(v) for v in metrics.values())
+        )
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
-def _kinds(arrays: Any) -> list[tuple[tuple[int, ...], str]]:
-    return sorted((array.shape, str(array.dtype)) for array in jax.tree.leaves(arrays))
-
-
-def find_run(workdir: str = "", runs: str = "runs") -> Path:
-    """Return the run folder to use.
-
-    Args:
-        workdir: a run folder; empty for the newest under `runs`.
-        runs: where training puts its runs.
-
-    Raises:
-        UserError: if there is none.
-    """
-    train_one = "train one: python run_train.py --config configs/cpu.py"
-    if workdir:
-        if not os.path.isdir(workdir):  # Path's raises for names that are too long
-            raise UserError(f"no such run folder: {workdir}; {train_one}")
-        if not has_checkpoint(workdir):
-            raise UserError(f"{workdir} is not a run folder: it holds no checkpoints; {train_one}")
-        return Path(workdir)
-    found = [path for path in Path(runs).glob("*") if path.is_dir() and has_checkpoint(path)]
-    if not found:
-        raise UserError(f"no run found under {runs}/; {train_one}")
-    return max(found, key=lambda path: (path / _FOLDER).stat().st_mtime)
+def _shapes(arrays: Any) -> dict[str, str]:
+    """Name the shape and type of every leaf by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+    return {name: f"{a.dtype}{list(a.shape)}" for name, (_, a) in zip(names, leaves, strict=True)}

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -68,7 +69,11 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     operating system refuses (a full disk) or nothing can be saved. A reader that closes the pipe
     ends the command quietly, as does Ctrl-C, with 130.
     """
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every step of a save
+    # Orbax reports every step of a save, and a failed one in hundreds of lines.
+    logging.set_verbosity(logging.FATAL)
+    threading.excepthook = lambda args: None  # those of its threads; its errors reach us as well
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # closed by the shell
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # rather no umlaut than no run
@@ -88,6 +93,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:  # JAX's own is a RuntimeError
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).split("\n")[0] or "out of memory"
+        print(f"error: not enough memory for these sizes: {reason}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

@@ -6,7 +6,7 @@ The dataclasses are mutable while a config file and the command line fill them i
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from shakegpt_jax.errors import UserError
 
@@ -14,9 +14,13 @@ from shakegpt_jax.errors import UserError
 class _Section:
     """Fields that can be frozen; hashed by value once they are, so that jit can key on them."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
     def __setattr__(self, name: str, value: Any) -> None:
         if getattr(self, "_frozen", False):
             raise dataclasses.FrozenInstanceError(f"the config is frozen: cannot assign {name}")
+        if name not in (fields := self.__dataclass_fields__):  # a config file's misspelling
+            raise UserError(f"no config field {name}; there are: {', '.join(fields)}")
         super().__setattr__(name, value)
 
 
@@ -65,7 +69,7 @@ class TrainConfig(_Section):
     eval_every: int = 250  # steps; evaluate on the whole validation split and save a checkpoint
     seed: int = 0  # of the parameters, the windows drawn and the dropout
     steps_per_dispatch: int = 50  # steps that run on the device between two looks at them
-    keep_checkpoints: int = 1  # the latest so many are kept, and the best one
+    keep_checkpoints: int = 2  # the latest so many are kept, and the best one
     sample_length: int = 200  # characters of verse shown at each evaluation; 0: none
 
 
@@ -133,11 +137,13 @@ class Config(_Section):
                 raise UserError(f"unknown config section {section_name}; there are {[*sections]}")
             if not isinstance(fields, dict):
                 raise UserError(f"config.{section_name} is {fields!r}, not a mapping of its fields")
-            known = {field.name for field in dataclasses.fields(sections[section_name])}
+            section = sections[section_name]
+            if missing := {field.name for field in dataclasses.fields(section)} - fields.keys():
+                raise UserError(f"config.{section_name} lacks {', '.join(sorted(missing))}")
             for name, value in fields.items():
-                if name not in known:
-                    raise UserError(f"unknown config field {section_name}.{name}")
-                setattr(sections[section_name], name, value)
+                setattr(section, name, value)
+        if missing := sections.keys() - values.keys():
+            raise UserError(f"the config lacks {', '.join(sorted(missing))}")
         return config.freeze()
 
 
@@ -146,7 +152,7 @@ def _whole(least: int, most: int = 2**31 - 1) -> tuple[Callable[[Any], bool], st
 
 
 _LARGEST = 1e38  # what float32 can hold
-_FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
+_FRACTION = (lambda v: 0 <= v <= 1 - 1e-7, "from 0 to 1 - 1e-7, below 1 in float32")
 _ABOVE_0 = (lambda v: 0 < v <= _LARGEST, f"above 0 and at most {_LARGEST}")
 _FROM_0 = (lambda v: 0 <= v <= _LARGEST, f"from 0 to {_LARGEST}")
 _OPTIMIZERS = ("adam", "muon")
@@ -163,7 +169,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.init_stddev": _ABOVE_0,
     "model.compute_dtype": (lambda v: v in _DTYPES, f"one of {', '.join(_DTYPES)}"),
     "data.path": (lambda v: "\0" not in v, "a file name, without a null byte"),
-    "data.batch_size": _whole(1),
+    "data.batch_size": _whole(1, 1_000_000),
     "optimizer.name": (lambda v: v in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}"),
     "optimizer.learning_rate": _ABOVE_0,
     "optimizer.final_learning_rate": _FROM_0,
@@ -185,6 +191,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def allowed(field: str) -> str:
+    """Tell in words which values a field takes; `field` as in "model.n_layer"."""
+    return _RULES[field][1]
+
+
 def validate(config: Config) -> None:
     """Refuse values that cannot work.
 
@@ -196,7 +207,7 @@ def validate(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         kind = type(getattr(getattr(_DEFAULTS, section), name))
         if type(value) not in (kind, int if kind is float else kind) or not works(value):
-            raise UserError(f"config.{path} is {value!r}; it must be {right}")
+            raise UserError(f"config.{path} is {value!r:.80}; it must be {right}")
     opt = config.optimizer
     if opt.final_learning_rate > opt.learning_rate:
         right = f"at most learning_rate ({opt.learning_rate})"

@@ -53,13 +53,18 @@ def read_text(path: str) -> str:
     if not path:
         return tiny_shakespeare()
     try:
-        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
+        file = Path(path).expanduser()
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a device may have no end
+            raise UserError(f"{path} is no regular file; give a UTF-8 text file")
+        text = file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}; give a UTF-8 text file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder; give a UTF-8 text file") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (RuntimeError, UnicodeEncodeError) as error:  # ~nobody/x, a lone surrogate
+        raise UserError(f"cannot read {path!r}: {error}") from error
     except UnicodeDecodeError as error:
         where = f"byte {error.start} (0x{error.object[error.start]:02x})"
         raise UserError(f"{path} is not UTF-8: {error.reason} at {where}") from error

@@ -131,12 +131,14 @@ def main() -> None:
         help=f"also the longest copy of training text in {N_WRITTEN:,} characters written",
     )
     args = parser.parse_args()
+    if args.path == "":
+        parser.error("--path is empty; give a UTF-8 text file")
 
     from shakegpt_jax.language_model import load  # it imports this module
 
     use_compilation_cache()
     lm = load(args.workdir, step=args.step)
-    text = _own_text(lm, args.split or "val") if args.path is None else read_text(args.path or ".")
+    text = _own_text(lm, args.split or "val") if args.path is None else read_text(args.path)
     result = lm.evaluate(text, stride=args.stride)
     copies = {}
     if args.novelty:

@@ -10,6 +10,7 @@ from shakegpt_jax.cli import ArgumentParser, run_command, use_compilation_cache
 from shakegpt_jax.errors import UserError
 
 _PROMPT = "O God, O God!"
+_MAX_SAMPLES = 100_000  # in one batch
 
 
 def main() -> None:
@@ -26,8 +27,8 @@ def main() -> None:
     add("--seed", type=int, default=0, help="the same seed writes the same text (%(default)s)")
     add("--window_stride", type=int, help="characters dropped when the window is full; 1: exact")
     args = parser.parse_args()
-    if args.num_samples < 1:
-        parser.error(f"--num_samples is {args.num_samples}; it must be 1 or more")
+    if not 1 <= args.num_samples <= _MAX_SAMPLES:
+        parser.error(f"--num_samples is {args.num_samples}; it must be from 1 to {_MAX_SAMPLES}")
     if args.seed >= 0 and args.seed + args.num_samples > 2**32:
         parser.error(f"--seed plus --num_samples is over {2**32}")
 

@@ -22,7 +22,8 @@ def only_one(workdir: str | Path) -> Iterator[None]:
     """
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        file = (Path(workdir) / "lock").open("a+")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link could lead out of the folder
+        file = open(os.open(Path(workdir) / "lock", flags, 0o666), "r+")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
     with file:

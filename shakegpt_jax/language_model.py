@@ -11,13 +11,14 @@ import numpy as np
 
 from shakegpt_jax import evaluate as evaluation
 from shakegpt_jax import sampler, sharding
-from shakegpt_jax.checkpoint import Checkpoints, find_run
+from shakegpt_jax.checkpoint import Checkpoints
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import CharTokenizer
 from shakegpt_jax.errors import DamagedError, UserError
 from shakegpt_jax.model import GPT, init_params
+from shakegpt_jax.run_info import find_run
 
-_HOTTEST = 1e6  # beyond, every character is as probable as any other
+_MAX_TEMPERATURE = 1e6  # beyond, every character is as probable as any other
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -98,9 +99,10 @@ class LanguageModel:
         Yields:
             One new piece of text per prompt.
         """
-        are_texts = not isinstance(prompts, str) and all(isinstance(p, str) for p in prompts)
+        are_texts = isinstance(prompts, list | tuple) and all(isinstance(p, str) for p in prompts)
         _require(are_texts, "prompts", prompts, "a list of texts")
-        _require(len(prompts) > 0 and all(prompts), "prompt", "", "one character or more")
+        _require(len(prompts) > 0, "prompts", prompts, "one text or more")
+        _require(all(prompts), "prompt", "", "one character or more")
         n_time = self.config.model.block_size
         # The default keeps n_time // 2 characters, the last one written among them.
         stride = min(n_time, n_time - n_time // 2 + 1) if window_stride is None else window_stride
@@ -108,10 +110,10 @@ class LanguageModel:
         _require_whole("max_new_tokens", max_new_tokens, 1)
         is_number = isinstance(temperature, int | float | np.number) and temperature >= 0
         _require(
-            is_number and temperature <= _HOTTEST,
+            is_number and temperature <= _MAX_TEMPERATURE,
             "temperature",
             temperature,
-            f"a number from 0 to {_HOTTEST}",
+            f"a number from 0 to {_MAX_TEMPERATURE}",
         )
         if top_k is not None:
             _require_whole("top_k", top_k, 1)
@@ -202,18 +204,28 @@ def load(
     """
     _require(isinstance(workdir, str | Path), "workdir", workdir, "a folder's name")
     if step not in ("best", "latest"):
-        _require(isinstance(step, int), "step", step, "'best', 'latest' or a whole number")
+        whole = isinstance(step, int) and not isinstance(step, bool)
+        _require(whole, "step", step, "'best', 'latest' or a whole number")
     checkpoints = Checkpoints(find_run(str(workdir)))
-    try:
-        step = checkpoints.find(step)
-        info = checkpoints.run_info(step)
-        tokenizer = CharTokenizer(info.vocabulary)
-        model = GPT(info.config.model, tokenizer.vocab_size)
-        abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-        abstract = sharding.on_one_device(abstract)
-        params = checkpoints.restore(step, {"params": abstract})["params"]
-    except DamagedError as error:
-        raise DamagedError(f"{error}; another --step may do: {checkpoints.steps}") from error
+    while True:
+        steps = checkpoints.steps
+        try:
+            return _load(checkpoints, step)
+        except Exception as error:
+            if steps != checkpoints.steps:  # training has just replaced one: look again
+                continue
+            if isinstance(error, DamagedError) and len(steps) > 1:
+                raise DamagedError(f"{error}; another step may do, of {steps}") from error
+            raise
+
+
+def _load(checkpoints: Checkpoints, step: int | Literal["best", "latest"]) -> LanguageModel:
+    step = checkpoints.find(step)
+    info = checkpoints.run_info(step)
+    tokenizer = CharTokenizer(info.vocabulary)
+    model = GPT(info.config.model, tokenizer.vocab_size)
+    abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = checkpoints.restore(step, {"params": sharding.on_one_device(abstract)})["params"]
     return LanguageModel(model, params, tokenizer, info.config, info.text_sha256)
 
 

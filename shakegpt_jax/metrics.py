@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,17 @@ class MetricsFile:
         """
         self._path = Path(workdir) / "metrics.jsonl"
         rows = self.read(workdir) if step else []
-        self.rows = [row for row in rows if row["step"] <= step]
-        self._train_time = self.rows[-1]["train_time"] if self.rows else 0.0
-        self._started = started - (self.rows[-1]["wall_time"] if self.rows else 0.0)
-        self._n_written = len(self.rows)
-        text = "".join(map(_line, self.rows))
+        rows = [row for row in rows if row["step"] <= step]
+        self.last: Row | None = rows[-1] if rows else None
+        self._train_time = rows[-1]["train_time"] if rows else 0.0
+        self._started = started - (rows[-1]["wall_time"] if rows else 0.0)
+        self._pending: list[Row] = []
+        text = "".join(map(_line, rows))
         self._size = len(text.encode())
         replacement = self._path.with_suffix(".tmp")
-        replacement.write_text(text)
+        replacement.unlink(missing_ok=True)
+        with replacement.open("x") as file:  # never through a link
+            file.write(text)
         replacement.replace(self._path)
 
     def append(self, row: Row) -> None:
@@ -47,7 +51,8 @@ class MetricsFile:
         self._train_time += row.pop("seconds")
         wall_time = time.perf_counter() - self._started
         row |= {"train_time": self._train_time, "wall_time": wall_time}
-        self.rows.append(row)
+        self.last = row
+        self._pending.append(row)
 
     def flush(self) -> None:
         """Write the rows that have not been written.
@@ -55,13 +60,16 @@ class MetricsFile:
         Raises:
             OSError: if they cannot be (a full disk); the next call tries again.
         """
-        new = "".join(map(_line, self.rows[self._n_written :])).encode()
-        with self._path.open("r+b") as file:
+        if not self._path.exists():  # removed by someone: the rest is better than nothing
+            self._size = 0
+        new = "".join(map(_line, self._pending)).encode()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with open(descriptor, "r+b") as file:
             file.truncate(self._size)  # what a write that failed has left
             file.seek(self._size)
             file.write(new)
         self._size += len(new)
-        self._n_written = len(self.rows)
+        self._pending.clear()
 
     @staticmethod
     def read(workdir: str | Path) -> list[Row]:
@@ -76,10 +84,11 @@ class MetricsFile:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                numbers = [float(row[name]) for name in ("step", "train_time", "wall_time")]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                numbers = [math.nan]
-            if not all(map(math.isfinite, numbers)):
+                numbers = [row[name] for name in ("step", "train_time", "wall_time")]
+                good = all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
+            except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+                good = False
+            if not good:
                 raise UserError(f"{path}, line {number} is not a row of metrics; mend or remove it")
             rows.append(row)
         return rows

@@ -164,8 +164,13 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.block = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(epsilon=_EPSILON, dtype=jnp.float32)
+        # Without the precision, GPUs would round the operands to TF32.
         self.lm_head = nn.Dense(
-            self.vocab_size, use_bias=False, kernel_init=init, dtype=jnp.float32
+            self.vocab_size,
+            use_bias=False,
+            kernel_init=init,
+            dtype=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,
         )
 
     def __call__(self, idx_BxT: jax.Array, *, train: bool = False) -> jax.Array:

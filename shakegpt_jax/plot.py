@@ -11,6 +11,7 @@ import numpy as np
 from shakegpt_jax.cli import ArgumentParser, run_command
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.metrics import MetricsFile, Row
+from shakegpt_jax.run_info import find_run
 
 
 def import_pyplot() -> Any:
@@ -70,8 +71,6 @@ def main() -> None:
     parser = ArgumentParser("plot", "Draw a run's training and validation loss over its steps.")
     parser.add_argument("--output", help="picture to write (losses.png in the run folder)")
     args = parser.parse_args()
-
-    from shakegpt_jax.checkpoint import find_run  # after parsing: --help needs no JAX
 
     workdir = find_run(args.workdir)
     output = args.output or workdir / "losses.png"

@@ -1,5 +1,7 @@
 """What a training run prints: a bar on a terminal, plain lines elsewhere, a table at the end."""
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Self
@@ -16,12 +18,19 @@ _PLAIN_LINE_EVERY = 10.0  # seconds
 _SMOOTHING = 0.8  # weight of the past in the speed that the bar shows
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on without output, instead of ending the run in silence."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Progress:
     """The terminal side of a run; a context manager, during which the bar is shown."""
 
     def __init__(self, num_steps: int):
         """Prepare to show a run of so many steps."""
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = _Console(highlight=False, soft_wrap=True)
         self._num_steps = num_steps
         self._peak: float | None = None
         self._speed: float | None = None
@@ -86,13 +95,13 @@ class Progress:
         """Print a sample, set off from the rest."""
         self.note("\n" + "\n".join("    " + line for line in text.split("\n")) + "\n")
 
-    def summary(self, best: dict[str, float], checkpoint: Path, rows: list[Row]) -> None:
+    def summary(self, best: dict[str, float], checkpoint: Path, last: Row | None) -> None:
         """Print the table that ends a run.
 
         Args:
             best: validation figures of the best checkpoint.
             checkpoint: where that one is, its folder named by its step.
-            rows: the run's metrics.
+            last: the run's last row of metrics.
         """
         table = Table(show_header=False)
         lines = {
@@ -102,9 +111,9 @@ class Progress:
             "at step": f"{checkpoint.name} of {self._num_steps}",
             "best checkpoint": str(checkpoint),
         }
-        if rows:
-            lines["time training"] = _duration(rows[-1]["train_time"])
-            lines["time overall"] = _duration(rows[-1]["wall_time"])
+        if last:
+            lines["time training"] = _duration(last["train_time"])
+            lines["time overall"] = _duration(last["wall_time"])
         for name, value in lines.items():
             table.add_row(name, Text(value, overflow="fold"))
         self._console.print(table)

@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from shakegpt_jax import hardware, sharding
-from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter, RunInfo
+from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import Corpus, load_corpus
 from shakegpt_jax.dispatch import one_ahead
-from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
+from shakegpt_jax.errors import DamagedError, DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.evaluate import Evaluation, evaluate
 from shakegpt_jax.guard import StopSignals, only_one
 from shakegpt_jax.language_model import LanguageModel
@@ -28,16 +28,19 @@ from shakegpt_jax.metrics import MetricsFile, Row
 from shakegpt_jax.model import GPT, compute_dtype, train_flops_per_character
 from shakegpt_jax.optimizer import make_optimizer, make_schedule
 from shakegpt_jax.progress import Progress
+from shakegpt_jax.run_info import RunInfo
 from shakegpt_jax.train_step import Metrics, TrainState, create_state, train_step
 
 SAMPLE_PROMPT = "O God, O God!"
 
 _SLOW_SECONDS = 10.0
 _LONGEST_DISPATCH_SECONDS = 3.0
+_CPU_FLOPS = 1e11  # per second, a laptop's
 
 # What may change when a run is continued; the text itself is known by its digest.
-_FREE_FIELDS = {
+_RESUMABLE_FIELDS = {
     "data.path",
+    "train.eval_every",
     "train.steps_per_dispatch",
     "train.keep_checkpoints",
     "train.sample_length",
@@ -69,8 +72,6 @@ class Trainer:
         self.model = GPT(config.model, corpus.tokenizer.vocab_size)
         # Made once: its identity is part of the state's type.
         tx = make_optimizer(config.optimizer, train.num_steps)
-        schedule = make_schedule(config.optimizer, train.num_steps)
-        self._learning_rates = np.asarray(schedule(jnp.arange(train.num_steps)))
         create = functools.partial(create_state, self.model, tx, train.seed)
         self._abstract_state = sharding.shard_state(self.mesh, jax.eval_shape(create))
         where = jax.tree.map(lambda array: array.sharding, self._abstract_state)
@@ -79,6 +80,7 @@ class Trainer:
             train_step,
             model=self.model,
             tx=tx,
+            schedule=make_schedule(config.optimizer, train.num_steps),
             batch_size=config.data.batch_size,
             seed=train.seed,
         )
@@ -127,25 +129,21 @@ class Trainer:
             yield {
                 "step": step,
                 "seconds": seconds,
-                "learning_rate": float(self._learning_rates[step - 1]),
                 "characters_per_second": n * window_size / seconds,
                 **means,
             }
 
     def _means(self, metrics: dict[str, np.ndarray]) -> Row:
-        """Mean a chunk's figures; where updates may be skipped, over those that were not."""
-        loss, norm = metrics["loss"], metrics["gradient_norm"]
-        finite = np.isfinite(loss) & np.isfinite(norm)
-        skipped = metrics.get("skipped_in_a_row")
-        if skipped is None or skipped.max() > self.config.optimizer.max_skipped_updates:
-            finite[:] = True  # nothing is left out, so that the means tell
-        if finite.all():
-            return {"train_loss": float(loss.mean()), "gradient_norm": float(norm.mean())}
-        return {
-            "train_loss": float(loss[finite].mean()) if finite.any() else None,
-            "gradient_norm": float(norm[finite].mean()) if finite.any() else None,
-            "skipped_updates": int((~finite).sum()),
+        """Mean a chunk's metrics over its updates, those that were skipped left out."""
+        in_a_row = metrics["not_finite_in_a_row"]
+        skipped = (in_a_row > 0) & (in_a_row <= self.config.optimizer.max_skipped_updates)
+        loss, norm = (metrics[name][~skipped] for name in ("loss", "gradient_norm"))
+        row: Row = {
+            "train_loss": float(loss.mean()) if len(loss) else None,
+            "learning_rate": float(metrics["learning_rate"][-1]),
+            "gradient_norm": float(norm.mean()) if len(norm) else None,
         }
+        return row | ({"skipped_updates": int(skipped.sum())} if skipped.any() else {})
 
     def _dispatch(self, n: int) -> Metrics:
         if n not in self._run_chunk:  # after a stop between evaluations
@@ -169,27 +167,26 @@ class Trainer:
         self, checkpoints: CheckpointWriter, step: int, metrics: dict[str, float] | None
     ) -> None:
         """Start saving the state, with the validation figures of its parameters if known."""
-        rest = {"step": self.state.step, "opt_state": self.state.opt_state}
-        checkpoints.save(step, self.state.params, rest, metrics, self._run_info())
+        state = self.state
+        checkpoints.save(step, state.params, state.opt_state, metrics, self._run_info())
 
     def restore(self, checkpoints: Checkpoints, step: int) -> None:
-        """Continue from a saved state.
-
-        Raises:
-            UserError: if it is of another config or text, naming what differs.
-        """
-        if differing := _differing(self._run_info(), checkpoints.run_info(step)):
-            raise UserError(
-                f"{checkpoints.workdir} holds another run; what differs: {', '.join(differing)}; "
-                "give another --workdir, or the config that run was started with"
-            )
-        abstract = self._abstract_state
-        rest = {"step": abstract.step, "opt_state": abstract.opt_state}
-        saved = checkpoints.restore(step, {"params": abstract.params, "rest": rest})
-        self.state = TrainState(params=saved["params"], **saved["rest"])
+        """Continue from a saved state."""
+        abstract = {
+            "params": self._abstract_state.params,
+            "opt_state": self._abstract_state.opt_state,
+        }
+        where = self._abstract_state.step.sharding
+        self.state = TrainState(
+            step=jax.device_put(jnp.int32(step), where), **checkpoints.restore(step, abstract)
+        )
 
     def _run_info(self) -> RunInfo:
-        return RunInfo(self.config, self.corpus.tokenizer.vocabulary, self.corpus.sha256)
+        return _run_info(self.config, self.corpus)
+
+
+def _run_info(config: Config, corpus: Corpus) -> RunInfo:
+    return RunInfo(config, corpus.tokenizer.vocabulary, corpus.sha256)
 
 
 def train(config: Config, workdir: str | Path) -> None:
@@ -212,56 +209,76 @@ def train(config: Config, workdir: str | Path) -> None:
     prompt = _sample_prompt(corpus)
     with only_one(workdir), Progress(num_steps) as progress, StopSignals() as stop:
         config = _suit_cpu(config, corpus, progress)
-        trainer = Trainer(config, corpus, mesh)
+        _refuse_another_run(Checkpoints(workdir), _run_info(config, corpus))
         with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
+            trainer = Trainer(config, corpus, mesh)
             if step := checkpoints.latest_step:
                 trainer.restore(checkpoints, step)
                 done = "is finished, at" if step == num_steps else "goes on from"
                 progress.note(f"{workdir} {done} step {step} of {num_steps}")
             progress.begin(step, _peak_characters_per_second(trainer))
             log = MetricsFile(workdir, step, started)
-            saved = step
-            while step < num_steps:
+            evaluation = None
+            while step < num_steps and not stop.received:
                 until = min(num_steps, (step // every + 1) * every)
                 evaluation = None
                 for row in trainer.run(step, until, lambda: stop.received):
-                    _check_finite(row, "train_loss", step, checkpoints)
-                    step = row["step"]
+                    first, step = step + 1, row["step"]
+                    _check_finite(row, ("train_loss", "gradient_norm"), first, checkpoints)
                     if step == until:
                         evaluation = dataclasses.asdict(trainer.evaluate())
                         row |= {f"val_{name}": value for name, value in evaluation.items()}
-                        _check_finite(row, "val_loss", step, checkpoints)
+                        _check_finite(row, ("val_loss", "val_perplexity"), first, checkpoints)
                     log.append(row)
                     progress.show(row)
                     with contextlib.suppress(OSError):  # a full disk: tried again, and told below
                         log.flush()
-                if step > saved:
+                if step > checkpoints.latest_step and not (stop.received or step == num_steps):
                     trainer.save(checkpoints, step, evaluation)
-                    saved = step
-                if stop.received and step < num_steps:
-                    checkpoints.ensure_saved(step)
-                    raise StoppedBySignalError(_how_to_go_on(step, workdir), stop.received)
-                if config.train.sample_length:
+                if config.train.sample_length and not stop.received:
                     progress.verse(trainer.sample(prompt, config.train.sample_length))
-            checkpoints.ensure_saved(num_steps)
+            checkpoints.wait()
+            while checkpoints.latest_step < step:  # the last is tried until it is the third
+                trainer.save(checkpoints, step, evaluation)
+                checkpoints.wait()
             log.flush()
+            if step < num_steps:
+                assert stop.received
+                raise StoppedBySignalError(_how_to_go_on(step, workdir), stop.received)
             best = checkpoints.find("best")
-            progress.summary(checkpoints.metrics(best), checkpoints.path(best), log.rows)
+            progress.summary(checkpoints.metrics(best), checkpoints.path(best), log.last)
     command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(workdir))}"
     progress.note(f"To read more: {command} --prompt {shlex.quote(prompt)}")
 
 
+def _refuse_another_run(checkpoints: Checkpoints, info: RunInfo) -> None:
+    for step in reversed(checkpoints.steps):
+        with contextlib.suppress(DamagedError):  # another one may tell
+            if differing := _differing(info, checkpoints.run_info(step)):
+                raise UserError(
+                    f"{checkpoints.workdir} holds another run; what differs: "
+                    f"{', '.join(differing)}; give another --workdir, or the config that run was "
+                    "started with"
+                )
+            return
+
+
 def _how_to_go_on(step: int, workdir: str | Path) -> str:
+    if not step:
+        return f"stopped before the first steps; the same command starts again in {workdir}"
     return f"stopped and saved at step {step}; the same command goes on from there in {workdir}"
 
 
-def _check_finite(row: Row, loss: str, before: int, checkpoints: CheckpointWriter) -> None:
-    figures = [row[name] for name in (loss, "gradient_norm") if row[name] is not None]
-    if not all(map(math.isfinite, figures)):
+def _check_finite(
+    row: Row, names: tuple[str, ...], first: int, checkpoints: CheckpointWriter
+) -> None:
+    bad = [name for name in names if row[name] is not None and not math.isfinite(row[name])]
+    if bad:
+        checkpoints.wait()
         raise DivergedError(
-            f"{loss} is {row[loss]} and the gradient norm {row['gradient_norm']} in steps "
-            f"{before + 1} to {row['step']}; the last good checkpoint is of step "
-            f"{checkpoints.latest_step}; try a lower config.optimizer.learning_rate"
+            f"{' and '.join(f'{name} is {row[name]}' for name in bad)} in steps {first} to "
+            f"{row['step']}; {checkpoints.last_good()}; try a lower "
+            "config.optimizer.learning_rate, in another --workdir"
         )
 
 
@@ -280,7 +297,7 @@ def _differing(ours: RunInfo, theirs: RunInfo) -> list[str]:
         f"{section}.{name} (saved {saved[section][name]!r}, now {value!r})"
         for section, values in ours.config.to_dict().items()
         for name, value in values.items()
-        if f"{section}.{name}" not in _FREE_FIELDS and saved[section][name] != value
+        if f"{section}.{name}" not in _RESUMABLE_FIELDS and saved[section][name] != value
     ]
     other_text = ours.text_sha256 != theirs.text_sha256
     return fields + [f"the text (now {ours.config.data.path or 'Tiny Shakespeare'})"] * other_text
@@ -298,19 +315,20 @@ def _suit_cpu(config: Config, corpus: Corpus, progress: Progress) -> Config:
     """On a CPU, tell beforehand what a large config will take, and dispatch few steps at once."""
     if jax.default_backend() != "cpu":
         return config
-    speed = hardware.measure_matmul_flops()
-    seconds_per_character = (
-        train_flops_per_character(config.model, corpus.tokenizer.vocab_size) / speed
-    )
-    step = seconds_per_character * config.data.batch_size * config.model.block_size
-    evaluation = seconds_per_character / 3 * len(corpus.val_ids)
-    if step + evaluation > _SLOW_SECONDS:
+    flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
+    step_flops = flops * config.data.batch_size * config.model.block_size
+    evaluation_flops = flops / 3 * len(corpus.val_ids)
+    if step_flops + evaluation_flops > _SLOW_SECONDS * _CPU_FLOPS:
+        speed = hardware.measure_matmul_flops()
+        step, evaluation = step_flops / speed, evaluation_flops / speed
         hours = (step + evaluation / config.train.eval_every) * config.train.num_steps / 3600
         progress.note(
             f"on this CPU one step takes {step:.1f} s or more, one evaluation {evaluation:.0f} s, "
             f"{config.train.num_steps} steps {hours:.1f} hours; this config is for a GPU, and "
             "configs/cpu.py for a CPU"
         )
-    # A signal is heeded between dispatches.
-    most = max(1, min(config.train.steps_per_dispatch, int(_LONGEST_DISPATCH_SECONDS / step)))
+    # A signal is heeded between dispatches. Not from a measurement: it would differ from start
+    # to start, and with it the rows of the metrics and the last bits.
+    most = max(1, int(_LONGEST_DISPATCH_SECONDS * _CPU_FLOPS / step_flops))
+    most = min(config.train.steps_per_dispatch, most)
     return config.replace({"train.steps_per_dispatch": most})

@@ -34,6 +34,7 @@ def train_step(
     *,
     model: GPT,
     tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
     batch_size: int,
     seed: int,
 ) -> tuple[TrainState, Metrics]:
@@ -44,13 +45,14 @@ def train_step(
         ids: (n,) the training text.
         model: maps (B, T) ids to (B, T, V) logits.
         tx: the optax chain that `state.opt_state` belongs to.
+        schedule: its learning rate by step.
         batch_size: B.
         seed: with the step, decides the windows and the dropout.
 
     Returns:
         The state after it, and the `loss` (nats per character, mean over the batch, before the
-        update) and `gradient_norm` (before clipping); from a chain that skips updates which are
-        not finite, `skipped_in_a_row` too.
+        update), `gradient_norm` (before clipping), `learning_rate`, and `not_finite_in_a_row`,
+        the gradients up to this one that were not finite, as a chain counts that skips them.
     """
     key = _key(seed, "windows", state.step)
     batch = sample_windows(key, ids, batch_size, model.config.block_size)
@@ -68,9 +70,14 @@ def train_step(
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
-    if isinstance(opt_state, optax.ApplyIfFiniteState):
-        metrics["skipped_in_a_row"] = opt_state.notfinite_count
+    # A chain that skips updates counts them; its schedule stands still meanwhile.
+    n_not_finite = optax.tree.get(state.opt_state, "total_notfinite", 0)
+    metrics = {
+        "loss": loss,
+        "gradient_norm": optax.tree.norm(grads),
+        "learning_rate": jnp.asarray(schedule(state.step - n_not_finite)),
+        "not_finite_in_a_row": jnp.asarray(optax.tree.get(opt_state, "notfinite_count", 0)),
+    }
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

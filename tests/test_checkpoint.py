@@ -3,13 +3,15 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter, RunInfo, find_run
+from shakegpt_jax.checkpoint import Checkpoints, CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.run_info import RunInfo, find_run
 from shakegpt_jax.sharding import on_one_device
 
 
@@ -21,8 +23,12 @@ def info(config) -> RunInfo:
 def state(step: int) -> tuple[dict, dict]:
     key = jax.random.key(step)
     params = {"w": jax.random.normal(key, (4, 3)), "b": jnp.float32(step)}
-    rest = {"step": jnp.int32(step), "opt_state": (params, jnp.arange(3, dtype=jnp.bfloat16))}
-    return params, rest
+    step = jnp.int32(step)
+    return params, (
+        optax.ScaleByAdamState(step, params, params),
+        {},
+        jnp.arange(3, dtype=jnp.bfloat16),
+    )
 
 
 def save(workdir, info: RunInfo, losses: list[float], keep: int = 1) -> None:
@@ -33,17 +39,22 @@ def save(workdir, info: RunInfo, losses: list[float], keep: int = 1) -> None:
 
 def test_restored_is_what_was_saved(tmp_path, info):
     save(tmp_path, info, [2.0])
-    params, rest = state(1)
-    shapes = jax.eval_shape(lambda: {"params": params, "rest": rest})
+    params, opt_state = state(1)
+    saved = {"params": params, "opt_state": opt_state}
+    shapes = jax.eval_shape(lambda: saved)
     checkpoints = Checkpoints(tmp_path)
     restored = checkpoints.restore(1, on_one_device(shapes))
     assert checkpoints.run_info(1) == info
     for saved, loaded in zip(
-        jax.tree.leaves({"params": params, "rest": rest}), jax.tree.leaves(restored), strict=True
+        jax.tree.leaves({"params": params, "opt_state": opt_state}),
+        jax.tree.leaves(restored),
+        strict=True,
     ):
         assert (saved.dtype, saved.shape) == (loaded.dtype, loaded.shape)
         np.testing.assert_array_equal(saved, loaded)
-    assert jax.tree.structure(restored) == jax.tree.structure({"params": params, "rest": rest})
+    assert jax.tree.structure(restored) == jax.tree.structure(
+        {"params": params, "opt_state": opt_state}
+    )
 
 
 def test_parameters_can_be_restored_alone(tmp_path, info):
@@ -96,14 +107,10 @@ def test_reading_leaves_a_save_under_way_alone_and_writing_clears_what_is_left(t
     assert not under_way.parent.exists()
 
 
-def test_a_step_saved_again_is_replaced(tmp_path, info):
-    save(tmp_path, info, [2.0])
-    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
-        checkpoints.save(1, *state(7), {"loss": 1.0}, info)
-    shapes = jax.eval_shape(lambda: {"params": state(1)[0]})
-    restored = Checkpoints(tmp_path).restore(1, on_one_device(shapes))
-    assert restored["params"]["b"] == 7
-    assert Checkpoints(tmp_path).metrics(1) == {"loss": 1.0}
+def changed_config(section: str, name: str, value: object) -> dict:
+    config = Config().to_dict()
+    config[section][name] = value
+    return {"config": config}
 
 
 @pytest.mark.parametrize(
@@ -115,12 +122,16 @@ def test_a_step_saved_again_is_replaced(tmp_path, info):
         ({"config": None}, "the config is None"),
         ({"config": {"model": 3}}, "config.model is 3"),
         ({"config": {"_frozen": {}}}, "unknown config section _frozen"),
-        ({"config": {"model": {"__class__": 1}}}, "unknown config field model.__class__"),
-        ({"config": {"model": {"n_layer": 10**9}}}, "n_layer is 1000000000; it must be a whole"),
-        ({"config": {"model": {"n_embd": 10**400}}}, "n_embd is 1000"),
-        ({"config": {"model": {"n_layer": True}}}, "n_layer is True"),
-        ({"config": {"optimizer": {"eps": 10**400}}}, "eps is 1000"),
-        ({"vocabulary": ""}, "vocabulary is empty"),
+        ({"config": {}}, "the config lacks data, mesh, model, optimizer, train"),
+        ({"config": {"model": {}}}, "config.model lacks block_size"),
+        (changed_config("model", "__class__", 1), "no config field __class__"),
+        (changed_config("model", "n_layer", 10**9), "n_layer is 1000000000; it must be a whole"),
+        (changed_config("model", "n_embd", 10**400), "n_embd is 1000"),
+        (changed_config("model", "n_layer", True), "n_layer is True"),
+        (changed_config("optimizer", "eps", 10**400), "eps is 1000"),
+        ({"format_version": True}, "its format_version is True, not 1"),
+        ({"vocabulary": ""}, "vocabulary is empty or has lone surrogates"),
+        ({"vocabulary": "\ud800"}, "vocabulary is empty or has lone surrogates"),
         ({"vocabulary": "ba"}, "vocabulary is not a sorted text"),
         ({"vocabulary": "aa"}, "vocabulary is not a sorted text"),
         ({"vocabulary": ["a"]}, "vocabulary is not a sorted text"),

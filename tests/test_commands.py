@@ -150,6 +150,22 @@ def test_generate_streams(folder):
     process.stderr.close()
 
 
+def test_training_goes_on_when_its_reader_leaves(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "run_train.py", f"--config={ROOT}/configs/cpu.py", *TINY],
+        cwd=tmp_path,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 0
+    process.stderr.close()
+    assert (tmp_path / "runs" / "cpu" / "checkpoints" / "20").is_dir()
+
+
 def test_library_parts_agree(lm):
     text = "To be, or not"
     logits = lm.logits(text)
@@ -186,12 +202,23 @@ def test_commands_without_a_run_say_how_to_make_one(tmp_path):
             ["--config.model.n_layers=3"],
             ["no config field model.n_layers; did you mean model.n_layer?"],
         ),
-        (["--config.train.num_steps=many"], ["invalid literal for int()", "many"]),
-        (["--config=none.py"], ["cannot load the config", "none.py"]),
+        (
+            ["--config.train.num_steps=many"],
+            ["num_steps is 'many'; it must be a whole number from 1"],
+        ),
+        (["--config.train.num_steps=1e3"], ["num_steps is '1e3'; it must be a whole number"]),
+        (["--config.optimizer.eps=tiny"], ["optimizer.eps is 'tiny'; it must be above 0"]),
+        (["--config=none.py"], ["no such config file: 'none.py'; give one such as"]),
+        (["--config", "none.py"], ["no such config file: 'none.py'; give one such as"]),
+        (
+            ["--config=typo.py"],
+            ["cannot load the config typo.py", "no config field n_layers"],
+        ),
+        (["--config=exit.py"], ["cannot load the config exit.py: SystemExit"]),
         (["--worksdir=x"], ["Unknown command line flag 'worksdir'"]),
         (["--workdir=same.txt"], ["cannot write to the run folder same.txt"]),
         (["positional"], ["unexpected argument 'positional'"]),
-        (["--config=broken.py"], ["cannot load the config: ZeroDivisionError"]),
+        (["--config=broken.py"], ["cannot load the config broken.py: ZeroDivisionError"]),
         (["--config=other.py"], ["cannot load the config"]),
     ],
 )
@@ -201,6 +228,11 @@ def test_training_refuses_bad_input_and_writes_nothing(tmp_path, args, messages)
     (tmp_path / "short.txt").write_text("short text")
     (tmp_path / "same.txt").write_text("a" * 1000)
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "exit.py").write_text("import sys\nsys.exit(0)")
+    (tmp_path / "typo.py").write_text(
+        "from shakegpt_jax.config import Config\n\ndef get_config():\n"
+        "    config = Config()\n    config.model.n_layers = 3\n    return config\n"
+    )
     (tmp_path / "other.py").write_text("def get_config():\n    return {}")
     before = sorted(tmp_path.iterdir())
     assert_refused(train(*args, cwd=tmp_path), *messages)

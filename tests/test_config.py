@@ -32,9 +32,22 @@ def test_config_survives_a_dict():
     config.model.n_layer = 3
     config.data.path = "a b"
     assert Config.from_dict(config.to_dict()) == config
-    for bad in ({"modell": {"n_layer": 1}}, {"model": {"layers": 1}}):
-        with pytest.raises(UserError, match=r"unknown config (section modell|field model.layers)"):
+    whole = config.to_dict()
+    for bad, message in (
+        (whole | {"modell": {"n_layer": 1}}, "unknown config section modell"),
+        (whole | {"model": whole["model"] | {"layers": 1}}, "no config field layers; there are"),
+        (whole | {"mesh": {"data": 1}}, "config.mesh lacks fsdp"),
+        ({"mesh": whole["mesh"]}, "the config lacks data, model, optimizer, train"),
+    ):
+        with pytest.raises(UserError, match=message):
             Config.from_dict(bad)
+
+
+def test_a_misspelt_field_is_refused_where_it_is_assigned():
+    config = Config()
+    for section, name in ((config, "modle"), (config.model, "n_layers")):
+        with pytest.raises(UserError, match=f"no config field {name}; there are"):
+            setattr(section, name, 1)
 
 
 @pytest.mark.parametrize(

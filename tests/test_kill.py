@@ -1,7 +1,9 @@
 """A run that is killed, again and again, ends as one that was never stopped."""
 
+import itertools
 import multiprocessing
 import os
+import pydoc
 import random
 import signal
 import sys
@@ -113,3 +115,45 @@ def test_kills_leave_no_trace(config, tmp_path, text, context, n_kill):
     for ours, theirs in zip(*states, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     print(n_kill, "kills, of which in a save:", sum(interrupted), "at step", len(steps) * 5)
+
+
+def _train_until(config: Config, workdir: Path, where: str, count: int) -> None:
+    """Train, and die at the start of the nth call of a function."""
+    module, name = where.rsplit(".", 1)
+    owner = pydoc.locate(module)
+    function = getattr(owner, name)
+    calls = itertools.count(1)
+
+    def die(*args, **kwargs):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, die)
+    _train(config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        ("shakegpt_jax.manifest.write", 2),  # the arrays are written, the list is not
+        ("shakegpt_jax.manifest.sync", 20),  # the list is written, and perhaps not on the disk
+        ("pathlib.Path.rename", 2),  # all is written, and not in its place
+        ("pathlib.Path.rename", 4),  # before one is pruned
+        ("shutil.rmtree", 1),  # out of sight, and not removed
+        ("shakegpt_jax.metrics.MetricsFile.flush", 7),
+    ],
+)
+def test_a_kill_at_every_point_of_a_save(config, tmp_path, text, context, where, count):
+    (tmp_path / "text.txt").write_text(text)
+    config.data.path = str(tmp_path / "text.txt")
+    config.train.num_steps, config.train.keep_checkpoints = 30, 1
+    workdir = tmp_path / "run"
+    process = context.Process(target=_train_until, args=(config.freeze(), workdir, where, count))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert Checkpoints(workdir).find("best") >= 6
+    train(config, workdir)
+    assert [row["step"] for row in MetricsFile.read(workdir)] == [*range(3, 31, 3)]
+    assert Checkpoints(workdir).find("latest") == 30

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,7 +21,7 @@ from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.guard import only_one
 from shakegpt_jax.metrics import MetricsFile
 from shakegpt_jax.model import GPT
-from shakegpt_jax.optimizer import make_optimizer
+from shakegpt_jax.optimizer import make_optimizer, make_schedule
 from shakegpt_jax.train import (
     SAMPLE_PROMPT,
     Trainer,
@@ -50,7 +51,10 @@ def test_one_step_changes_what_it_did_before(config, corpus):
     tx = make_optimizer(config.optimizer, config.train.num_steps)
     state = jax.jit(functools.partial(create_state, model, tx, 0))()
     assert state.step == 0
-    step = jax.jit(functools.partial(train_step, model=model, tx=tx, batch_size=8, seed=0))
+    schedule = make_schedule(config.optimizer, config.train.num_steps)
+    step = jax.jit(
+        functools.partial(train_step, model=model, tx=tx, schedule=schedule, batch_size=8, seed=0)
+    )
     state, metrics = step(state, corpus.train_ids)
     assert state.step == 1
     updated = np.concatenate([np.ravel(p) for p in jax.tree.leaves(state.params)])
@@ -142,7 +146,14 @@ def test_windows_and_dropout_are_drawn_anew_at_every_step_and_seed(config, corpu
 
     @functools.partial(jax.jit, static_argnames="seed")
     def losses(step, seed: int) -> list[jax.Array]:
-        take = functools.partial(train_step, model=model, tx=tx, batch_size=4, seed=seed)
+        take = functools.partial(
+            train_step,
+            model=model,
+            tx=tx,
+            schedule=optax.constant_schedule(1.0),
+            batch_size=4,
+            seed=seed,
+        )
         at_step = state.replace(step=step)
         return [take(at_step, ids)[1]["loss"] for ids in (corpus.train_ids, one_window)]
 
@@ -276,11 +287,37 @@ def test_numbers_that_are_not_finite_end_the_run_and_save_nothing(config, tmp_pa
     (tmp_path / "text.txt").write_text(text)
     config.data.path = str(tmp_path / "text.txt")
     config.optimizer.learning_rate = 1e30
-    with pytest.raises(
-        DivergedError, match="in steps 1 to 3; the last good checkpoint is of step 0"
-    ):
+    with pytest.raises(DivergedError, match="in steps 1 to 3; there is no earlier checkpoint"):
         train(config.freeze(), tmp_path / "run")
     assert MetricsFile.read(tmp_path / "run") == []
+    assert Checkpoints(tmp_path / "run").steps == []
+
+
+@pytest.mark.parametrize("learning_rate", [10.0, 1e3, 1e5])
+def test_a_loss_beyond_reason_ends_the_run(config, tmp_path, text, learning_rate):
+    (tmp_path / "text.txt").write_text(text)
+    config.data.path = str(tmp_path / "text.txt")
+    config.optimizer.learning_rate = learning_rate
+    config.train.num_steps = 40
+    with contextlib.suppress(DivergedError):
+        train(config.freeze(), tmp_path / "run")
+    for step in Checkpoints(tmp_path / "run").steps:
+        assert math.isfinite(Checkpoints(tmp_path / "run").metrics(step)["perplexity"])
+
+
+def test_a_signal_before_the_first_step_ends_the_run_in_order(config, tmp_path, text, monkeypatch):
+    (tmp_path / "text.txt").write_text(text)
+    config.data.path = str(tmp_path / "text.txt")
+    init = Trainer.__init__
+
+    def init_and_stop(self, *args):
+        init(self, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "__init__", init_and_stop)
+    with pytest.raises(StoppedBySignalError, match="before the first steps; the same command") as e:
+        train(config.freeze(), tmp_path / "run")
+    assert e.value.exit_code == 143
     assert Checkpoints(tmp_path / "run").steps == []
 
 
@@ -310,7 +347,7 @@ def test_updates_that_are_not_finite_can_be_skipped(config, tmp_path, text, monk
         return MetricsFile.read(tmp_path / str(most))
 
     first = poisoned.index(True)
-    chunk = f"in steps {first // 3 * 3 + 1} to {first // 3 * 3 + 3}; the last good"
+    chunk = f"in steps {first // 3 * 3 + 1} to {first // 3 * 3 + 3}; there is no"
     with pytest.raises(DivergedError, match=chunk):
         attempt(0)
     with pytest.raises(DivergedError):
@@ -318,6 +355,10 @@ def test_updates_that_are_not_finite_can_be_skipped(config, tmp_path, text, monk
     rows = attempt(longest)
     skipped = [sum(poisoned[i : i + 3]) for i in range(0, 24, 3)]
     assert [row.get("skipped_updates", 0) for row in rows] == skipped
+    schedule = make_schedule(config.optimizer, 24)  # stands still where updates are skipped
+    applied = [i - sum(poisoned[:i]) for i in range(2, 24, 3)]
+    rates = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, [schedule(count) for count in applied], rtol=1e-5)
     for row, n in zip(rows, skipped, strict=True):
         assert (row["train_loss"] is None) == (n == 3)
         assert n == 3 or math.isfinite(row["train_loss"] + row["gradient_norm"])
