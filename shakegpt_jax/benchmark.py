@@ -104,6 +104,7 @@ def measure_training(config: Config, corpus: Corpus) -> Measurement:
     num_steps = n * (1 + _REPEATS)
     config = config.replace({"train.num_steps": num_steps, "train.eval_every": num_steps})
     trainer = Trainer(config, corpus, make_mesh(config))
+    trainer.initialize()
     rows = list(trainer.run(0, num_steps))[1:]
     characters = config.data.batch_size * config.model.block_size
     flops = train_flops_per_character(config.model, trainer.model.vocab_size)

@@ -56,10 +56,15 @@ def chunk_lengths(num_steps: int, most: int) -> list[int]:
 
 
 class Trainer:
-    """A run in progress: its state on the devices, and what is compiled to move it on."""
+    """A run in progress: its state on the devices, and what is compiled to move it on.
+
+    The state comes from `initialize` or `restore`.
+    """
+
+    state: TrainState
 
     def __init__(self, config: Config, corpus: Corpus, mesh: Mesh):
-        """Create the first state and compile the step.
+        """Compile the step.
 
         Args:
             config: the run, frozen.
@@ -75,6 +80,7 @@ class Trainer:
         create = functools.partial(create_state, self.model, tx, train.seed)
         self._abstract_state = sharding.shard_state(self.mesh, jax.eval_shape(create))
         where = jax.tree.map(lambda array: array.sharding, self._abstract_state)
+        self._create = jax.jit(create, out_shardings=where)
         self._train_ids = sharding.replicate(self.mesh, corpus.train_ids)
         step = functools.partial(
             train_step,
@@ -89,7 +95,6 @@ class Trainer:
             return jax.lax.scan(lambda state, _: step(state, ids), state, length=n)
 
         with jax.set_mesh(self.mesh):
-            self.state = jax.jit(create, out_shardings=where)()
             # Compiled ahead: their time is apart from training's, and they cannot recompile.
             start = time.perf_counter()
             jitted = jax.jit(
@@ -100,6 +105,11 @@ class Trainer:
             self._lower = functools.partial(jitted.lower, self._abstract_state, self._train_ids)
             self._run_chunk = {n: self._lower(n).compile() for n in set(lengths)}
             self.compile_seconds = time.perf_counter() - start
+
+    def initialize(self) -> None:
+        """Create the state before the first step, each device its own part."""
+        with jax.set_mesh(self.mesh):
+            self.state = self._create()
 
     def run(
         self, step: int, until: int, stop: Callable[[], object] = lambda: False
@@ -216,6 +226,8 @@ def train(config: Config, workdir: str | Path) -> None:
                 trainer.restore(checkpoints, step)
                 done = "is finished, at" if step == num_steps else "goes on from"
                 progress.note(f"{workdir} {done} step {step} of {num_steps}")
+            else:
+                trainer.initialize()
             progress.begin(step, _peak_characters_per_second(trainer))
             log = MetricsFile(workdir, step, started)
             evaluation = None

@@ -19,7 +19,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory) -> Iterator[None]:
     """What one test has compiled, no other compiles again, nor do the commands under test."""
-    folder = tmp_path_factory.mktemp("compilation_cache")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers'
+    folder = folder / "compilation_cache"
+    folder.mkdir(exist_ok=True)
     settings = {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",

@@ -26,6 +26,7 @@ def test_memory_is_flat_over_5000_chunks(config, tmp_path, text):
     config.train.steps_per_dispatch = 2
     corpus = load_corpus(str(tmp_path / "text.txt"), 8)
     trainer = Trainer(config.freeze(), corpus, sharding.make_mesh(config))
+    trainer.initialize()
     for _ in trainer.run(0, 2_000):
         pass
     gc.collect()

@@ -34,6 +34,7 @@ from shakegpt_jax.train_step import _key, create_state, train_step
 
 def run(config, corpus, until: int) -> tuple[Trainer, list[dict]]:
     trainer = Trainer(config.freeze(), corpus, sharding.make_mesh(config))
+    trainer.initialize()
     return trainer, list(trainer.run(0, until))
 
 
@@ -134,6 +135,7 @@ def test_a_run_goes_on_from_anywhere_with_other_dispatches(config, corpus):
     # As after a signal, and another steps_per_dispatch than the run was started with.
     config.train.steps_per_dispatch = 4
     trainer = Trainer(config.freeze(), corpus, sharding.make_mesh(config))
+    trainer.initialize()
     assert [row["step"] for row in trainer.run(3, 6)] == [6]
 
 
