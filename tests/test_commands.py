@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import shakegpt_jax
+from shakegpt_jax import evaluate, generate
+from shakegpt_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
@@ -267,20 +269,23 @@ def test_help(tmp_path, args, words):
         assert word in result.stdout
 
 
-def test_own_text_is_learned_and_evaluated(tmp_path):
+def test_own_text_is_learned_and_evaluated(tmp_path, monkeypatch, capsys):
     text = "αβγ δε ζη\n" * 200
     (tmp_path / "own.txt").write_text(text)
     result = train("--config.data.path=own.txt", "--workdir=own", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lm = shakegpt_jax.load(tmp_path / "own", step="latest")
     assert lm.tokenizer.vocabulary == "\n αβγδεζη"
-    result = command("-m", "shakegpt_jax.evaluate", "--workdir=own", "--json", cwd=tmp_path)
-    assert json.loads(result.stdout)["count"] == 199
-    result = command("-m", "shakegpt_jax.generate", "--workdir=own", cwd=tmp_path)
-    assert_refused(result, "cannot spell the default prompt, 'O God, O God!'; give --prompt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir=own", "--json"])
+    evaluate.main()
+    assert json.loads(capsys.readouterr().out)["count"] == 199
     (tmp_path / "own.txt").write_text(text + "ζ")
-    result = command("-m", "shakegpt_jax.evaluate", "--workdir=own", cwd=tmp_path)
-    assert_refused(result, "own.txt is not the text that the model was trained on any more")
+    with pytest.raises(UserError, match=r"own.txt is not the text that the model was trained on"):
+        evaluate.main()
+    monkeypatch.setattr(sys, "argv", ["generate", "--workdir=own"])
+    with pytest.raises(UserError, match="cannot spell the default prompt, 'O God, O God!'; give"):
+        generate.main()
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def _kill(process, workdir: Path, draw: random.Random) -> bool:
 
     lock, begun = workdir / "lock", latest()
     until(lambda: lock.exists() and lock.read_text() == str(process.pid))
-    n_save = draw.randrange(3)
+    n_save = draw.randrange(2)
     until(lambda: latest() >= begun + 10 * n_save)
     time.sleep(draw.uniform(0, 0.05))
     if n_save and draw.random() < 0.7:
@@ -77,7 +77,7 @@ def test_kills_leave_no_trace(config, tmp_path, text, context, n_kill):
     (tmp_path / "text.txt").write_text(text)
     config.data.path = str(tmp_path / "text.txt")
     config.model.dropout = 0.1
-    config.train.num_steps, config.train.eval_every = 25 * n_kill, 10
+    config.train.num_steps, config.train.eval_every = 20 * n_kill, 10
     config.train.steps_per_dispatch = 5
     config.freeze()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
