@@ -35,7 +35,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     blocks' matrices decay.
 
     Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Loshchilov and Hutter
-    2019 (decoupled decay), Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale).
+    2019 (decoupled decay), Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale),
+    Grishina et al. 2025 (its preconditioning).
 
     With `max_skipped_updates`, gradients that are not finite change nothing, the schedule and
     the means included, until there are more of them in a row.
@@ -44,6 +45,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     if config.name == "muon":
         optimizer = optax.contrib.muon(
             schedule,
+            ns_steps=3,  # preconditioned so, 3 learn as much as 5 without, and cost less
+            preconditioning="schatten",
             eps=config.eps,
             weight_decay=config.weight_decay,
             adam_b1=config.b1,
