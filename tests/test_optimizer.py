@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,3 +57,30 @@ def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy():
             decay = 0.5 * params[k] if k == "matrix" else 0.0
             np.testing.assert_allclose(updates[k], -rate * (adam + decay), rtol=1e-4)
             params[k] = params[k] + np.asarray(updates[k], np.float64)
+
+
+def test_muon_turns_the_blocks_matrices_and_leaves_the_rest_to_adam():
+    config = OptimizerConfig(
+        name="muon", learning_rate=0.1, warmup_steps=0, clip_norm=1e9, weight_decay=0.5
+    )
+    rng = np.random.default_rng(0)
+    block = {"kernel": rng.normal(size=(8, 24)), "bias": rng.normal(size=24)}
+    params = {"block_0": block, "wte": {"embedding": rng.normal(size=(5, 8))}}
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    tx = make_optimizer(config, 100)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    # A first step of Adam's with Nesterov's momentum moves every number by the same.
+    for update, grad in (
+        (updates["wte"]["embedding"], grads["wte"]["embedding"]),
+        (updates["block_0"]["bias"], grads["block_0"]["bias"]),
+    ):
+        np.testing.assert_allclose(update / -np.sign(grad), np.abs(update).mean(), rtol=1e-3)
+    turned = updates["block_0"]["kernel"] / -0.1 - 0.5 * params["block_0"]["kernel"]
+    # Gradient = U S V, update = U V times 0.2 sqrt(24), about.
+    u, _, v = np.linalg.svd(grads["block_0"]["kernel"], full_matrices=False)
+    inner = np.diag(u.T @ turned @ v.T) / (0.2 * np.sqrt(24))
+    assert np.all((inner > 0.6) & (inner < 1.4)), inner
+    assert np.linalg.norm(turned) == pytest.approx(
+        np.linalg.norm(u.T @ turned @ v.T), rel=1e-3
+    )  # nothing outside their span
