@@ -30,9 +30,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Return clipping by global norm, then the optimizer, with decoupled weight decay on matrices.
 
-    "adam" is Adam throughout. "muon" is Muon for the blocks' matrices, Adam (with Nesterov's
-    momentum, as optax has it) for the rest, with Muon's updates scaled to the size of Adam's, so that one learning rate serves both; only the
-    blocks' matrices decay.
+    "adam" is Adam throughout. "muon" is Muon for the blocks' matrices, and Adam (with Nesterov's
+    momentum, as optax has it) for the rest. Muon's updates are scaled to the size of Adam's, so
+    that one learning rate serves both; only the blocks' matrices decay.
 
     Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Loshchilov and Hutter
     2019 (decoupled decay), Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale),

@@ -230,7 +230,7 @@ def train(config: Config, workdir: str | Path) -> None:
                 trainer.initialize()
             progress.begin(step, _peak_characters_per_second(trainer))
             log = MetricsFile(workdir, step, started)
-            evaluation = None
+            saved, evaluation = step, None
             while step < num_steps and not stop.received:
                 until = min(num_steps, (step // every + 1) * every)
                 evaluation = None
@@ -245,8 +245,9 @@ def train(config: Config, workdir: str | Path) -> None:
                     progress.show(row)
                     with contextlib.suppress(OSError):  # a full disk: tried again, and told below
                         log.flush()
-                if step > checkpoints.latest_step and not (stop.received or step == num_steps):
+                if step > saved:
                     trainer.save(checkpoints, step, evaluation)
+                    saved = step
                 if config.train.sample_length and not stop.received:
                     progress.verse(trainer.sample(prompt, config.train.sample_length))
             checkpoints.wait()
