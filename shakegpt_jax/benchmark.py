@@ -35,7 +35,7 @@ from shakegpt_jax.evaluate import evaluate
 from shakegpt_jax.flags import parse_flags
 from shakegpt_jax.model import GPT, compute_dtype, init_params, train_flops_per_character
 from shakegpt_jax.sharding import make_mesh
-from shakegpt_jax.train import Trainer
+from shakegpt_jax.trainer import Trainer
 
 _REPEATS = 5
 

@@ -229,7 +229,8 @@ def test_damage_to_what_is_not_read_does_not_matter(tmp_path):
     save(tmp_path, [1])
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "opt_state")
     params = on_one_device(jax.eval_shape(lambda: {"params": ARRAYS["params"]}))
-    Checkpoints(tmp_path).restore(1, params)
+    restored = Checkpoints(tmp_path).restore(1, params)
+    np.testing.assert_array_equal(restored["params"]["w"], ARRAYS["params"]["w"])
 
 
 def test_hostile_metadata_with_good_digests_is_refused(tmp_path):

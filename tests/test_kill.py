@@ -19,7 +19,8 @@ from shakegpt_jax.checkpoint import Checkpoints
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import load_corpus
 from shakegpt_jax.metrics import MetricsFile
-from shakegpt_jax.train import Trainer, train
+from shakegpt_jax.train import train
+from shakegpt_jax.trainer import Trainer
 
 _UNEQUAL = ("train_time", "wall_time", "characters_per_second")
 

@@ -10,7 +10,8 @@ import pytest
 
 from shakegpt_jax import load, sharding
 from shakegpt_jax.data import load_corpus
-from shakegpt_jax.train import Trainer, train
+from shakegpt_jax.train import train
+from shakegpt_jax.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

@@ -22,14 +22,9 @@ from shakegpt_jax.guard import only_one
 from shakegpt_jax.metrics import MetricsFile
 from shakegpt_jax.model import GPT
 from shakegpt_jax.optimizer import make_optimizer, make_schedule
-from shakegpt_jax.train import (
-    SAMPLE_PROMPT,
-    Trainer,
-    _sample_prompt,
-    chunk_lengths,
-    train,
-)
+from shakegpt_jax.train import SAMPLE_PROMPT, _sample_prompt, train
 from shakegpt_jax.train_step import _key, create_state, train_step
+from shakegpt_jax.trainer import Trainer, chunk_lengths
 
 
 def run(config, corpus, until: int) -> tuple[Trainer, list[dict]]:
@@ -332,7 +327,7 @@ class PoisonedGPT(GPT):
 
 
 def test_updates_that_are_not_finite_can_be_skipped(config, tmp_path, text, monkeypatch):
-    monkeypatch.setattr("shakegpt_jax.train.GPT", PoisonedGPT)
+    monkeypatch.setattr("shakegpt_jax.trainer.GPT", PoisonedGPT)
     pieces = [text[i : i + 150] for i in range(0, 18_000, 150)]
     (tmp_path / "text.txt").write_text("~".join(pieces) + text[18_000:])
     config.data.path = str(tmp_path / "text.txt")
