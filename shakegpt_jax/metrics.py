@@ -34,7 +34,6 @@ class MetricsFile:
         self._path = Path(workdir) / "metrics.jsonl"
         rows = self.read(workdir) if step else []
         rows = [row for row in rows if row["step"] <= step]
-        self.last: Row | None = rows[-1] if rows else None
         self._train_time = rows[-1]["train_time"] if rows else 0.0
         self._started = started - (rows[-1]["wall_time"] if rows else 0.0)
         self._pending: list[Row] = []
@@ -51,7 +50,6 @@ class MetricsFile:
         self._train_time += row.pop("seconds")
         wall_time = time.perf_counter() - self._started
         row |= {"train_time": self._train_time, "wall_time": wall_time}
-        self.last = row
         self._pending.append(row)
 
     def flush(self) -> None:

@@ -95,15 +95,16 @@ class Progress:
         """Print a sample, set off from the rest."""
         self.note("\n" + "\n".join("    " + line for line in text.split("\n")) + "\n")
 
-    def summary(self, best: dict[str, float], checkpoint: Path, last: Row | None) -> None:
+    def summary(self, best: dict[str, float], checkpoint: Path, rows: list[Row]) -> None:
         """Print the table that ends a run.
 
         Args:
             best: validation figures of the best checkpoint.
             checkpoint: where that one is, its folder named by its step.
-            last: the run's last row of metrics.
+            rows: the run's metrics.
         """
         table = Table(show_header=False)
+        time_to_best = [row["train_time"] for row in rows if str(row["step"]) == checkpoint.name]
         lines = {
             "best validation loss": f"{best['loss']:.4f} nats/character",
             "perplexity": f"{best['perplexity']:.3f}",
@@ -111,15 +112,19 @@ class Progress:
             "at step": f"{checkpoint.name} of {self._num_steps}",
             "best checkpoint": str(checkpoint),
         }
-        if last:
-            lines["time training"] = _duration(last["train_time"])
-            lines["time overall"] = _duration(last["wall_time"])
+        if time_to_best:
+            lines["at step"] += f", after {_duration(time_to_best[0])} of training"
+        if rows:
+            lines["time training"] = _duration(rows[-1]["train_time"])
+            lines["time overall"] = _duration(rows[-1]["wall_time"])
         for name, value in lines.items():
             table.add_row(name, Text(value, overflow="fold"))
         self._console.print(table)
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -100,7 +100,8 @@ def train(config: Config, workdir: str | Path) -> None:
                 assert stop.received
                 raise StoppedBySignalError(_how_to_go_on(step, workdir), stop.received)
             best = checkpoints.find("best")
-            progress.summary(checkpoints.metrics(best), checkpoints.path(best), log.last)
+            rows = MetricsFile.read(workdir)
+            progress.summary(checkpoints.metrics(best), checkpoints.path(best), rows)
     command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(workdir))}"
     progress.note(f"To read more: {command} --prompt {shlex.quote(prompt)}")
 
