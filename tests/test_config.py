@@ -1,10 +1,21 @@
 import dataclasses
+import functools
+import importlib
 import math
+from pathlib import Path
 
+import jax
 import pytest
 
 from shakegpt_jax.config import _RULES, Config
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.model import GPT
+from shakegpt_jax.optimizer import make_optimizer
+from shakegpt_jax.sharding import make_mesh
+from shakegpt_jax.train_step import create_state
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
+MILLIONS = {"base": 85.25, "cpu": 0.4, "cpu_muon": 0.4, "record": 10.8, "speedrun": 3.2}
 
 
 def test_every_field_has_a_rule():
@@ -19,6 +30,23 @@ def test_frozen_config_refuses_assignment_and_hashes_by_value():
         config.model.n_layer = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.model = Config().model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_file_describes_a_run(name):
+    config = importlib.import_module(f"configs.{name}").get_config().freeze()
+    tx = make_optimizer(config.optimizer, config.train.num_steps)
+    state = jax.eval_shape(functools.partial(create_state, GPT(config.model, 65), tx, 0))
+    n_param = sum(math.prod(array.shape) for array in jax.tree.leaves(state.params))
+    assert n_param / 1e6 == pytest.approx(MILLIONS[name], abs=0.05)
+    make_mesh(config)  # its batch divides over the devices
+
+
+def test_base_config_has_the_shape_and_the_optimizer_that_were_asked_for():
+    config = importlib.import_module("configs.base").get_config()
+    assert dataclasses.astuple(config.model)[:4] == (12, 8, 768, 128)
+    assert config.data.batch_size == 128
+    assert config.optimizer.name == "adam"
 
 
 def test_a_whole_number_serves_where_a_number_is_asked_for():
