@@ -34,6 +34,13 @@ class MetricsFile:
         self._path = Path(workdir) / "metrics.jsonl"
         rows = self.read(workdir) if step else []
         rows = [row for row in rows if row["step"] <= step]
+        # For the end of the run, by when the file may be gone or damaged.
+        self.last: Row | None = None
+        self.time_to: dict[int, float] = {}  # train_time by step, of the evaluations
+        # If the file has been removed meanwhile, the time before `step` is not known.
+        self._whole = step == (rows[-1]["step"] if rows else 0)
+        for row in rows:
+            self._remember(row)
         self._train_time = rows[-1]["train_time"] if rows else 0.0
         self._started = started - (rows[-1]["wall_time"] if rows else 0.0)
         self._pending: list[Row] = []
@@ -50,7 +57,14 @@ class MetricsFile:
         self._train_time += row.pop("seconds")
         wall_time = time.perf_counter() - self._started
         row |= {"train_time": self._train_time, "wall_time": wall_time}
+        self._remember(row)
         self._pending.append(row)
+
+    def _remember(self, row: Row) -> None:
+        if self._whole:
+            self.last = row
+            if "val_loss" in row:
+                self.time_to[row["step"]] = row["train_time"]
 
     def flush(self) -> None:
         """Write the rows that have not been written.

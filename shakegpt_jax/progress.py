@@ -95,28 +95,35 @@ class Progress:
         """Print a sample, set off from the rest."""
         self.note("\n" + "\n".join("    " + line for line in text.split("\n")) + "\n")
 
-    def summary(self, best: dict[str, float], checkpoint: Path, rows: list[Row]) -> None:
+    def summary(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        checkpoint: Path,
+        time_to_best: float | None,
+        last: Row | None,
+    ) -> None:
         """Print the table that ends a run.
 
         Args:
-            best: validation figures of the best checkpoint.
-            checkpoint: where that one is, its folder named by its step.
-            rows: the run's metrics.
+            step: of the best checkpoint.
+            metrics: its validation figures.
+            checkpoint: where it is.
+            time_to_best: seconds of training until then, if known.
+            last: the run's last row of metrics, if known.
         """
         table = Table(show_header=False)
-        time_to_best = [row["train_time"] for row in rows if str(row["step"]) == checkpoint.name]
+        after = "" if time_to_best is None else f", after {_duration(time_to_best)} of training"
         lines = {
-            "best validation loss": f"{best['loss']:.4f} nats/character",
-            "perplexity": f"{best['perplexity']:.3f}",
-            "bits per character": f"{best['bits_per_character']:.3f}",
-            "at step": f"{checkpoint.name} of {self._num_steps}",
+            "best validation loss": f"{metrics['loss']:.4f} nats/character",
+            "perplexity": f"{metrics['perplexity']:.3f}",
+            "bits per character": f"{metrics['bits_per_character']:.3f}",
+            "at step": f"{step} of {self._num_steps}{after}",
             "best checkpoint": str(checkpoint),
         }
-        if time_to_best:
-            lines["at step"] += f", after {_duration(time_to_best[0])} of training"
-        if rows:
-            lines["time training"] = _duration(rows[-1]["train_time"])
-            lines["time overall"] = _duration(rows[-1]["wall_time"])
+        if last:
+            lines["time training"] = _duration(last["train_time"])
+            lines["time overall"] = _duration(last["wall_time"])
         for name, value in lines.items():
             table.add_row(name, Text(value, overflow="fold"))
         self._console.print(table)
@@ -125,6 +132,6 @@ class Progress:
 def _duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+    if seconds < 3599.5:
+        return "{} min {} s".format(*divmod(round(seconds), 60))
+    return "{} h {} min".format(*divmod(round(seconds / 60), 60))

@@ -100,8 +100,8 @@ def train(config: Config, workdir: str | Path) -> None:
                 assert stop.received
                 raise StoppedBySignalError(_how_to_go_on(step, workdir), stop.received)
             best = checkpoints.find("best")
-            rows = MetricsFile.read(workdir)
-            progress.summary(checkpoints.metrics(best), checkpoints.path(best), rows)
+            metrics, path = checkpoints.metrics(best), checkpoints.path(best)
+            progress.summary(best, metrics, path, log.time_to.get(best), log.last)
     command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(workdir))}"
     progress.note(f"To read more: {command} --prompt {shlex.quote(prompt)}")
 

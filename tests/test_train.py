@@ -412,6 +412,27 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     }
 
 
+def test_the_time_to_an_evaluation_outlives_the_file_but_is_not_made_up(tmp_path):
+    rows = [
+        {"step": step, "train_time": step / 2, "wall_time": step, "val_loss": 2.0}
+        for step in (10, 20)
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = MetricsFile(tmp_path, 20, time.perf_counter())
+    path.write_text("")
+    for step, val_loss in ((25, {}), (30, {"val_loss": 1.5})):
+        log.append({"step": step, "seconds": 2.0, **val_loss})
+        log.flush()
+    assert log.time_to == {10: 5.0, 20: 10.0, 30: 14.0}
+    assert log.last["train_time"] == 14.0
+
+    path.unlink()
+    log = MetricsFile(tmp_path, 30, time.perf_counter())
+    log.append({"step": 40, "seconds": 2.0, "val_loss": 1.4})
+    assert (log.time_to, log.last) == ({}, None)
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"step": 3}', '{"step": "3"}', "\xff"])
 def test_metrics_that_no_run_wrote_are_refused(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(line.encode("latin-1") + b"\n")
