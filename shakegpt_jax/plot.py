@@ -43,7 +43,7 @@ def plot_losses(rows: list[Row], title: str, path: str | Path) -> None:
     """
     evaluated = [row for row in rows if "val_loss" in row]
     if not evaluated:
-        raise UserError(f"{title} has no evaluation yet")
+        raise UserError(f"{title} has no evaluation yet; train on, or give another --workdir")
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     trained = [row for row in rows if row["train_loss"] is not None]
