@@ -57,7 +57,8 @@ class OptimizerConfig(_Section):
     b2: float = 0.99  # decay of Adam's mean of their squares
     eps: float = 1e-8  # keeps Adam's division finite
     clip_norm: float = 1.0  # gradients longer than this are scaled down to it
-    weight_decay: float = 0.0  # per step times the learning rate, on matrices only
+    weight_decay: float = 0.0  # per step times the rate, on matrices; with muon, on the blocks'
+    adam_weight_decay: float = 0.0  # with muon: of all that Adam moves, vectors included
     max_skipped_updates: int = 0  # in a row, where gradients are not finite; one more ends the run
 
 
@@ -179,6 +180,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.eps": _ABOVE_0,
     "optimizer.clip_norm": _ABOVE_0,
     "optimizer.weight_decay": _FROM_0,
+    "optimizer.adam_weight_decay": _FROM_0,
     "optimizer.max_skipped_updates": _whole(0),
     "train.num_steps": _whole(1),
     "train.eval_every": _whole(1),
@@ -213,6 +215,11 @@ def validate(config: Config) -> None:
         right = f"at most learning_rate ({opt.learning_rate})"
         raise UserError(
             f"config.optimizer.final_learning_rate is {opt.final_learning_rate}; it must be {right}"
+        )
+    if opt.name != "muon" and opt.adam_weight_decay:
+        right = f"0 with {opt.name}, which takes weight_decay"
+        raise UserError(
+            f"config.optimizer.adam_weight_decay is {opt.adam_weight_decay}; it must be {right}"
         )
     model = config.model
     if model.n_embd % model.n_head:

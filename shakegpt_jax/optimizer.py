@@ -32,7 +32,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
     "adam" is Adam throughout. "muon" is Muon for the blocks' matrices, and Adam (with Nesterov's
     momentum, as optax has it) for the rest. Muon's updates are scaled to the size of Adam's, so
-    that one learning rate serves both; only the blocks' matrices decay.
+    that one learning rate serves both. The blocks' matrices decay by `weight_decay`, the rest,
+    vectors included, by `adam_weight_decay`.
 
     Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Loshchilov and Hutter
     2019 (decoupled decay), Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale),
@@ -51,6 +52,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             weight_decay=config.weight_decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
+            adam_weight_decay=config.adam_weight_decay,
             muon_weight_dimension_numbers=_hidden_matrices,
             consistent_rms=_ADAM_RMS,
         )

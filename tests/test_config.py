@@ -96,6 +96,7 @@ def test_a_misspelt_field_is_refused_where_it_is_assigned():
         ("optimizer.learning_rate", math.inf),
         ("optimizer.final_learning_rate", -1.0),
         ("optimizer.final_learning_rate", 1.0),
+        ("optimizer.adam_weight_decay", 0.1),  # Adam's own is weight_decay
         ("optimizer.clip_norm", 0.0),
         ("optimizer.b2", 1.0),
         ("train.num_steps", 0),

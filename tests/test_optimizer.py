@@ -61,7 +61,12 @@ def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy():
 
 def test_muon_turns_the_blocks_matrices_and_leaves_the_rest_to_adam():
     config = OptimizerConfig(
-        name="muon", learning_rate=0.1, warmup_steps=0, clip_norm=1e9, weight_decay=0.5
+        name="muon",
+        learning_rate=0.1,
+        warmup_steps=0,
+        clip_norm=1e9,
+        weight_decay=0.5,
+        adam_weight_decay=0.3,
     )
     rng = np.random.default_rng(0)
     block = {"kernel": rng.normal(size=(8, 24)), "bias": rng.normal(size=24)}
@@ -71,10 +76,9 @@ def test_muon_turns_the_blocks_matrices_and_leaves_the_rest_to_adam():
     tx = make_optimizer(config, 100)
     updates, _ = tx.update(grads, tx.init(params), params)
     # A first step of Adam's with Nesterov's momentum moves every number by the same.
-    for update, grad in (
-        (updates["wte"]["embedding"], grads["wte"]["embedding"]),
-        (updates["block_0"]["bias"], grads["block_0"]["bias"]),
-    ):
+    for part, name in (("wte", "embedding"), ("block_0", "bias")):
+        update = updates[part][name] + 0.1 * 0.3 * params[part][name]
+        grad = grads[part][name]
         np.testing.assert_allclose(update / -np.sign(grad), np.abs(update).mean(), rtol=1e-3)
     turned = updates["block_0"]["kernel"] / -0.1 - 0.5 * params["block_0"]["kernel"]
     # Gradient = U S V, update = U V times 0.2 sqrt(24), about.
