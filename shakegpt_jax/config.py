@@ -58,7 +58,7 @@ class OptimizerConfig(_Section):
     eps: float = 1e-8  # keeps Adam's division finite
     clip_norm: float = 1.0  # gradients longer than this are scaled down to it
     weight_decay: float = 0.0  # per step times the rate, on matrices; with muon, on the blocks'
-    adam_weight_decay: float = 0.0  # with muon: of all that Adam moves, vectors included
+    adam_weight_decay: float = 0.0  # the same with muon, of all that Adam moves
     max_skipped_updates: int = 0  # in a row, where gradients are not finite; one more ends the run
 
 

@@ -28,10 +28,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Return clipping by global norm, then the optimizer, with decoupled weight decay on matrices.
+    """Return clipping by global norm, then the optimizer, with decoupled weight decay.
 
-    "adam" is Adam throughout. "muon" is Muon for the blocks' matrices, and Adam (with Nesterov's
-    momentum, as optax has it) for the rest. Muon's updates are scaled to the size of Adam's, so
+    "adam" is Adam throughout, and matrices decay. "muon" is Muon for the blocks' matrices, and
+    Adam (with Nesterov's momentum, as optax has it) for the rest. Muon's updates are scaled to the size of Adam's, so
     that one learning rate serves both. The blocks' matrices decay by `weight_decay`, the rest,
     vectors included, by `adam_weight_decay`.
 
