@@ -31,9 +31,9 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     """Return clipping by global norm, then the optimizer, with decoupled weight decay.
 
     "adam" is Adam throughout, and matrices decay. "muon" is Muon for the blocks' matrices, and
-    Adam (with Nesterov's momentum, as optax has it) for the rest. Muon's updates are scaled to the size of Adam's, so
-    that one learning rate serves both. The blocks' matrices decay by `weight_decay`, the rest,
-    vectors included, by `adam_weight_decay`.
+    Adam (with Nesterov's momentum, as optax has it) for the rest. Muon's updates are scaled to
+    the size of Adam's, so that one learning rate serves both. The blocks' matrices decay by
+    `weight_decay`, the rest, vectors included, by `adam_weight_decay`.
 
     Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Loshchilov and Hutter
     2019 (decoupled decay), Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale),
