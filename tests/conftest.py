@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 from collections.abc import Iterator
 
@@ -34,6 +35,14 @@ def compilation_cache(tmp_path_factory) -> Iterator[None]:
     yield
     for name in settings:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def context() -> multiprocessing.context.BaseContext:
+    """Starts processes that have imported everything, so that a life takes a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["shakegpt_jax.train"])
+    return context
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A run that is killed, again and again, ends as one that was never stopped."""
 
 import itertools
-import multiprocessing
 import os
 import pydoc
 import random
@@ -31,14 +30,6 @@ def _train(config: Config, workdir: Path) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     train(config, workdir)
-
-
-@pytest.fixture(scope="module")
-def context() -> multiprocessing.context.BaseContext:
-    """Starts processes that have imported everything, so that a life takes a second."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["shakegpt_jax.train"])
-    return context
 
 
 def _saving(workdir: Path) -> list[str]:
