@@ -21,6 +21,7 @@ from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model import GPT
 from shakegpt_jax.novelty import N_WRITTEN, longest_copies
+from shakegpt_jax.run_info import find_run
 from shakegpt_jax.sharding import split_batch
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def main() -> None:
     from shakegpt_jax.language_model import load  # it imports this module
 
     use_compilation_cache()
-    lm = load(args.workdir, step=args.step)
+    workdir = find_run(args.workdir)
+    lm = load(workdir, step=args.step)
     text = _own_text(lm, args.split or "val") if args.path is None else read_text(args.path)
     result = lm.evaluate(text, stride=args.stride)
     copies = {}
@@ -146,6 +148,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(dataclasses.asdict(result) | copies))
         return
+    print(f"run                 {workdir}")
     print(f"loss                {result.loss:.4f} nats/character")
     print(f"standard error      {result.standard_error:.4f}")
     print(f"perplexity          {result.perplexity:.4f}")

@@ -40,6 +40,8 @@ def parse_flags(argv: list[str]) -> tuple[Config, str]:
         sys.exit(0)
     path = _config_path(argv)
     if not Path(path).is_file():
+        if Path(path).is_dir():
+            raise UserError(f"{path!r} is a folder; give a config file such as configs/cpu.py")
         raise UserError(f"no such config file: {path!r}; give one such as configs/cpu.py")
     for arg in argv:
         flag, equals, text = arg.lstrip("-").partition("=")

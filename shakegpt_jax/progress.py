@@ -34,6 +34,7 @@ class Progress:
         self._num_steps = num_steps
         self._peak: float | None = None
         self._speed: float | None = None
+        self._begun = 0, time.monotonic()
         self._last_line = time.monotonic()
         self._bar = Bar(
             MofNCompleteColumn(),
@@ -61,6 +62,7 @@ class Progress:
                 used; None where the peak is not known.
         """
         self._peak = peak_characters_per_second
+        self._begun = step, time.monotonic()
         self._bar.reset(self._task, completed=step, total=self._num_steps, figures="")
 
     def note(self, text: str) -> None:
@@ -88,8 +90,16 @@ class Progress:
             )
         elif not self._bar.disable or time.monotonic() - self._last_line < _PLAIN_LINE_EVERY:
             return
+        if self._bar.disable and row["step"] < self._num_steps:  # the bar has it already
+            figures += f", {self._left(row['step'])} left"
         self._last_line = time.monotonic()
         self.note(f"step {row['step']}/{self._num_steps}: {figures}")
+
+    def _left(self, step: int) -> str:
+        """Estimate the time to the end, evaluations included, from that since the beginning."""
+        first, start = self._begun
+        seconds = (time.monotonic() - start) / (step - first) * (self._num_steps - step)
+        return duration(seconds)
 
     def verse(self, text: str) -> None:
         """Print a sample, set off from the rest."""
@@ -113,7 +123,7 @@ class Progress:
             last: the run's last row of metrics, if known.
         """
         table = Table(show_header=False)
-        after = "" if time_to_best is None else f", after {_duration(time_to_best)} of training"
+        after = "" if time_to_best is None else f", after {duration(time_to_best)} of training"
         lines = {
             "best validation loss": f"{metrics['loss']:.4f} nats/character",
             "perplexity": f"{metrics['perplexity']:.3f}",
@@ -122,14 +132,15 @@ class Progress:
             "best checkpoint": str(checkpoint),
         }
         if last:
-            lines["time training"] = _duration(last["train_time"])
-            lines["time overall"] = _duration(last["wall_time"])
+            lines["time training"] = duration(last["train_time"])
+            lines["time overall"] = duration(last["wall_time"])
         for name, value in lines.items():
             table.add_row(name, Text(value, overflow="fold"))
         self._console.print(table)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time in two units at most."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     if seconds < 3599.5:

@@ -18,7 +18,7 @@ from shakegpt_jax.errors import DamagedError, DivergedError, StoppedBySignalErro
 from shakegpt_jax.guard import StopSignals, only_one
 from shakegpt_jax.metrics import MetricsFile, Row
 from shakegpt_jax.model import compute_dtype, train_flops_per_character
-from shakegpt_jax.progress import Progress
+from shakegpt_jax.progress import Progress, duration
 from shakegpt_jax.run_info import RunInfo
 from shakegpt_jax.trainer import Trainer, run_info
 
@@ -176,11 +176,12 @@ def _suit_cpu(config: Config, corpus: Corpus, progress: Progress) -> Config:
     if step_flops + evaluation_flops > _SLOW_SECONDS * _CPU_FLOPS:
         speed = hardware.measure_matmul_flops()
         step, evaluation = step_flops / speed, evaluation_flops / speed
-        hours = (step + evaluation / config.train.eval_every) * config.train.num_steps / 3600
+        n_evaluation = math.ceil(config.train.num_steps / config.train.eval_every)
+        whole = step * config.train.num_steps + evaluation * n_evaluation
         progress.note(
-            f"on this CPU one step takes {step:.1f} s or more, one evaluation {evaluation:.0f} s, "
-            f"{config.train.num_steps} steps {hours:.1f} hours; this config is for a GPU, and "
-            "configs/cpu.py for a CPU"
+            f"on this CPU one step takes {duration(step)} or more, one evaluation "
+            f"{duration(evaluation)}, the whole run {duration(whole)}; this config is for a GPU, "
+            "and configs/cpu.py for a CPU"
         )
     # A signal is heeded between dispatches. Not from a measurement: it would differ from start
     # to start, and with it the rows of the metrics and the last bits.

@@ -117,6 +117,7 @@ def test_evaluate_another_text_with_overlapping_windows(folder, lm):
     args = ("--path", "hamlet.txt", "--stride", "4", "--workdir", "runs/cpu")
     result = command("-m", "shakegpt_jax.evaluate", *args, cwd=folder)
     assert result.returncode == 0
+    assert result.stdout.startswith("run                 runs/cpu\n")
     assert f"loss                {lm.evaluate(text, stride=4).loss:.4f}" in result.stdout
     assert f"count               {len(text) - 1}\n" in result.stdout
 
@@ -148,7 +149,7 @@ def test_generate_streams(folder):
     assert process.stdout and process.stderr
     assert len(process.stdout.read(500)) == 500
     process.stdout.close()  # as `| head` does
-    assert process.stderr.read() == ""
+    assert process.stderr.read() == "run: runs/cpu\n"
     assert process.wait(timeout=60) == 0
     process.stderr.close()
 
@@ -212,6 +213,7 @@ def test_commands_without_a_run_say_how_to_make_one(tmp_path):
         (["--config.train.num_steps=1e3"], ["num_steps is '1e3'; it must be a whole number"]),
         (["--config.optimizer.eps=tiny"], ["optimizer.eps is 'tiny'; it must be above 0"]),
         (["--config=none.py"], ["no such config file: 'none.py'; give one such as"]),
+        (["--config=."], ["'.' is a folder; give a config file such as"]),
         (["--config", "none.py"], ["no such config file: 'none.py'; give one such as"]),
         (
             ["--config=typo.py"],

@@ -350,6 +350,7 @@ def test_a_folder_that_is_removed_is_reported(tmp_path, apart):
 
 
 def _fail_twice_at_the_end(config: Config, workdir: Path) -> None:
+    jax.config.update("jax_disable_most_optimizations", True)  # as the tests themselves do
     save_whole = CheckpointWriter.save
     attempts = []
 

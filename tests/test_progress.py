@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from shakegpt_jax.progress import Progress, _duration
+from shakegpt_jax.progress import Progress, duration
 
 METRICS = {"loss": 1.5, "perplexity": 4.48, "bits_per_character": 2.16}
 
@@ -19,7 +19,7 @@ METRICS = {"loss": 1.5, "perplexity": 4.48, "bits_per_character": 2.16}
     ],
 )
 def test_durations_round_to_the_nearest(seconds, text):
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_summary_tells_the_time_until_the_best_step_and_leaves_out_what_is_not_known(
@@ -36,3 +36,19 @@ def test_summary_tells_the_time_until_the_best_step_and_leaves_out_what_is_not_k
     out = capsys.readouterr().out
     assert "10 of 20 " in out
     assert "time" not in out
+
+
+def test_plain_lines_tell_the_time_that_is_left(capsys, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = Progress(40)
+    progress.begin(10, None)
+    now = 160.0
+    row = {"characters_per_second": 5.0, "train_loss": 3.0}
+    figures = {"loss": 2.0, "standard_error": 0.1, "perplexity": 7.4, "bits_per_character": 2.9}
+    evaluated = {f"val_{name}": value for name, value in figures.items()}
+    progress.show(row | evaluated | {"step": 16})
+    progress.show(row | evaluated | {"step": 40})
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("2.900 bits/character, 4 min 0 s left")  # 60 s took it 6 steps on, of 30
+    assert last.endswith("2.900 bits/character")
