@@ -22,7 +22,7 @@ def get_config() -> Config:
     config = Config()
     # Each step reads 16,384 of the million characters to learn: this is 33 times through them.
     config.train.num_steps = 2_000
-    config.train.eval_every = 100  # should it overfit, the best checkpoint is kept
+    config.train.eval_every = 250  # should it overfit, the best checkpoint is kept
     config.model.dropout = 0.1
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 6.0

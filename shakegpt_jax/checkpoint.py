@@ -219,9 +219,12 @@ class CheckpointWriter(Checkpoints):
         folder = self._temporary / str(step)
         metadata = json.dumps(info.to_json() | {"metrics": metrics}, allow_nan=False)
         arrays = {"params": params, "opt_state": opt_state}
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # 8% smaller, 1.6 times slower
         try:
             self._temporary.stat()  # were the run folder removed, Orbax would make it anew
-            response = ocp.save_checkpointables_async(folder.absolute(), arrays)
+            with context:
+                response = ocp.save_checkpointables_async(folder.absolute(), arrays)
         except Exception as error:  # of any kind: Orbax and TensorStore have many
             self._failed(step, error)
             return

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 
 from shakegpt_jax.errors import UserError
 
+# Checkpoints of format 1 may lack them, being older; the defaults are what was done then.
+_NEWER_FIELDS = {"adam_weight_decay"}
+
 
 class _Section:
     """Fields that can be frozen; hashed by value once they are, so that jit can key on them."""
@@ -127,7 +130,7 @@ class Config(_Section):
         """Build the frozen config that `to_dict` wrote.
 
         Raises:
-            UserError: if a section or field is unknown or holds a refused value.
+            UserError: if a section or field is unknown, missing or holds a refused value.
         """
         config = cls()
         sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
@@ -139,7 +142,8 @@ class Config(_Section):
             if not isinstance(fields, dict):
                 raise UserError(f"config.{section_name} is {fields!r}, not a mapping of its fields")
             section = sections[section_name]
-            if missing := {field.name for field in dataclasses.fields(section)} - fields.keys():
+            names = {field.name for field in dataclasses.fields(section)}
+            if missing := names - fields.keys() - _NEWER_FIELDS:
                 raise UserError(f"config.{section_name} lacks {', '.join(sorted(missing))}")
             for name, value in fields.items():
                 setattr(section, name, value)

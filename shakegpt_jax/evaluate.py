@@ -21,7 +21,6 @@ from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model import GPT
 from shakegpt_jax.novelty import N_WRITTEN, longest_copies
-from shakegpt_jax.run_info import find_run
 from shakegpt_jax.sharding import split_batch
 
 if TYPE_CHECKING:
@@ -138,17 +137,18 @@ def main() -> None:
     from shakegpt_jax.language_model import load  # it imports this module
 
     use_compilation_cache()
-    workdir = find_run(args.workdir)
-    lm = load(workdir, step=args.step)
-    text = _own_text(lm, args.split or "val") if args.path is None else read_text(args.path)
+    lm = load(args.workdir, step=args.step)
+    own = {}
+    if args.novelty or args.path is None:
+        own = _own_text(lm)
+    text = own[args.split or "val"] if args.path is None else read_text(args.path)
     result = lm.evaluate(text, stride=args.stride)
-    copies = {}
-    if args.novelty:
-        copies = longest_copies(lm, _own_text(lm, "train"), _own_text(lm, "val"))
+    copies = longest_copies(lm, own["train"], own["val"]) if args.novelty else {}
     if args.json:
-        print(json.dumps(dataclasses.asdict(result) | copies))
+        names = {"checkpoint": str(lm.checkpoint)}
+        print(json.dumps(names | dataclasses.asdict(result) | copies))
         return
-    print(f"run                 {workdir}")
+    print(f"checkpoint          {lm.checkpoint}")
     print(f"loss                {result.loss:.4f} nats/character")
     print(f"standard error      {result.standard_error:.4f}")
     print(f"perplexity          {result.perplexity:.4f}")
@@ -158,19 +158,20 @@ def main() -> None:
         print(f"{name.replace('_', ' '):<19} {len(copy)} characters: {copy!r}")
 
 
-def _own_text(lm: "LanguageModel", split: str) -> str:
+def _own_text(lm: "LanguageModel") -> dict[str, str]:
+    """Return both splits of the text that a model was trained on."""
+    instead = "to evaluate on another give --path, and no --novelty"
     try:
         corpus = load_corpus(lm.config.data.path, lm.config.model.block_size)
     except UserError as error:
-        raise UserError(
-            f"{error}, the one the model was trained on, or another by --path"
-        ) from error
+        raise UserError(f"{error}, the one the model was trained on; {instead}") from error
     if corpus.sha256 != lm.text_sha256:
         raise UserError(
             f"{lm.config.data.path} is not the text that the model was trained on any more; "
-            "give --path to evaluate on another text"
+            f"{instead}"
         )
-    return lm.tokenizer.decode(corpus.val_ids if split == "val" else corpus.train_ids)
+    decode = lm.tokenizer.decode
+    return {"train": decode(corpus.train_ids), "val": decode(corpus.val_ids)}
 
 
 if __name__ == "__main__":

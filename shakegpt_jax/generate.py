@@ -8,7 +8,6 @@ import sys
 
 from shakegpt_jax.cli import ArgumentParser, run_command, use_compilation_cache
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.run_info import find_run
 
 _PROMPT = "O God, O God!"
 _MAX_SAMPLES = 100_000  # in one batch
@@ -36,8 +35,7 @@ def main() -> None:
     from shakegpt_jax.language_model import load  # after parsing: --help needs no JAX
 
     use_compilation_cache()
-    workdir = find_run(args.workdir)
-    lm = load(workdir, step=args.step)
+    lm = load(args.workdir, step=args.step)
     prompt = _PROMPT if args.prompt is None else args.prompt
     if args.prompt is None and not set(_PROMPT) <= set(lm.tokenizer.vocabulary):
         raise UserError(f"this model cannot spell the default prompt, {_PROMPT!r}; give --prompt")
@@ -50,8 +48,7 @@ def main() -> None:
         seed=[args.seed + i for i in range(args.num_samples)],
         window_stride=args.window_stride,
     )
-    if not args.workdir:
-        print(f"run: {workdir}", file=sys.stderr)
+    print(lm.checkpoint, file=sys.stderr)
     # The first text is shown as it grows; the others, written in the same batch, after it.
     print(prompt, end="", flush=True)
     others = [prompt] * (args.num_samples - 1)

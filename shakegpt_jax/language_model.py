@@ -32,6 +32,7 @@ class LanguageModel:
     tokenizer: CharTokenizer
     config: Config
     text_sha256: str  # of the text it was trained on, in UTF-8
+    checkpoint: Path | None = None  # where it was loaded from
 
     def generate(
         self,
@@ -226,7 +227,8 @@ def _load(checkpoints: Checkpoints, step: int | Literal["best", "latest"]) -> La
     model = GPT(info.config.model, tokenizer.vocab_size)
     abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     params = checkpoints.restore(step, {"params": sharding.on_one_device(abstract)})["params"]
-    return LanguageModel(model, params, tokenizer, info.config, info.text_sha256)
+    path = checkpoints.path(step)
+    return LanguageModel(model, params, tokenizer, info.config, info.text_sha256, path)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -60,6 +60,33 @@ def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=_EPSILON, dtype=compute_dtype(config))
 
 
+@jax.custom_vjp
+def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
+    """Multiply queries by keys; float32, but its gradient's matmuls keep the operands' type.
+
+    JAX's own gradient would upcast the keys and queries to multiply them in float32.
+    """
+    return jnp.einsum("ntk,nsk->nts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
+
+
+def _scores_forward(
+    q_NxTxK: jax.Array, k_NxSxK: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _scores(q_NxTxK, k_NxSxK), (q_NxTxK, k_NxSxK)
+
+
+def _scores_backward(
+    operands: tuple[jax.Array, jax.Array], grad_NxTxS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    q_NxTxK, k_NxSxK = operands
+    grad_NxTxS = grad_NxTxS.astype(q_NxTxK.dtype)
+    dq_NxTxK = jnp.einsum("nts,nsk->ntk", grad_NxTxS, k_NxSxK)
+    return dq_NxTxK, jnp.einsum("nts,ntk->nsk", grad_NxTxS, q_NxTxK)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a character sees itself and those before it."""
 
@@ -96,12 +123,8 @@ class CausalSelfAttention(nn.Module):
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
             k_NxSxK = write(cached[0], k_NxSxK, starts_N)
             v_NxSxK = write(cached[1], v_NxSxK, starts_N)
-        scores_NxTxS = jnp.einsum(
-            "ntk,nsk->nts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32
-        )
-        scores_NxTxS = jnp.where(
-            mask_NxTxS, scores_NxTxS * head_dim**-0.5, jnp.finfo(jnp.float32).min
-        )
+        scores_NxTxS = _scores(q_NxTxK, k_NxSxK) * head_dim**-0.5
+        scores_NxTxS = jnp.where(mask_NxTxS, scores_NxTxS, jnp.finfo(jnp.float32).min)
         weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
         y_NxTxK = jnp.einsum("nts,nsk->ntk", weights_NxTxS, v_NxSxK)
         y_BxTxHxK = y_NxTxK.reshape(n_row, n_head, n_time, head_dim).transpose(0, 2, 1, 3)

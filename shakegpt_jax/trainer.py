@@ -110,8 +110,12 @@ class Trainer:
         # On a CPU, XLA starts the next chunk before it wakes the reader of the one before, whose
         # time would then count as twice as long, and the next one's as nothing.
         overlap = iter if jax.default_backend() == "cpu" else one_ahead
+        chunks = chunk_lengths(until - step, most)
+        for n in set(chunks) - self._run_chunk.keys():  # a run continued with other chunks
+            with jax.set_mesh(self.mesh):
+                self._run_chunk[n] = self._lower(n).compile()
         mark = time.perf_counter()
-        lengths = itertools.takewhile(lambda _: not stop(), chunk_lengths(until - step, most))
+        lengths = itertools.takewhile(lambda _: not stop(), chunks)
         for n, metrics in overlap((n, self._dispatch(n)) for n in lengths):
             means = self._means(jax.device_get(metrics))
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
@@ -136,9 +140,6 @@ class Trainer:
         return row | ({"skipped_updates": int(skipped.sum())} if skipped.any() else {})
 
     def _dispatch(self, n: int) -> Metrics:
-        if n not in self._run_chunk:  # after a stop between evaluations
-            with jax.set_mesh(self.mesh):
-                self._run_chunk[n] = self._lower(n).compile()
         self.state, metrics = self._run_chunk[n](self.state, self._train_ids)
         return metrics
 

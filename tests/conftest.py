@@ -8,8 +8,9 @@ import pytest
 from shakegpt_jax.config import Config
 from shakegpt_jax.data import CharTokenizer, Corpus, split, tiny_shakespeare
 
-# Before any array is made: 8 virtual devices for the mesh, and no silent broadcasting.
+os.environ["JAX_PLATFORMS"] = "cpu"  # inherited by the processes under test
 jax.config.update("jax_platforms", "cpu")
+# Before any array is made: 8 virtual devices for the mesh, and no silent broadcasting.
 jax.config.update("jax_num_cpu_devices", 8)
 # The tests' models are so small that compiling is most of the time; the commands under test
 # compile as a user's do.

@@ -15,7 +15,6 @@ from shakegpt_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
     "PYTHONDONTWRITEBYTECODE": "1",
 }
@@ -100,6 +99,7 @@ def test_evaluate_prints_what_training_saw(folder):
     assert result.returncode == 0
     assert result.stderr == ""
     figures = json.loads(result.stdout)
+    assert figures.pop("checkpoint") == "runs/cpu/checkpoints/20"
     assert set(figures) == {
         "loss",
         "standard_error",
@@ -117,7 +117,7 @@ def test_evaluate_another_text_with_overlapping_windows(folder, lm):
     args = ("--path", "hamlet.txt", "--stride", "4", "--workdir", "runs/cpu")
     result = command("-m", "shakegpt_jax.evaluate", *args, cwd=folder)
     assert result.returncode == 0
-    assert result.stdout.startswith("run                 runs/cpu\n")
+    assert result.stdout.startswith("checkpoint          runs/cpu/checkpoints/20\n")
     assert f"loss                {lm.evaluate(text, stride=4).loss:.4f}" in result.stdout
     assert f"count               {len(text) - 1}\n" in result.stdout
 
@@ -149,7 +149,7 @@ def test_generate_streams(folder):
     assert process.stdout and process.stderr
     assert len(process.stdout.read(500)) == 500
     process.stdout.close()  # as `| head` does
-    assert process.stderr.read() == "run: runs/cpu\n"
+    assert process.stderr.read() == "runs/cpu/checkpoints/20\n"
     assert process.wait(timeout=60) == 0
     process.stderr.close()
 

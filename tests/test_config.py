@@ -60,6 +60,9 @@ def test_config_survives_a_dict():
     config.model.n_layer = 3
     config.data.path = "a b"
     assert Config.from_dict(config.to_dict()) == config
+    older = config.to_dict()
+    del older["optimizer"]["adam_weight_decay"]
+    assert Config.from_dict(older) == config
     whole = config.to_dict()
     for bad, message in (
         (whole | {"modell": {"n_layer": 1}}, "unknown config section modell"),

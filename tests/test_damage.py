@@ -296,7 +296,8 @@ def apart(context: BaseContext) -> Callable[..., None]:
     def call(function: Callable[..., None], *args: object) -> None:
         process = context.Process(target=function, args=args)
         process.start()
-        process.join()
+        process.join(120)
+        process.kill()
         assert process.exitcode == 0
 
     return call

@@ -26,7 +26,6 @@ _UNEQUAL = ("train_time", "wall_time", "characters_per_second")
 
 def _train(config: Config, workdir: Path) -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # ends with the process
-    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     train(config, workdir)

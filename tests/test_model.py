@@ -6,9 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from shakegpt_jax.config import Config, ModelConfig
-from shakegpt_jax.model import GPT, init_cache, init_params, train_flops_per_character
+from shakegpt_jax.model import (
+    GPT,
+    _scores,
+    init_cache,
+    init_params,
+    train_flops_per_character,
+)
 
 VOCAB = 65
 
@@ -212,3 +219,21 @@ def test_bfloat16_keeps_float32_parameters_and_logits(config):
     assert not jnp.array_equal(logits, expected)
     error = jnp.linalg.norm(logits - expected) / jnp.linalg.norm(expected)
     assert error < 0.03
+
+
+def test_the_gradient_of_the_scores_is_theirs():
+    q_NxTxK, k_NxSxK = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    check_grads(_scores, (q_NxTxK, k_NxSxK), order=1, modes=["rev"])
+
+
+def test_every_matmul_but_the_heads_takes_bfloat16_in_the_gradient_as_well(config):
+    model, params = make(dataclasses.replace(config.model, compute_dtype="bfloat16"))
+    idx = jnp.zeros((3, 8), jnp.int32)
+    gradient = jax.jit(jax.grad(lambda params: apply(model, params, idx).sum()))
+    lines = gradient.lower(params).as_text().splitlines()
+    matmuls = [line for line in lines if "dot_general" in line]
+    in_float32 = [line for line in matmuls if "xf32>, tensor" in line or "xf32>) ->" in line]
+    # Of a block: 4 linear layers and 2 products of attention, each with a gradient for both sides.
+    assert len(matmuls) == 3 * 6 * config.model.n_layer + len(in_float32)
+    assert in_float32
+    assert all(f"{VOCAB}x" in line for line in in_float32)
