@@ -21,7 +21,7 @@ from shakegpt_jax.data import load_corpus
 from shakegpt_jax.flags import parse_flags
 from shakegpt_jax.plot import import_pyplot
 
-_DOUBLINGS = 4
+_DOUBLINGS = 3
 _STEPS_PER_DISPATCH = 4
 
 # How a step's time grows where matmuls are all of it; attention makes the window's a little more.
@@ -44,7 +44,7 @@ def measure_growth(config: Config, field: str) -> tuple[list[int], list[float]]:
     """Time steps with one field doubled again and again; its values, and seconds per step."""
     section, name = field.split(".")
     first = getattr(getattr(config, section), name)
-    values = [first * 2**doubling for doubling in range(_DOUBLINGS)]
+    values = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
     return values, [step_seconds(config.replace({field: value})) for value in values]
 
 
