@@ -138,9 +138,7 @@ def main() -> None:
 
     use_compilation_cache()
     lm = load(args.workdir, step=args.step)
-    own = {}
-    if args.novelty or args.path is None:
-        own = _own_text(lm)
+    own = _own_text(lm) if args.novelty or args.path is None else {}
     text = own[args.split or "val"] if args.path is None else read_text(args.path)
     result = lm.evaluate(text, stride=args.stride)
     copies = longest_copies(lm, own["train"], own["val"]) if args.novelty else {}

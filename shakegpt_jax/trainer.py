@@ -74,17 +74,20 @@ class Trainer:
         def run_chunk(state: TrainState, ids: jax.Array, n: int) -> tuple[TrainState, Metrics]:
             return jax.lax.scan(lambda state, _: step(state, ids), state, length=n)
 
+        # Compiled ahead: their time is apart from training's, and they cannot recompile.
+        start = time.perf_counter()
+        jitted = jax.jit(run_chunk, static_argnums=2, donate_argnums=0, out_shardings=(where, None))
+        most, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
+        lengths = chunk_lengths(every, most) + chunk_lengths(train.num_steps % every, most)
+        self._lower = functools.partial(jitted.lower, self._abstract_state, self._train_ids)
+        self._run_chunk: dict[int, jax.stages.Compiled] = {}
+        self._compile(lengths)
+        self.compile_seconds = time.perf_counter() - start
+
+    def _compile(self, lengths: list[int]) -> None:
         with jax.set_mesh(self.mesh):
-            # Compiled ahead: their time is apart from training's, and they cannot recompile.
-            start = time.perf_counter()
-            jitted = jax.jit(
-                run_chunk, static_argnums=2, donate_argnums=0, out_shardings=(where, None)
-            )
-            most, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
-            lengths = chunk_lengths(every, most) + chunk_lengths(train.num_steps % every, most)
-            self._lower = functools.partial(jitted.lower, self._abstract_state, self._train_ids)
-            self._run_chunk = {n: self._lower(n).compile() for n in set(lengths)}
-            self.compile_seconds = time.perf_counter() - start
+            for n in set(lengths) - self._run_chunk.keys():
+                self._run_chunk[n] = self._lower(n).compile()
 
     def initialize(self) -> None:
         """Create the state before the first step, each device its own part."""
@@ -111,9 +114,7 @@ class Trainer:
         # time would then count as twice as long, and the next one's as nothing.
         overlap = iter if jax.default_backend() == "cpu" else one_ahead
         chunks = chunk_lengths(until - step, most)
-        for n in set(chunks) - self._run_chunk.keys():  # a run continued with other chunks
-            with jax.set_mesh(self.mesh):
-                self._run_chunk[n] = self._lower(n).compile()
+        self._compile(chunks)  # those of a run that is continued may be others
         mark = time.perf_counter()
         lengths = itertools.takewhile(lambda _: not stop(), chunks)
         for n, metrics in overlap((n, self._dispatch(n)) for n in lengths):
