@@ -9,22 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shakegpt_jax.errors import UserError
-    from shakegpt_jax.evaluate import Evaluation
-    from shakegpt_jax.language_model import LanguageModel, load
+    from shakegpt_jax.errors import CorruptCheckpointError, UserError
+    from shakegpt_jax.inference.language_model import LanguageModel, load
+    from shakegpt_jax.reporting.metrics import Evaluation
 
-__all__ = ["Evaluation", "LanguageModel", "UserError", "load"]
+__all__ = ["CorruptCheckpointError", "Evaluation", "LanguageModel", "UserError", "load"]
 
 _MODULES = {
-    "Evaluation": "evaluate",
-    "LanguageModel": "language_model",
+    "CorruptCheckpointError": "errors",
+    "Evaluation": "reporting.metrics",
+    "LanguageModel": "inference.language_model",
     "UserError": "errors",
-    "load": "language_model",
+    "load": "inference.language_model",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that a command imports only what it needs."""
+    """Import public names on first use, so that a command imports only what it needs."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

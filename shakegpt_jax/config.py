@@ -1,93 +1,145 @@
-"""Everything about a run that can be chosen, with its units, and what values are refused.
+"""Run configuration: every setting with its default, its meaning and the values it accepts.
 
-The dataclasses are mutable while a config file and the command line fill them in;
-`Config.freeze()` validates them and ends that.
+The dataclasses are mutable while a config file and the command line fill them in.
+`Config.freeze()` validates them and makes them immutable.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 from shakegpt_jax.errors import UserError
 
-# Checkpoints of format 1 may lack them, being older; the defaults are what was done then.
-_NEWER_FIELDS = {"adam_weight_decay"}
+# Fields added after the first release. Older checkpoints lack them, and their defaults keep the old
+# behavior. List every new field here.
+_ADDED_FIELDS = {"optimizer.adam_weight_decay", "train.target_loss"}
+
+
+class Rule(NamedTuple):
+    """Which values a field accepts."""
+
+    accepts: Callable[[Any], bool]
+    description: str  # completes "it must be ..."
+
+
+def _integer(least: int, most: int = 2**31 - 1) -> Rule:
+    return Rule(lambda v: least <= v <= most, f"a whole number from {least} to {most}")
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(lambda v: v in names, f"one of {', '.join(names)}")
+
+
+_LARGEST = 1e38  # about the largest float32
+_FRACTION = Rule(lambda v: 0 <= v <= 1 - 1e-7, "from 0 to 1 - 1e-7, below 1 in float32")
+_POSITIVE = Rule(lambda v: 0 < v <= _LARGEST, f"above 0 and at most {_LARGEST}")
+_NONNEGATIVE = Rule(lambda v: 0 <= v <= _LARGEST, f"from 0 to {_LARGEST}")
+_PATH = Rule(lambda v: "\0" not in v, "a file name, without a null byte")
+_MESH_AXIS = Rule(
+    lambda v: v == -1 or 1 <= v < 2**31, "1 or above, or -1 for all remaining devices"
+)
+
+
+def _field(default: Any, meaning: str, rule: Rule) -> Any:
+    """Declare a config field; `--help`, validation and docs/configuration.md read the metadata."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule})
 
 
 class _Section:
-    """Fields that can be frozen; hashed by value once they are, so that jit can key on them."""
+    """Base class of dataclasses that can be frozen. Frozen ones are safe static jit arguments."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if getattr(self, "_frozen", False):
             raise dataclasses.FrozenInstanceError(f"the config is frozen: cannot assign {name}")
-        if name not in (fields := self.__dataclass_fields__):  # a config file's misspelling
-            raise UserError(f"no config field {name}; there are: {', '.join(fields)}")
+        if name not in (fields := self.__dataclass_fields__):
+            raise UserError(f"no config field {name}; valid fields: {', '.join(fields)}")
         super().__setattr__(name, value)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class ModelConfig(_Section):
-    """The decoder's shape; the defaults are 85 million parameters."""
+    """Shape of the decoder. The defaults have 85 million parameters."""
 
-    n_layer: int = 12  # blocks
-    n_head: int = 8  # attention heads of a block
-    n_embd: int = 768  # a multiple of n_head
-    block_size: int = 128  # characters the model looks back on, the one it reads included
-    dropout: float = 0.0  # probability, after the embeddings and on both residual branches
-    init_stddev: float = 0.02  # of the first weights, GPT-2's; narrow models want more
-    compute_dtype: str = "auto"  # of matmuls; auto: bfloat16 on accelerators, float32 on CPU
+    # Sizes are bounded so that a corrupt checkpoint cannot ask for endless memory or time.
+    n_layer: int = _field(12, "number of blocks", _integer(1, 1_000))
+    n_head: int = _field(8, "attention heads per block", _integer(1, 10_000))
+    n_embd: int = _field(768, "embedding dimensions, a multiple of n_head", _integer(1, 100_000))
+    block_size: int = _field(128, "context window, characters", _integer(1, 1_000_000))
+    dropout: float = _field(0.0, "dropout rate of embeddings and residual branches", _FRACTION)
+    init_stddev: float = _field(0.02, "standard deviation of the initial weights", _POSITIVE)
+    compute_dtype: str = _field(
+        "auto",
+        "dtype of the matmuls; auto: bfloat16 on accelerators, float32 on CPU",
+        _one_of("auto", "float32", "bfloat16"),
+    )
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class DataConfig(_Section):
-    """What is learned from."""
+    """Training text and batch size."""
 
-    path: str = ""  # a UTF-8 text file; empty: Tiny Shakespeare, which comes with the install
-    batch_size: int = 128  # windows per optimizer step, over all devices together
+    path: str = _field("", "UTF-8 text file; empty: the bundled Tiny Shakespeare", _PATH)
+    batch_size: int = _field(128, "windows per step, over all devices", _integer(1, 1_000_000))
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class OptimizerConfig(_Section):
-    """Adam or Muon behind global-norm clipping, on a warmup-cosine schedule."""
+    """Adam or Muon after global-norm clipping, on a warmup-cosine schedule."""
 
-    name: str = "adam"  # adam, or muon: Muon for the blocks' matrices and Adam for the rest
-    learning_rate: float = 1e-3  # at the top of the schedule
-    final_learning_rate: float = 0.0  # where the cosine ends, one step after the last
-    warmup_steps: int = 100  # up to learning_rate, linearly; at most half the run
-    b1: float = 0.9  # decay of Adam's mean of the gradients
-    b2: float = 0.99  # decay of Adam's mean of their squares
-    eps: float = 1e-8  # keeps Adam's division finite
-    clip_norm: float = 1.0  # gradients longer than this are scaled down to it
-    weight_decay: float = 0.0  # per step times the rate, on matrices; with muon, on the blocks'
-    adam_weight_decay: float = 0.0  # the same with muon, of all that Adam moves
-    max_skipped_updates: int = 0  # in a row, where gradients are not finite; one more ends the run
+    name: str = _field(
+        "adam",
+        "adam, or muon: Muon for the matrices of the blocks, Adam for the rest",
+        _one_of("adam", "muon"),
+    )
+    learning_rate: float = _field(1e-3, "peak learning rate", _POSITIVE)
+    final_learning_rate: float = _field(0.0, "where the cosine decay ends", _NONNEGATIVE)
+    warmup_steps: int = _field(100, "linear warmup steps, capped at half the run", _integer(0))
+    b1: float = _field(0.9, "Adam's decay rate of the first moment", _FRACTION)
+    b2: float = _field(0.99, "Adam's decay rate of the second moment", _FRACTION)
+    eps: float = _field(1e-8, "Adam's epsilon", _POSITIVE)
+    clip_norm: float = _field(1.0, "maximum global norm of the gradients", _POSITIVE)
+    weight_decay: float = _field(
+        0.0,
+        "weight decay of matrices, scaled by the learning rate; with muon: of those in blocks",
+        _NONNEGATIVE,
+    )
+    adam_weight_decay: float = _field(
+        0.0, "with muon: weight decay of the parameters that Adam updates", _NONNEGATIVE
+    )
+    max_skipped_updates: int = _field(
+        0, "consecutive non-finite updates to skip; one more ends the run", _integer(0)
+    )
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class TrainConfig(_Section):
-    """How long, and what happens on the way."""
+    """Length of the run and what happens along the way."""
 
-    num_steps: int = 5_000  # optimizer steps
-    eval_every: int = 250  # steps; evaluate on the whole validation split and save a checkpoint
-    seed: int = 0  # of the parameters, the windows drawn and the dropout
-    steps_per_dispatch: int = 50  # steps that run on the device between two looks at them
-    keep_checkpoints: int = 2  # the latest so many are kept, and the best one
-    sample_length: int = 200  # characters of verse shown at each evaluation; 0: none
+    num_steps: int = _field(5_000, "optimizer steps", _integer(1))
+    eval_every: int = _field(250, "steps between evaluations, each with a checkpoint", _integer(1))
+    target_loss: float = _field(
+        0.0, "validation loss at which to stop before num_steps; 0: never", _NONNEGATIVE
+    )
+    seed: int = _field(0, "seed of the parameters, windows and dropout", _integer(0))
+    steps_per_dispatch: int = _field(50, "steps per compiled call and metrics row", _integer(1))
+    keep_checkpoints: int = _field(2, "latest checkpoints to keep, besides the best", _integer(1))
+    sample_length: int = _field(200, "characters to sample at evaluations; 0: none", _integer(0))
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class MeshConfig(_Section):
-    """Devices per mesh axis; their product is the number of devices used."""
+    """Devices per mesh axis. Their product is the number of devices in use."""
 
-    data: int = -1  # the batch is split over this axis; -1: all devices, divided by fsdp
-    fsdp: int = 1  # batch, parameters and optimizer state are split over this one
+    data: int = _field(-1, "data-parallel devices; -1: all, divided by fsdp", _MESH_AXIS)
+    fsdp: int = _field(1, "devices to shard parameters and optimizer state over", _integer(1))
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Config(_Section):
-    """One run, whole."""
+    """Complete configuration of a run."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -95,25 +147,55 @@ class Config(_Section):
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
+    def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
+        """Yield the path ("model.n_layer"), the dataclass field and the value of every setting."""
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            for field in dataclasses.fields(values):
+                yield f"{section.name}.{field.name}", field, getattr(values, field.name)
+
     def freeze(self) -> "Config":
-        """Validate, then refuse further assignments.
+        """Validate the config and make it immutable.
 
         Returns:
             This config.
 
         Raises:
-            UserError: if a value is refused; names the field and what would be right.
+            UserError: if a value is not accepted. Names the field and the accepted values.
         """
         validate(self)
         for section in (*(getattr(self, f.name) for f in dataclasses.fields(self)), self):
             object.__setattr__(section, "_frozen", True)
         return self
 
-    def replace(self, changes: dict[str, Any]) -> "Config":
-        """Make a frozen copy with other values, by field: `{"model.n_layer": 6}`.
+    def set(self, path: str, text: str) -> None:
+        """Set a field from the text of a command-line flag.
+
+        Args:
+            path: the field, such as "model.n_layer".
+            text: its value, converted to the type of the field.
 
         Raises:
-            UserError: if a value is refused.
+            UserError: if there is no such field or the text does not have its type.
+        """
+        known = {path: (type(value), field) for path, field, value in self.fields()}
+        if path not in known:
+            near = difflib.get_close_matches(path, known, n=1) or ["one of " + ", ".join(known)]
+            raise UserError(f"no config field {path}; did you mean {near[0]}?")
+        kind, field = known[path]
+        try:
+            value = kind(text)
+        except ValueError as error:
+            right = field.metadata["rule"].description
+            raise UserError(f"config.{path} is {text!r}; it must be {right}") from error
+        section, name = path.split(".")
+        setattr(getattr(self, section), name, value)
+
+    def replace(self, changes: dict[str, Any]) -> "Config":
+        """Return a frozen copy with other values, by path: `{"model.n_layer": 6}`.
+
+        Raises:
+            UserError: if a field does not exist or a value is not accepted.
         """
         values = self.to_dict()
         for path, value in changes.items():
@@ -122,15 +204,15 @@ class Config(_Section):
         return Config.from_dict(values)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The fields as nested dicts, ready for JSON."""
+        """Return the fields as nested dicts, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> "Config":
-        """Build the frozen config that `to_dict` wrote.
+        """Build a frozen config from the result of `to_dict`.
 
         Raises:
-            UserError: if a section or field is unknown, missing or holds a refused value.
+            UserError: if a section or field is unknown or missing, or a value is not accepted.
         """
         config = cls()
         sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
@@ -143,7 +225,8 @@ class Config(_Section):
                 raise UserError(f"config.{section_name} is {fields!r}, not a mapping of its fields")
             section = sections[section_name]
             names = {field.name for field in dataclasses.fields(section)}
-            if missing := names - fields.keys() - _NEWER_FIELDS:
+            added = {name for name in names if f"{section_name}.{name}" in _ADDED_FIELDS}
+            if missing := names - fields.keys() - added:
                 raise UserError(f"config.{section_name} lacks {', '.join(sorted(missing))}")
             for name, value in fields.items():
                 setattr(section, name, value)
@@ -152,68 +235,16 @@ class Config(_Section):
         return config.freeze()
 
 
-def _whole(least: int, most: int = 2**31 - 1) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: least <= v <= most, f"a whole number from {least} to {most}"
-
-
-_LARGEST = 1e38  # what float32 can hold
-_FRACTION = (lambda v: 0 <= v <= 1 - 1e-7, "from 0 to 1 - 1e-7, below 1 in float32")
-_ABOVE_0 = (lambda v: 0 < v <= _LARGEST, f"above 0 and at most {_LARGEST}")
-_FROM_0 = (lambda v: 0 <= v <= _LARGEST, f"from 0 to {_LARGEST}")
-_OPTIMIZERS = ("adam", "muon")
-_DTYPES = ("auto", "float32", "bfloat16")
-
-# field -> (does the value work?, what would)
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    # Bounded, so that a size from an untrusted checkpoint costs neither memory nor time.
-    "model.n_layer": _whole(1, 1_000),
-    "model.n_head": _whole(1, 10_000),
-    "model.n_embd": _whole(1, 100_000),
-    "model.block_size": _whole(1, 1_000_000),
-    "model.dropout": _FRACTION,
-    "model.init_stddev": _ABOVE_0,
-    "model.compute_dtype": (lambda v: v in _DTYPES, f"one of {', '.join(_DTYPES)}"),
-    "data.path": (lambda v: "\0" not in v, "a file name, without a null byte"),
-    "data.batch_size": _whole(1, 1_000_000),
-    "optimizer.name": (lambda v: v in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}"),
-    "optimizer.learning_rate": _ABOVE_0,
-    "optimizer.final_learning_rate": _FROM_0,
-    "optimizer.warmup_steps": _whole(0),
-    "optimizer.b1": _FRACTION,
-    "optimizer.b2": _FRACTION,
-    "optimizer.eps": _ABOVE_0,
-    "optimizer.clip_norm": _ABOVE_0,
-    "optimizer.weight_decay": _FROM_0,
-    "optimizer.adam_weight_decay": _FROM_0,
-    "optimizer.max_skipped_updates": _whole(0),
-    "train.num_steps": _whole(1),
-    "train.eval_every": _whole(1),
-    "train.seed": _whole(0),
-    "train.steps_per_dispatch": _whole(1),
-    "train.keep_checkpoints": _whole(1),
-    "train.sample_length": _whole(0),
-    "mesh.data": (lambda v: v == -1 or 1 <= v < 2**31, "1 or above, or -1 for all that are left"),
-    "mesh.fsdp": _whole(1),
-}
-
-
-def allowed(field: str) -> str:
-    """Tell in words which values a field takes; `field` as in "model.n_layer"."""
-    return _RULES[field][1]
-
-
 def validate(config: Config) -> None:
-    """Refuse values that cannot work.
+    """Check every value of a config.
 
     Raises:
-        UserError: naming the field, the value given and what would be right.
+        UserError: naming the field, its value and the accepted values.
     """
-    for path, (works, right) in _RULES.items():
-        section, name = path.split(".")
-        value = getattr(getattr(config, section), name)
-        kind = type(getattr(getattr(_DEFAULTS, section), name))
-        if type(value) not in (kind, int if kind is float else kind) or not works(value):
-            raise UserError(f"config.{path} is {value!r:.80}; it must be {right}")
+    for path, field, value in config.fields():
+        rule, kind = field.metadata["rule"], type(field.default)
+        if type(value) not in (kind, int if kind is float else kind) or not rule.accepts(value):
+            raise UserError(f"config.{path} is {value!r:.80}; it must be {rule.description}")
     opt = config.optimizer
     if opt.final_learning_rate > opt.learning_rate:
         right = f"at most learning_rate ({opt.learning_rate})"
@@ -229,6 +260,3 @@ def validate(config: Config) -> None:
     if model.n_embd % model.n_head:
         right = f"a multiple of n_head ({model.n_head})"
         raise UserError(f"config.model.n_embd is {model.n_embd}; it must be {right}")
-
-
-_DEFAULTS = Config()

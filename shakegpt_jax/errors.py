@@ -1,30 +1,30 @@
-"""How a command can end early, other than by a mistake in this package."""
+"""Exceptions that end a command early, each with its exit code."""
 
 
 class UserError(ValueError):
-    """Bad input: the message says what is wrong, what was given and what would be right."""
+    """Invalid input. The message says what is wrong, what was given and what is accepted."""
 
     exit_code = 2
 
 
-class DamagedError(UserError):
-    """A checkpoint is not as it was saved; the message names the file."""
+class CorruptCheckpointError(UserError):
+    """A checkpoint differs from what was saved. The message names the file."""
 
 
 class DivergedError(Exception):
-    """Training produced numbers that are not finite; the message says where."""
+    """Training produced a non-finite loss or gradient. The message says at which steps."""
 
     exit_code = 3
 
 
 class SaveError(Exception):
-    """Checkpoints cannot be saved; the message says why, and which is the last."""
+    """Checkpoints cannot be saved. The message says why and names the last good checkpoint."""
 
     exit_code = 1
 
 
 class StoppedBySignalError(Exception):
-    """A signal ended training, after its state was saved; the message says how to go on."""
+    """A signal ended training after its state was saved. The message says how to resume."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

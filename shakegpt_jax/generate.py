@@ -1,65 +1,66 @@
-"""Write text with a trained model.
+"""Generate text with a trained model and stream it to standard output."""
 
-The prompt and its continuation go to standard output as they are written, everything else to
-standard error.
-"""
-
+import json
 import sys
 
-from shakegpt_jax.cli import ArgumentParser, run_command, use_compilation_cache
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
-_PROMPT = "O God, O God!"
-_MAX_SAMPLES = 100_000  # in one batch
+_MAX_SAMPLES = 100_000  # per batch
+_OPTIONS = ("temperature", "top_k", "top_p", "stop", "window_stride")
 
 
 def main() -> None:
-    """Run the command line; --help lists its arguments."""
-    parser = ArgumentParser("generate", "Write text with a trained model.")
+    """Parse the arguments, generate and print."""
+    from shakegpt_jax.command_line.arguments import ArgumentParser
+    from shakegpt_jax.data.text import decode_text, read_text
+    from shakegpt_jax.inference import defaults
+
+    parser = ArgumentParser(
+        "python -m shakegpt_jax.generate", "Generate text with a trained model."
+    )
+    parser.add_run()
     parser.add_step()
     add = parser.add_argument
-    add("--prompt", help=f"text to go on from ({_PROMPT})")
-    add("--max_new_tokens", type=int, default=500, help="characters to write (%(default)s)")
-    add("--temperature", type=float, default=0.8, help="0: always the most probable (%(default)s)")
-    add("--top_k", type=int, help="choose among the k most probable characters")
-    add("--top_p", type=float, help="choose among the fewest whose probabilities reach p")
-    add("--num_samples", type=int, default=1, help="of seeds SEED, SEED + 1, ... (%(default)s)")
-    add("--seed", type=int, default=0, help="the same seed writes the same text (%(default)s)")
-    add("--window_stride", type=int, help="characters dropped when the window is full; 1: exact")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help=f"text to continue ({defaults.PROMPT}); -: standard input")
+    prompt.add_argument("--prompt_file", metavar="FILE", help="UTF-8 file to continue")
+    add("--max_new_tokens", type=int, default=defaults.MAX_NEW_TOKENS, help="(%(default)s)")
+    add("--temperature", type=float, default=defaults.TEMPERATURE, help="0: greedy (%(default)s)")
+    add("--top_k", type=int, help="sample from the k most probable characters")
+    add("--top_p", type=float, help="sample from the smallest set with probability p")
+    add("--stop", action="append", default=[], metavar="TEXT", help="stop before it; repeatable")
+    add("--seed", type=int, default=defaults.SEED, help="random seed (%(default)s)")
+    add("--num_samples", type=int, default=1, help="with seeds SEED, SEED + 1, ... (%(default)s)")
+    add("--window_stride", type=int, help="characters to drop when the window is full; 1: exact")
+    add("--no_echo", action="store_true", help="print the continuation without the prompt")
+    add("--json", action="store_true", help="print one JSON object per sample")
     args = parser.parse_args()
     if not 1 <= args.num_samples <= _MAX_SAMPLES:
         parser.error(f"--num_samples is {args.num_samples}; it must be from 1 to {_MAX_SAMPLES}")
     if args.seed >= 0 and args.seed + args.num_samples > 2**32:
         parser.error(f"--seed plus --num_samples is over {2**32}")
+    text = args.prompt if args.prompt_file is None else read_text(args.prompt_file)
+    if args.prompt == "-":
+        text = decode_text(sys.stdin.buffer.read(), "standard input")
 
-    from shakegpt_jax.language_model import load  # after parsing: --help needs no JAX
+    from shakegpt_jax.inference.language_model import load
+    from shakegpt_jax.reporting.samples import print_samples
 
     use_compilation_cache()
     lm = load(args.workdir, step=args.step)
-    prompt = _PROMPT if args.prompt is None else args.prompt
-    if args.prompt is None and not set(_PROMPT) <= set(lm.tokenizer.vocabulary):
-        raise UserError(f"this model cannot spell the default prompt, {_PROMPT!r}; give --prompt")
-    chunks = lm.stream(
-        [prompt] * args.num_samples,
-        args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=[args.seed + i for i in range(args.num_samples)],
-        window_stride=args.window_stride,
-    )
+    text = lm.default_prompt() if text is None else text
+    seeds = [args.seed + i for i in range(args.num_samples)]
+    options = {name: getattr(args, name) for name in _OPTIONS}
+    chunks = lm.stream([text] * len(seeds), args.max_new_tokens, seed=seeds, **options)
     print(lm.checkpoint, file=sys.stderr)
-    # The first text is shown as it grows; the others, written in the same batch, after it.
-    print(prompt, end="", flush=True)
-    others = [prompt] * (args.num_samples - 1)
-    for first, *rest in chunks:
-        print(first, end="", flush=True)
-        others = [text + new for text, new in zip(others, rest, strict=True)]
-    print()
-    for i, text in enumerate(others, start=1):
-        print(flush=True)
-        print(f"--- sample {i + 1} of {args.num_samples}, seed {args.seed + i}", file=sys.stderr)
-        print(text)
+    if not args.json:
+        print_samples(chunks, "" if args.no_echo else text, seeds)
+        return
+    for seed, pieces in zip(seeds, zip(*chunks, strict=True), strict=True):
+        new = "".join(pieces)
+        log_probability = float(lm.score(text + new)[-len(new) :].sum()) if new else 0.0
+        sample = {"prompt": text, "text": new, "log_probability": log_probability, "seed": seed}
+        print(json.dumps(sample))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shakegpt_jax.model import KVCache
+from shakegpt_jax.model.kv_cache import KVCache
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Bad input ends in one line that says what is wrong, and nothing is written."""
+"""Invalid input ends in one line that says what is wrong, and nothing is written."""
 
 import ast
 import dataclasses
@@ -7,9 +7,9 @@ import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import one_line
@@ -17,18 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shakegpt_jax
-from shakegpt_jax import cli, evaluate, generate, manifest
+from shakegpt_jax.checkpoints import integrity
 from shakegpt_jax.config import Config
-from shakegpt_jax.data import CharTokenizer, read_text
+from shakegpt_jax.data.text import read_text, tiny_shakespeare
+from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.train import train
+from shakegpt_jax.training.run import train
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A working folder with a run of two checkpoints, and texts of every kind."""
     folder = tmp_path_factory.mktemp("bad_input")
-    text = shakegpt_jax.data.tiny_shakespeare()[:20_000]
+    text = tiny_shakespeare()[:20_000]
     (folder / "own.txt").write_text(text)
     config = Config()
     config.model.n_layer, config.model.n_head, config.model.n_embd = 1, 2, 16
@@ -37,6 +38,8 @@ def folder(tmp_path_factory) -> Path:
     config.train.num_steps, config.train.eval_every = 4, 2
     config.train.sample_length, config.mesh.data, config.train.keep_checkpoints = 0, 1, 2
     train(config.freeze(), folder / "runs" / "own")
+    for name, code in CONFIGS.items():
+        (folder / name).write_text(code)
     for name, content in TEXTS.items():
         (folder / name).write_bytes(content)
     (folder / "folder").mkdir()
@@ -52,7 +55,9 @@ def folder(tmp_path_factory) -> Path:
 TEXTS = {
     "empty.txt": b"",
     "bom_only.txt": b"\xef\xbb\xbf",
+    "other.txt": b"To be, or not to be: " * 20,
     "one.txt": b"a",
+    "same.txt": b"a" * 1000,
     "latin1.txt": "café noir".encode("latin-1"),
     "cut.txt": "caf\N{LATIN SMALL LETTER E WITH ACUTE}".encode()[:-1],
     "binary.txt": bytes(range(256)),
@@ -63,12 +68,22 @@ TEXTS = {
 }
 
 
+CONFIGS = {
+    "broken.py": "1 / 0",
+    "exit.py": "import sys\nsys.exit(0)",
+    "typo.py": "from shakegpt_jax.config import Config\n\ndef get_config():\n"
+    "    config = Config()\n    config.model.n_layers = 3\n    return config\n",
+    "other.py": "def get_config():\n    return {}",
+    "empty.py": "",
+}
+
+
 def rewrite(folder: Path, change) -> None:
-    """Change the metadata and make its digest fit, as an attacker would."""
+    """Change the metadata and write valid digests."""
     metadata = json.loads((folder / "metadata.json").read_text())
     change(metadata)
     (folder / "metadata.json").write_text(json.dumps(metadata))
-    manifest.write(folder)
+    integrity.write_digests(folder)
 
 
 RUNS = {
@@ -78,7 +93,6 @@ RUNS = {
         f, lambda m: m["config"]["model"].update(n_embd=100_000, block_size=1_000_000)
     ),
     "deep": lambda f: rewrite(f, lambda m: m["config"]["model"].update(n_layer=3)),
-    "beyond": lambda f: rewrite(f, lambda m: m["metrics"].update(loss=10**400)),
     "infinite": lambda f: rewrite(f, lambda m: m["metrics"].update(loss=math.inf)),
     "renamed": lambda f: rewrite(f, lambda m: m["config"]["model"].update(eval="1")),
     "no_metadata": lambda f: (f / "metadata.json").unlink(),
@@ -128,22 +142,29 @@ COMMANDS = [
     ("generate", ["--temp", "1"], "unrecognized arguments: --temp"),
     ("generate", ["To be"], "unrecognized arguments: To be"),
     ("generate", ["--prompt"], "--prompt: expected one argument"),
+    ("generate", ["--prompt", "a", "--prompt_file", "own.txt"], "not allowed with argument"),
+    ("generate", ["--prompt_file", "none.txt"], "no such file: none.txt"),
+    ("generate", ["--stop", ""], "stop is ''; it must be one character or more"),
+    ("generate", ["--workdir", "a", "--workdir", "b"], "--workdir is given twice"),
     ("generate", ["--workdir", "none"], "no such run folder: none"),
     ("generate", ["--workdir", "own.txt"], "no such run folder: own.txt"),
     ("generate", ["--workdir", "x" * 300], "no such run folder: xxx"),
     ("generate", ["--workdir", "runs"], "runs is not a run folder"),
     ("generate", ["--workdir", "empty_run"], "empty_run is not a run folder"),
-    ("generate", ["--workdir", "newer"], "its format is version 99 and this shakegpt_jax reads 1"),
+    (
+        "generate",
+        ["--workdir", "newer"],
+        "it has format version 99, and this version reads up to 1",
+    ),
     ("generate", ["--workdir", "huge"], "n_layer is 1000000000; it must be a whole number from 1"),
-    ("generate", ["--workdir", "wide"], "params holds other arrays than its config describes"),
-    ("generate", ["--workdir", "deep"], "params holds other arrays than its config describes"),
-    ("generate", ["--workdir", "infinite"], "its metrics are not finite numbers"),
-    ("generate", ["--workdir", "beyond"], "its metrics are not finite numbers"),
-    ("generate", ["--workdir", "renamed"], "no config field eval; there are: n_layer"),
+    ("generate", ["--workdir", "wide"], "params does not match its config"),
+    ("generate", ["--workdir", "deep"], "params does not match its config"),
+    ("generate", ["--workdir", "infinite"], "its metrics must map names to finite numbers"),
+    ("generate", ["--workdir", "renamed"], "no config field eval; valid fields: n_layer"),
     (
         "generate",
         ["--workdir", "no_metadata"],
-        "is missing; another step may do, of [2, 4]",
+        "is missing; the other checkpoints are corrupt too",
     ),
     ("generate", ["--workdir", "no_params"], "4/params/_METADATA is missing"),
     ("generate", ["--workdir", "no_manifest"], "2/SHA256SUMS is missing"),
@@ -153,13 +174,13 @@ COMMANDS = [
     ("evaluate", ["--stride", "17"], "stride is 17; it must be from 1 to 16"),
     ("evaluate", ["--stride", "x"], "--stride: invalid int value: 'x'"),
     ("evaluate", ["--split", "test"], "--split: invalid choice: 'test'"),
-    ("evaluate", ["--split", "val", "--path", "own.txt"], "not allowed with argument"),
+    ("evaluate", ["--split", "val", "--path", "other.txt"], "other.txt is not the text that the"),
     ("evaluate", ["--workdir", "none"], "no such run folder: none"),
-    ("evaluate", ["--workdir", "newer"], "its format is version 99"),
+    ("evaluate", ["--workdir", "newer"], "it has format version 99"),
     ("evaluate", ["--workdir", "emptied"], "2/SHA256SUMS is missing"),
     ("evaluate", ["--path", ""], "--path is empty; give a UTF-8 text file"),
     ("evaluate", ["--path", "folder"], "folder is a folder; give a UTF-8 text file"),
-    ("evaluate", ["--path", "/dev/zero"], "/dev/zero is no regular file"),
+    ("evaluate", ["--path", "/dev/zero"], "/dev/zero is not a regular file"),
     ("evaluate", ["--path", "~nobody_here/x"], "Could not determine home directory"),
     ("evaluate", ["--path", "none.txt"], "no such file: none.txt"),
     ("evaluate", ["--path", "x" * 300], "cannot read xxx"),
@@ -177,16 +198,53 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "args", "message"), COMMANDS)
-def test_commands_refuse_bad_input(folder, command, args, message, capsys, monkeypatch):
+@pytest.mark.parametrize(("module", "args", "message"), COMMANDS)
+def test_commands_refuse_invalid_input(folder, module, args, message, command, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [command, *args])
     before = tree(folder)
-    with pytest.raises(SystemExit) as ended:
-        cli.run_command({"generate": generate, "evaluate": evaluate}[command].main)
-    captured = capsys.readouterr()
-    assert (ended.value.code, captured.out) == (2, "")
-    assert message in one_line(captured.err)
+    code, out, err = command(module, *args)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+    assert tree(folder) == before
+
+
+TRAIN = [
+    (["--config.data.path=none.txt"], "no such file: none.txt"),
+    (["--config.data.path=folder"], "is a folder"),
+    (["--config.data.path=latin1.txt"], "not UTF-8: invalid continuation byte at byte 3 (0xe9)"),
+    (["--config.data.path=empty.txt"], "is empty"),
+    (["--config.data.path=null.txt"], "a window of 64 and its target need 65"),
+    (["--config.data.path=same.txt"], "repeats one character"),
+    (["--config.model.n_head=3"], "config.model.n_embd is 128; it must be a multiple of"),
+    (["--config.model.n_layers=3"], "no config field model.n_layers; did you mean model.n_layer?"),
+    (["--config.train.num_steps=many"], "num_steps is 'many'; it must be a whole number from 1"),
+    (["--config.train.num_steps=1e3"], "num_steps is '1e3'; it must be a whole number"),
+    (["--config.train.num_steps=0"], "config.train.num_steps is 0; it must be a whole number"),
+    (["--config.optimizer.eps=tiny"], "optimizer.eps is 'tiny'; it must be above 0"),
+    (["--config=none.py"], "no such file: 'none.py'; give a config file such as"),
+    (["--config=folder"], "'folder' is a folder; give a config file such as"),
+    (["--config", "none.py"], "no such file: 'none.py'; give a config file such as"),
+    (["--config"], "argument --config: expected one argument"),
+    (["--config="], "--config is empty; give a config file such as"),
+    (["--config=typo.py"], "cannot load the config typo.py: UserError: no config field n_layers"),
+    (["--config=exit.py"], "cannot load the config exit.py: SystemExit"),
+    (["--config=broken.py"], "cannot load the config broken.py: ZeroDivisionError"),
+    (["--config=other.py"], "get_config() of other.py must return a shakegpt_jax.config.Config"),
+    (["--config=empty.py"], "the config empty.py does not define get_config()"),
+    (["--config=own.txt"], "cannot load the config own.txt: ImportError: its name does not end in"),
+    (["--worksdir=x"], "unrecognized argument '--worksdir=x'"),
+    (["--workdir=same.txt"], "cannot write to the run folder same.txt"),
+    (["positional"], "unrecognized argument 'positional'"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), TRAIN)
+def test_training_refuses_invalid_input(folder, args, message, command, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = tree(folder)
+    code, out, err = command("train", *args)
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
     assert tree(folder) == before
 
 
@@ -194,7 +252,7 @@ API = [
     (lambda lm: lm.generate(""), "prompt is ''; it must be one character or more"),
     (lambda lm: lm.generate([]), "prompts is []; it must be one text or more"),
     (lambda lm: lm.generate(["a", ""]), "prompt is ''"),
-    (lambda lm: lm.generate(None), "prompt is None; it must be a text or a list of them"),
+    (lambda lm: lm.generate(None), "prompt is None; it must be a text or a list of texts"),
     (lambda lm: lm.generate(b"To be"), "prompt is b'To be'; it must be a text"),
     (lambda lm: lm.generate(["a", 5]), "prompts is ['a', 5]; it must be a list of texts"),
     (lambda lm: lm.stream("To be"), "prompts is 'To be'; it must be a list of texts"),
@@ -208,12 +266,16 @@ API = [
     (lambda lm: lm.generate("a", top_p="all"), "top_p is 'all'; it must be in (0, 1]"),
     (lambda lm: lm.generate("a", seed=1.5), "seed is 1.5; it must be a whole number"),
     (lambda lm: lm.generate("a", seed="a"), "seed is 'a'; it must be a whole number"),
-    (lambda lm: lm.generate("a", seed=[1, 2]), "seed is [1, 2]; it must be one, or 1"),
+    (
+        lambda lm: lm.generate("a", seed=[1, 2]),
+        "seed has 2 values; give one, or one per",
+    ),
     (lambda lm: lm.generate(["a", "b"], seed=[1, 2**32]), "seed is 4294967296; it must be from 0"),
     (lambda lm: lm.generate("a", window_stride=2.0), "window_stride is 2.0; it must be a whole"),
-    (lambda lm: lm.logits(""), "the text's length is 0; it must be from 1 to 16"),
-    (lambda lm: lm.logits("a" * 17), "the text's length is 17; it must be from 1 to 16"),
-    (lambda lm: lm.logits(["a"]), "text is ['a']; it must be a text"),
+    (lambda lm: lm.logits(""), "the text's length is 0; it must be 1 or more"),
+    (lambda lm: lm.logits("a" * 17, stride=17), "stride is 17; it must be from 1 to 16"),
+    (lambda lm: lm.logits(["a", 1]), "text is ['a', 1]; it must be a list of texts"),
+    (lambda lm: lm.generate("a", stop=[1]), "stop is [1]; it must be a list of texts"),
     (lambda lm: lm.score("a"), "the text's length is 1; it must be 2 or more"),
     (lambda lm: lm.score(None), "text is None; it must be a text"),
     (lambda lm: lm.score("abc", stride=1.5), "stride is 1.5; it must be a whole number"),
@@ -224,7 +286,7 @@ API = [
     (lambda lm: lm.tokenizer.decode([-1]), "id -1 is outside the vocabulary's [0, "),
     (
         lambda lm: shakegpt_jax.load("runs/own", step="newest"),
-        "step is 'newest'; it must be 'best'",
+        "step is 'newest'; it must be 'best', 'latest' or a whole number",
     ),
     (lambda lm: lm.stream(None), "prompts is None; it must be a list of texts"),
     (lambda lm: shakegpt_jax.load("runs/own", step=True), "step is True; it must be 'best'"),
@@ -233,9 +295,9 @@ API = [
         lambda lm: shakegpt_jax.load("runs/own", step=3),
         "no checkpoint of step 3; there are: [2, 4]",
     ),
-    (lambda lm: shakegpt_jax.load(7), "workdir is 7; it must be a folder's name"),
+    (lambda lm: shakegpt_jax.load(7), "workdir is 7; it must be a folder name"),
     (lambda lm: lm.config.replace({"model.n_layer": 0}), "config.model.n_layer is 0"),
-    (lambda lm: lm.config.replace({"model.layers": 1}), "no config field layers; there are"),
+    (lambda lm: lm.config.replace({"model.layers": 1}), "no config field layers; valid fields"),
     (lambda lm: lm.config.replace({"layers": 1}), "unknown config section layers"),
     (lambda lm: lm.config.replace({"layers.n": 1}), "unknown config section layers"),
 ]
@@ -247,17 +309,20 @@ def lm(folder) -> shakegpt_jax.LanguageModel:
 
 
 @pytest.mark.parametrize(("call", "message"), API)
-def test_the_library_refuses_bad_input(folder, lm, call, message, monkeypatch):
+def test_the_library_refuses_invalid_input(folder, lm, call, message, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=re.escape(message)):
         call(lm)
 
 
-def test_numbers_of_numpy_serve_as_well(lm):
-    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": np.float64(0.9)}
-    assert lm.generate("a", np.int32(4), seed=np.arange(1), **options) == lm.generate(
-        "a", 4, seed=0, temperature=0.5, top_k=3, top_p=0.9
-    )
+@pytest.mark.parametrize("scalar", [np.asarray, jnp.asarray, lambda v: np.asarray(v)[()]])
+def test_accepts_scalars_of_numpy_and_jax(folder, lm, scalar):
+    options = {"temperature": scalar(0.5), "top_k": scalar(3), "top_p": scalar(0.9)}
+    expected = lm.generate("a", 4, seed=2, temperature=0.5, top_k=3, top_p=0.9)
+    assert lm.generate("a", scalar(4), seed=scalar(2), **options) == expected
+    seeds = scalar([2, 2])
+    assert lm.generate(["a", "a"], 4, seed=seeds, **options) == [expected] * 2
+    assert shakegpt_jax.load(folder / "runs" / "own", step=scalar(2)).checkpoint.name == "2"
 
 
 FIELDS = [
@@ -269,7 +334,7 @@ NEVER = [None, [], {}, math.nan, math.inf, -math.inf, 10**400, -(10**400), b"1",
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_a_config_field_takes_its_type_and_range_alone(section, name):
+def test_config_fields_accept_only_their_type_and_range(section, name):
     default = getattr(getattr(Config(), section), name)
     values = [*NEVER, 0, -1, 1, 2**31, 0.5, -0.5, 1.5, 1e300, "", "x", "\0", True]
     for value in values:
@@ -288,13 +353,13 @@ def test_a_config_field_takes_its_type_and_range_alone(section, name):
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_texts_of_any_make_are_read_alike(tmp_path, newline, mark):
+def test_reads_any_line_ends_and_byte_order_mark(tmp_path, newline, mark):
     path = tmp_path / "text.txt"
     path.write_bytes(mark + newline.join(["To be \U0001f600", "", "or not"]).encode())
     assert read_text(str(path)) == "To be \U0001f600\n\nor not"
 
 
-def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
+def test_names_an_unreadable_file(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.touch()
 
@@ -308,21 +373,21 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
 
 @settings(derandomize=True, deadline=None)
 @given(st.text(st.characters(), min_size=1), st.text(st.characters()))
-def test_any_text_is_encoded_back_and_forth_or_refused(text, other):
+def test_any_text_round_trips_or_is_refused(text, other):
     tokenizer = CharTokenizer.from_text(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     if set(other) <= set(text):
         assert tokenizer.decode(tokenizer.encode(other)) == other
     else:
-        with pytest.raises(UserError, match="not among the"):
+        with pytest.raises(UserError, match="not in the vocabulary"):
             tokenizer.encode(other)
 
 
-def test_nothing_in_a_run_folder_can_be_run():
+def test_nothing_in_a_run_folder_is_executed():
     """No pickle, no eval, no exec; the config file, which the user names, is the only Python."""
     package = Path(shakegpt_jax.__file__).parent
     forbidden = {"pickle", "cPickle", "dill", "marshal", "shelve", "eval", "exec", "compile"}
-    for path in package.glob("*.py"):
+    for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = set()
             if isinstance(node, ast.Import):

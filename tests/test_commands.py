@@ -1,7 +1,12 @@
 """The commands as a user types them, on the real text."""
 
+import io
 import json
 import os
+import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +15,10 @@ import numpy as np
 import pytest
 
 import shakegpt_jax
-from shakegpt_jax import evaluate, generate
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import CorruptCheckpointError
+from shakegpt_jax.profiling.measurements import Measurement
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
-# ml_collections loads a config file by a deprecated call.
-WARNINGS = ["-W", "error::DeprecationWarning", "-W", "ignore:the load_module:DeprecationWarning"]
 TINY = [
     "--config.model.n_layer=1",
     "--config.model.n_embd=16",
@@ -30,33 +29,47 @@ TINY = [
     "--config.train.eval_every=10",
     "--config.train.sample_length=20",
 ]
+COMMANDS = ("train", "generate", "evaluate", "plot", "benchmark", "scaling")
 
 
-def command(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python as in a shell, with deprecated calls as errors."""
-    return subprocess.run(
-        [sys.executable, *WARNINGS, *map(str, args)],
+def environment(**changes: str) -> dict[str, str]:
+    changes = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **changes}
+    return {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"} | changes
+
+
+def start(*args: str | Path, cwd: Path, **options) -> subprocess.Popen[str]:
+    """Start Python as from a shell, with deprecated calls as errors."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::DeprecationWarning", *map(str, args)],
         cwd=cwd,
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
+        env=options.pop("env", environment()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
+        **options,
     )
 
 
-def train(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return command(ROOT / "run_train.py", f"--config={ROOT}/configs/cpu.py", *TINY, *args, cwd=cwd)
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    with process:
+        out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A working folder with one run, runs/cpu, trained there by the command."""
     folder = tmp_path_factory.mktemp("user")
-    result = train(cwd=folder)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    (folder / "stdout").write_text(result.stdout)
+    process = start(ROOT / "run_train.py", f"--config={ROOT}/configs/cpu.py", *TINY, cwd=folder)
+    code, out, err = finish(process)
+    assert (code, err) == (0, "")
+    (folder / "stdout").write_text(out)
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch) -> Path:
+    monkeypatch.chdir(folder)
     return folder
 
 
@@ -65,109 +78,131 @@ def lm(folder) -> shakegpt_jax.LanguageModel:
     return shakegpt_jax.load(folder / "runs" / "cpu")
 
 
-def assert_refused(result: subprocess.CompletedProcess[str], *messages: str) -> None:
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1, result.stderr
-    for message in messages:
-        assert message in result.stderr
-
-
-def test_training_reports_evaluations_a_sample_and_where_it_is(folder):
+def test_training_reports_evaluations_samples_and_the_result(folder):
     out = (folder / "stdout").read_text()
     assert out.count("validation loss") == 3
     assert out.count("O God, O God!") == 3
     for words in ("best validation loss", "runs/cpu/checkpoints/20", "python -m shakegpt_jax.gen"):
         assert words in out
+    assert re.search(r"\d+ of 20, after", out)
+
+
+def test_total_time_includes_the_start_of_the_process(folder):
     lines = (folder / "runs/cpu/metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows] == [10, 20]
-    assert rows[-1]["val_count"] == 111_539
-    assert "20 of 20, after" in out
+    assert rows[0]["wall_time"] - rows[0]["train_time"] > 0.5  # importing JAX, compiling
 
 
-def test_finished_run_says_so_and_another_config_is_refused(folder):
-    result = train(cwd=folder)
-    assert result.returncode == 0
-    assert "runs/cpu is finished, at step 20 of 20" in result.stdout
-    result = train("--config.model.n_layer=2", cwd=folder)
-    assert_refused(result, "model.n_layer (saved 1, now 2)")
+def test_a_finished_run_says_so_and_another_config_is_refused(here, command):
+    code, out, err = command("train", *TINY)
+    assert (code, err) == (0, "")
+    assert "runs/cpu has finished at step 20 of 20" in out
+    code, out, err = command("train", *TINY, "--config.model.n_layer=2")
+    assert (code, out) == (2, "")
+    assert "model.n_layer (saved 1, now 2)" in err
 
 
-def test_evaluate_prints_what_training_saw(folder):
-    result = command("-m", "shakegpt_jax.evaluate", "--json", cwd=folder)
-    assert result.returncode == 0
-    assert result.stderr == ""
-    figures = json.loads(result.stdout)
+def test_evaluate_prints_what_training_reported(here, command):
+    code, out, err = command("evaluate", "--json")
+    assert (code, err) == (0, "")
+    figures = json.loads(out)
     assert figures.pop("checkpoint") == "runs/cpu/checkpoints/20"
-    assert set(figures) == {
-        "loss",
-        "standard_error",
-        "perplexity",
-        "bits_per_character",
-        "count",
-    }
-    last = json.loads((folder / "runs/cpu/metrics.jsonl").read_text().split("\n")[-2])
+    assert figures.pop("step") == 20
+    last = json.loads((here / "runs/cpu/metrics.jsonl").read_text().split("\n")[-2])
+    assert figures.pop("train_time") == last["train_time"]
+    assert figures.pop("parameters") == 12 * 16**2 + 13 * 16 + (65 + 16 + 2 + 65) * 16
+    assert set(figures) == {"loss", "standard_error", "perplexity", "bits_per_character", "count"}
     assert figures == pytest.approx({k: last[f"val_{k}"] for k in figures}, rel=1e-6)
 
 
-def test_evaluate_another_text_with_overlapping_windows(folder, lm):
+def test_evaluate_another_text_with_overlapping_windows(here, lm, command):
     text = "To be, or not to be, that is the question:\nWhether 'tis nobler"
-    (folder / "hamlet.txt").write_text(text)
+    (here / "hamlet.txt").write_text(text)
     args = ("--path", "hamlet.txt", "--stride", "4", "--workdir", "runs/cpu")
-    result = command("-m", "shakegpt_jax.evaluate", *args, cwd=folder)
-    assert result.returncode == 0
-    assert result.stdout.startswith("checkpoint          runs/cpu/checkpoints/20\n")
-    assert f"loss                {lm.evaluate(text, stride=4).loss:.4f}" in result.stdout
-    assert f"count               {len(text) - 1}\n" in result.stdout
+    code, out, _ = command("evaluate", *args)
+    assert code == 0
+    assert out.startswith("checkpoint          runs/cpu/checkpoints/20\n")
+    assert f"loss                {lm.evaluate(text, stride=4).loss:.4f}" in out
+    assert f"count               {len(text) - 1}\n" in out
 
 
-def test_generate_writes_the_text_and_nothing_else(folder, lm):
-    result = command("-m", "shakegpt_jax.generate", "--max_new_tokens", "50", cwd=folder)
-    assert result.returncode == 0
-    assert result.stdout == lm.generate("O God, O God!", max_new_tokens=50) + "\n"
-    assert len(result.stdout) == len("O God, O God!") + 50 + 1
-    args = ("--prompt", "ROMEO", "--num_samples", "3", "--seed", "4", "--temperature", "1.1")
+def test_evaluate_compares_runs(here, lm, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    if not (here / "more").exists():
+        shutil.copytree(here / "runs" / "cpu", here / "more" / "a")
+        shutil.copytree(here / "runs" / "cpu", here / "more" / "b")
+    (here / "line.txt").write_text("To be, or not to be")
+    for args in (["--workdir", "more"], ["--workdir", "more/a", "--workdir", "more/b"]):
+        code, out, err = command("evaluate", "--path", "line.txt", *args)
+        assert (code, err) == (0, "")
+        header, *rows = out.splitlines()
+        assert header.split()[:2] == ["run", "loss"] and len(header) <= 80
+        assert [row.split()[0] for row in rows] == ["more/a", "more/b"]
+        assert rows[0].split()[1] == f"{lm.evaluate('To be, or not to be').loss:.4f}"
+        _, out, _ = command("evaluate", "--path", "line.txt", "--json", *args)
+        assert len([json.loads(line) for line in out.splitlines()]) == 2
+
+
+def test_generate_prints_the_text_and_nothing_else(here, lm, command):
+    code, out, err = command("generate", "--max_new_tokens", "50")
+    assert (code, err) == (0, "runs/cpu/checkpoints/20\n")
+    assert out == lm.generate("O God, O God!", max_new_tokens=50) + "\n"
+    assert len(out) == len("O God, O God!") + 50 + 1
+    args = ("--prompt", "ROMEO", "--seed", "4", "--temperature", "1.1", "--no_echo")
     cuts = ("--top_k", "20", "--top_p", "0.9", "--window_stride", "3", "--max_new_tokens", "40")
-    result = command("-m", "shakegpt_jax.generate", *args, *cuts, cwd=folder)
-    options = {"temperature": 1.1, "top_k": 20, "top_p": 0.9, "window_stride": 3}
-    texts = lm.generate(["ROMEO"] * 3, 40, seed=[4, 5, 6], **options)
+    options = {"temperature": 1.1, "top_k": 20, "top_p": 0.9, "window_stride": 3, "seed": 4}
+    text = lm.generate("ROMEO", 40, **options)
+    assert command("generate", *args, *cuts)[1] == text.removeprefix("ROMEO") + "\n"
+
+
+def test_generate_separates_samples(here, lm, command):
+    args = ("--prompt", "ROMEO", "--num_samples", "3", "--seed", "4", "--max_new_tokens", "40")
+    texts = lm.generate(["ROMEO"] * 3, 40, seed=[4, 5, 6])
     assert len(set(texts)) == 3
-    assert result.stdout == "\n".join(text + "\n" for text in texts)
+    parts = [f"--- sample with seed {4 + i}\n{text}\n" for i, text in enumerate(texts)]
+    assert command("generate", *args)[1] == "".join(parts)
+    _, out, _ = command("generate", *args, "--json")
+    samples = [json.loads(line) for line in out.splitlines()]
+    assert [s["prompt"] + s["text"] for s in samples] == texts
+    assert [s["seed"] for s in samples] == [4, 5, 6]
+    scores = [lm.score(text)[-40:].sum() for text in texts]
+    assert [s["log_probability"] for s in samples] == pytest.approx(scores, rel=1e-5)
+
+
+def test_generate_reads_the_prompt_from_standard_input_or_a_file(here, lm, command, monkeypatch):
+    expected = lm.generate("ROMEO:\n", 10) + "\n"
+    stdin = io.TextIOWrapper(io.BytesIO(b"ROMEO:\n"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert command("generate", "--prompt", "-", "--max_new_tokens", "10")[1] == expected
+    (here / "prompt.txt").write_text("ROMEO:\n")
+    args = ("--prompt_file", "prompt.txt", "--max_new_tokens", "10")
+    assert command("generate", *args)[1] == expected
+
+
+def test_generate_ends_at_a_stop_text(here, lm, command):
+    text = lm.generate("O God, O God!", 50)
+    stop = text[30:33]
+    _, out, _ = command("generate", "--max_new_tokens", "50", "--stop", stop, "--stop", "never")
+    place = text.index(stop, len("O God, O God!"))
+    assert out == text[:place] + "\n"
+    assert lm.generate(["O God, O God!"], 50, stop=[stop]) == [text[:place]]
+    assert "".join(p for (p,) in lm.stream(["O God, O God!"], 50, stop=[stop])) == text[13:place]
+
+
+def test_plot_writes_a_picture(here, command):
+    assert command("plot")[:2] == (0, "runs/cpu/losses.png\n")
+    assert (here / "runs/cpu/losses.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_generate_streams(folder):
-    endless = ["-m", "shakegpt_jax.generate", "--max_new_tokens", "1000000000"]
-    process = subprocess.Popen(
-        [sys.executable, *endless],
-        cwd=folder,
-        env=os.environ | ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("-m", "shakegpt_jax.generate", "--max_new_tokens", "1000000000", cwd=folder)
     assert process.stdout and process.stderr
     assert len(process.stdout.read(500)) == 500
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == "runs/cpu/checkpoints/20\n"
     assert process.wait(timeout=60) == 0
     process.stderr.close()
-
-
-def test_training_goes_on_when_its_reader_leaves(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "run_train.py", f"--config={ROOT}/configs/cpu.py", *TINY],
-        cwd=tmp_path,
-        env=os.environ | ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout and process.stderr
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 0
-    process.stderr.close()
-    assert (tmp_path / "runs" / "cpu" / "checkpoints" / "20").is_dir()
 
 
 def test_library_parts_agree(lm):
@@ -182,126 +217,198 @@ def test_library_parts_agree(lm):
     assert lm.evaluate(text).count == 12
     assert lm.generate(text, max_new_tokens=5) == lm.generate([text, "a"], max_new_tokens=5)[0]
     assert "".join(p for (p,) in lm.stream([text], 40)) == lm.generate(text, 40)[len(text) :]
-    assert lm.config.model.n_layer == 1
-    assert lm.params["block_0"]["mlp"]["c_fc"]["kernel"].shape == (16, 64)
+    for stride in (None, 5):  # beyond the window, and in a batch
+        short, long = lm.logits([text, text * 3], stride=stride)
+        np.testing.assert_array_equal(short, logits)
+        log_probs = long - np.log(np.exp(long).sum(-1, keepdims=True))
+        ids = lm.tokenizer.encode(text * 3)
+        expected = log_probs[np.arange(38), ids[1:]]
+        np.testing.assert_allclose(lm.score(text * 3, stride=stride), expected, atol=1e-4)
 
 
-def test_commands_without_a_run_say_how_to_make_one(tmp_path):
-    for module in ("generate", "evaluate"):
-        result = command("-m", f"shakegpt_jax.{module}", cwd=tmp_path)
-        assert_refused(result, "no run found under runs/; train one: python run_train.py")
+def test_repr_is_short_and_identity_is_equality(folder, lm):
+    assert len(repr(lm)) < 300
+    assert f"{lm.n_params:,} parameters" in repr(lm) and str(lm.checkpoint) in repr(lm)
+    assert lm.n_params == 12 * 16**2 + 13 * 16 + (65 + 16 + 2 + 65) * 16
+    again = shakegpt_jax.load(folder / "runs" / "cpu")
+    assert hash(lm) == hash(lm) and lm == lm and lm != again
+    assert issubclass(shakegpt_jax.CorruptCheckpointError, shakegpt_jax.UserError)
+    assert shakegpt_jax.CorruptCheckpointError is CorruptCheckpointError
 
 
-@pytest.mark.parametrize(
-    ("args", "messages"),
-    [
-        (["--config.data.path=none.txt"], ["no such file: none.txt"]),
-        (["--config.data.path=."], ["is a folder"]),
-        (["--config.data.path=latin1.txt"], ["not UTF-8", "byte 3 (0xe9)"]),
-        (["--config.data.path=empty.txt"], ["is empty"]),
-        (["--config.data.path=short.txt"], ["a window of 16 and its target need 17"]),
-        (["--config.data.path=same.txt"], ["repeats one character"]),
-        (["--config.model.n_head=3"], ["config.model.n_embd is 16; it must be a multiple of"]),
-        (
-            ["--config.model.n_layers=3"],
-            ["no config field model.n_layers; did you mean model.n_layer?"],
-        ),
-        (
-            ["--config.train.num_steps=many"],
-            ["num_steps is 'many'; it must be a whole number from 1"],
-        ),
-        (["--config.train.num_steps=1e3"], ["num_steps is '1e3'; it must be a whole number"]),
-        (["--config.optimizer.eps=tiny"], ["optimizer.eps is 'tiny'; it must be above 0"]),
-        (["--config=none.py"], ["no such config file: 'none.py'; give one such as"]),
-        (["--config=."], ["'.' is a folder; give a config file such as"]),
-        (["--config", "none.py"], ["no such config file: 'none.py'; give one such as"]),
-        (
-            ["--config=typo.py"],
-            ["cannot load the config typo.py", "no config field n_layers"],
-        ),
-        (["--config=exit.py"], ["cannot load the config exit.py: SystemExit"]),
-        (["--worksdir=x"], ["Unknown command line flag 'worksdir'"]),
-        (["--workdir=same.txt"], ["cannot write to the run folder same.txt"]),
-        (["positional"], ["unexpected argument 'positional'"]),
-        (["--config=broken.py"], ["cannot load the config broken.py: ZeroDivisionError"]),
-        (["--config=other.py"], ["cannot load the config"]),
-    ],
-)
-def test_training_refuses_bad_input_and_writes_nothing(tmp_path, args, messages):
-    (tmp_path / "latin1.txt").write_bytes("café noir".encode("latin1"))
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "short.txt").write_text("short text")
-    (tmp_path / "same.txt").write_text("a" * 1000)
-    (tmp_path / "broken.py").write_text("1 / 0")
-    (tmp_path / "exit.py").write_text("import sys\nsys.exit(0)")
-    (tmp_path / "typo.py").write_text(
-        "from shakegpt_jax.config import Config\n\ndef get_config():\n"
-        "    config = Config()\n    config.model.n_layers = 3\n    return config\n"
+def test_commands_without_a_run_say_how_to_train_one(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for module in ("generate", "evaluate", "plot"):
+        code, out, err = command(module)
+        assert (code, out) == (2, "")
+        assert "no run found under runs/; train one: python run_train.py" in err
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_fits_80_columns(module, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = command(module, "--help")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    if module in ("train", "benchmark", "scaling"):
+        assert "--config.model.n_layer VALUE\n" in out
+        assert "number of blocks (2)" in out  # the value in configs/cpu.py
+    else:
+        assert "--workdir" in out
+
+
+def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    ceilings = {"flops_per_second": 1e12, "bytes_per_second": 1e11}
+    measured = [
+        Measurement("train step, batch 128", 1234.5, 10**9, flops=1e15, compile_seconds=20.0),
+        Measurement("evaluation", 1.2, 1_234_567, flops=1e12),
+        Measurement("sample, batch 1024", 0.123, 12_345_678, bytes=1e10),
+    ]
+    report = {
+        "machine": {"device": "cpu"},
+        "ceilings": ceilings,
+        "results": [each.to_row(ceilings) for each in measured],
+        "peak_memory_bytes": 1e9,
+    }
+    monkeypatch.setattr("shakegpt_jax.profiling.measurements.benchmark", lambda *_: report)
+    code, out, _ = command("benchmark")
+    assert code == 0
+    table = out[out.index("\nwork") : out.index("\ncompilation")].strip()
+    assert len(table.splitlines()) == 4  # no row is broken
+    monkeypatch.setattr(
+        "shakegpt_jax.profiling.growth.step_seconds", lambda c: c.data.batch_size * 0.123
     )
-    (tmp_path / "other.py").write_text("def get_config():\n    return {}")
-    before = sorted(tmp_path.iterdir())
-    assert_refused(train(*args, cwd=tmp_path), *messages)
-    assert sorted(tmp_path.iterdir()) == before
+    code, out, _ = command("scaling", *TINY)
+    assert code == 0
+    assert len(out.strip().splitlines()) == 5
+    for line in (*table.splitlines(), *out.splitlines()):
+        assert len(line) <= 80
 
 
-def test_a_config_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "other.py").write_text("def get_config():\n    return {}")
-    result = command(ROOT / "run_train.py", "--config=other.py", cwd=tmp_path)
-    assert_refused(result, "must return a shakegpt_jax.config.Config")
+def test_commands_import_no_jax_before_they_parse(tmp_path):
+    code = f"import sys; import {', '.join(f'shakegpt_jax.{name}' for name in COMMANDS)}\n"
+    code += "assert not {'jax', 'numpy', 'argparse'} & sys.modules.keys()"
+    assert finish(start("-c", code, cwd=tmp_path)) == (0, "", "")
 
 
-def test_mistakes_are_told_from_any_folder_without_a_config(tmp_path):
-    result = command(ROOT / "run_train.py", "--config.model.foo=3", cwd=tmp_path)
-    assert_refused(result, "no config field model.foo")
-    result = command(ROOT / "run_train.py", "--config.train.num_steps=0", cwd=tmp_path)
-    assert_refused(result, "config.train.num_steps is 0; it must be a whole number from 1")
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ([str(ROOT / "run_train.py")], ["--workdir", "--config.model.n_layer=12"]),
-        (["-m", "shakegpt_jax.generate"], ["--prompt", "--workdir", "O God, O God!"]),
-        (["-m", "shakegpt_jax.evaluate"], ["--stride", "--workdir", "--json"]),
-    ],
-)
-def test_help(tmp_path, args, words):
-    result = command(*args, "--help", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    for word in words:
-        assert word in result.stdout
-
-
-def test_own_text_is_learned_and_evaluated(tmp_path, monkeypatch, capsys):
+def test_own_text_is_learned_and_evaluated(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
     text = "αβγ δε ζη\n" * 200
-    (tmp_path / "own.txt").write_text(text)
-    result = train("--config.data.path=own.txt", "--workdir=own", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    Path("own.txt").write_text(text)
+    code, out, _ = command("train", *TINY, "--config.data.path=own.txt", "--workdir=own")
+    assert code == 0
     lm = shakegpt_jax.load(tmp_path / "own", step="latest")
     assert lm.tokenizer.vocabulary == "\n αβγδεζη"
+    # The default prompt cannot be encoded: training and generating use a line of the text.
+    assert "\n    αβγ δε ζη" in out
+    code, out, _ = command("generate", "--workdir=own", "--max_new_tokens=5")
+    assert code == 0 and out.startswith("αβγ δε ζη")
+    assert json.loads(command("evaluate", "--workdir=own", "--json")[1])["count"] == 199
+    Path("own.txt").rename("moved.txt")
+    moved = ("--workdir=own", "--path=moved.txt", "--json")
+    assert json.loads(command("evaluate", *moved, "--split=val")[1])["count"] == 199
+    assert json.loads(command("evaluate", *moved)[1])["count"] == 1_999
+    code, _, err = command("evaluate", "--workdir=own")
+    assert code == 2 and "no such file" in err and "--path" in err
+    Path("own.txt").write_text(text + "ζ")
+    code, _, err = command("evaluate", "--workdir=own")
+    assert code == 2 and "own.txt is not the text that the model was trained on" in err
+
+
+@pytest.mark.slow
+def test_exit_code_of_a_full_disk(tmp_path):
+    # The limit on the size of a file, 10 kB, is less than the arrays need.
+    command = shlex.join([sys.executable, str(ROOT / "run_train.py"), *TINY])
+    process = subprocess.run(
+        ["bash", "-c", f"ulimit -f 10; exec {command}"],
+        cwd=tmp_path,
+        env=environment(JAX_COMPILATION_CACHE_DIR=""),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    assert "this is the third failure in a row" in process.stderr
+    assert process.stdout.count("could not save the checkpoint of step") == 3
+
+
+def test_exit_code_of_divergence(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--workdir=own", "--json"])
-    evaluate.main()
-    assert json.loads(capsys.readouterr().out)["count"] == 199
-    (tmp_path / "own.txt").write_text(text + "ζ")
-    with pytest.raises(UserError, match=r"own.txt is not the text that the model was trained on"):
-        evaluate.main()
-    monkeypatch.setattr(sys, "argv", ["generate", "--workdir=own"])
-    with pytest.raises(UserError, match="cannot spell the default prompt, 'O God, O God!'; give"):
-        generate.main()
+    code, _, err = command("train", *TINY, "--config.optimizer.learning_rate=1e30")
+    assert code == 3
+    assert err.count("\n") == 1 and "try a lower" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_exit_code_of_a_signal_and_the_same_command_resumes(tmp_path, number):
+    args = [ROOT / "run_train.py", *TINY, "--config.train.num_steps=100000"]
+    process = start(*args, cwd=tmp_path)
+    assert process.stdout
+    while not process.stdout.readline().startswith("step "):
+        pass
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 128 + number
+    assert re.fullmatch(r"stopped at step \d+, saved in runs/cpu; run the same .*\n", err)
+    process = start(*args, cwd=tmp_path)
+    assert process.stdout
+    assert process.stdout.readline().startswith("runs/cpu resumes at step")
+    process.kill()
+    finish(process)
+
+
+@pytest.mark.parametrize("moment", ["argparse", "numpy", "jax._src.xla_bridge", "flax.linen"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_the_start_ends_the_command(folder, tmp_path, moment, number):
+    training = [ROOT / "run_train.py", *TINY, "--config.train.num_steps=100000"]
+    generating = ["-m", "shakegpt_jax.generate", "--max_new_tokens=9999999"]
+    args, cwd = (training, tmp_path) if number == signal.SIGINT else (generating, folder)
+    process = start("-X", "importtime", *args, cwd=cwd)
+    assert process.stderr
+    while not process.stderr.readline().strip().endswith(f" {moment}"):
+        pass
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 128 + number
+    assert all(line.startswith("import time:") for line in err.splitlines()), err
+
+
+def test_a_cache_folder_that_cannot_be_written_is_silent(folder):
+    env = environment(XDG_CACHE_HOME="/dev/null/none")
+    del env["JAX_COMPILATION_CACHE_DIR"]
+    process = start("-m", "shakegpt_jax.generate", "--max_new_tokens=5", cwd=folder, env=env)
+    assert finish(process)[::2] == (0, "runs/cpu/checkpoints/20\n")
+
+
+@pytest.mark.slow
+def test_wheel_works_outside_the_checkout(tmp_path):
+    source, wheels, target = (tmp_path / name for name in ("source", "wheels", "target"))
+    ignore = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", target, wheel], check=True)
+    env = environment(PYTHONPATH=str(target))
+    code = "import shakegpt_jax; print(shakegpt_jax.__file__)"
+    _, out, _ = finish(start("-c", code, cwd=tmp_path, env=env))
+    assert Path(out.strip()).is_relative_to(target)
+    code, out, err = finish(start("-m", "shakegpt_jax.train", *TINY, cwd=tmp_path, env=env))
+    assert (code, err) == (0, "")
+    assert "runs/cpu/checkpoints/20" in out
+    args = ["-m", "shakegpt_jax.generate", "--max_new_tokens=20"]
+    code, out, err = finish(start(*args, cwd=tmp_path, env=env))
+    assert (code, len(out)) == (0, len("O God, O God!") + 21)
 
 
 @pytest.mark.slow
 def test_base_config_takes_two_steps_on_a_cpu(tmp_path):
-    result = command(
-        ROOT / "run_train.py",
-        f"--config={ROOT}/configs/base.py",
-        "--config.data.batch_size=4",
-        "--config.train.num_steps=2",
-        "--workdir=run",
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "one step takes" in result.stdout
-    assert "configs/cpu.py" in result.stdout
-    assert "step 2/2: loss" in result.stdout
+    two_steps = ["--config.data.batch_size=4", "--config.train.num_steps=2", "--workdir=run"]
+    config = f"--config={ROOT}/configs/base.py"
+    code, out, err = finish(start(ROOT / "run_train.py", config, *two_steps, cwd=tmp_path))
+    assert (code, err) == (0, "")
+    assert "one step takes" in out
+    assert "configs/cpu.py" in out
+    assert "step 2/2: loss" in out

@@ -2,19 +2,21 @@ import jax
 import numpy as np
 import pytest
 
-from shakegpt_jax import data
-from shakegpt_jax.data import CharTokenizer
+from shakegpt_jax.data.corpus import load_corpus, split
+from shakegpt_jax.data.text import decode_text, read_text, tiny_shakespeare
+from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.data.windows import gather_windows, sample_windows
 from shakegpt_jax.errors import UserError
 
 
-def test_tiny_shakespeare_is_whole():
-    text = data.tiny_shakespeare()
+def test_tiny_shakespeare_is_complete():
+    text = tiny_shakespeare()
     assert len(text) == 1_115_394
     assert text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.")
     tokenizer = CharTokenizer.from_text(text)
     assert tokenizer.vocab_size == 65
     assert tokenizer.vocabulary[:2] == "\n "
-    train, val = data.split(tokenizer.encode(text), 128)
+    train, val = split(tokenizer.encode(text), 128)
     assert (len(train), len(val)) == (1_003_854, 111_540)
     assert tokenizer.decode(val[:9]) == "?\n\nGREMIO"
 
@@ -28,7 +30,7 @@ def test_tokenizer_round_trip(text):
     assert ids.max() == tokenizer.vocab_size - 1
 
 
-def test_tokenizer_ids_are_places_in_the_sorted_vocabulary():
+def test_tokenizer_ids_index_the_sorted_vocabulary():
     tokenizer = CharTokenizer.from_text("banana\n")
     assert tokenizer.vocabulary == "\nabn"
     assert tokenizer.encode("nab\n").tolist() == [3, 1, 2, 0]
@@ -50,15 +52,15 @@ def test_tokenizer_names_unknown_characters_with_their_first_positions():
 def test_targets_are_inputs_shifted_by_one_at_every_start():
     ids = np.random.default_rng(0).integers(0, 65, 50).astype(np.uint8)
     starts = np.arange(50 - 8)
-    inputs, targets = data.gather_windows(ids, starts, 8)
+    inputs, targets = gather_windows(ids, starts, 8)
     for start in starts:
         assert inputs[start].tolist() == ids[start : start + 8].tolist()
         assert targets[start].tolist() == ids[start + 1 : start + 9].tolist()
 
 
-def test_sampled_windows_reach_both_ends_of_the_text_evenly():
+def test_sampled_windows_cover_the_text_uniformly():
     ids = np.arange(20, dtype=np.uint8)
-    inputs, targets = data.sample_windows(jax.random.key(0), ids, 12_000, 8)
+    inputs, targets = sample_windows(jax.random.key(0), ids, 12_000, 8)
     starts, counts = np.unique(inputs[:, 0], return_counts=True)
     assert starts.tolist() == list(range(12))
     assert targets.max() == 19
@@ -67,7 +69,7 @@ def test_sampled_windows_reach_both_ends_of_the_text_evenly():
 
 def test_split_is_contiguous_and_complete():
     ids = np.arange(100)
-    train, val = data.split(ids, 9)
+    train, val = split(ids, 9)
     assert np.concatenate([train, val]).tolist() == ids.tolist()
     assert len(train) == 90
 
@@ -82,28 +84,31 @@ def test_split_is_contiguous_and_complete():
         (b"abcdefgh", "smaller split has 1; a window of 8 and its target need 9"),
     ],
 )
-def test_bad_files_are_refused_in_a_line(tmp_path, content, message):
+def test_refuses_invalid_files(tmp_path, content, message):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        data.load_corpus(str(path), 8)
+        load_corpus(str(path), 8)
     assert "\n" not in str(error.value)
 
 
-def test_the_shortest_text_that_serves(tmp_path):
+def test_shortest_valid_text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("ab" * 44)
-    assert len(data.load_corpus(str(path), 8).val_ids) == 9
+    assert len(load_corpus(str(path), 8).val_ids) == 9
 
 
-def test_missing_file_and_folder_are_refused(tmp_path):
+def test_refuses_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        data.read_text(str(tmp_path / "none.txt"))
+        read_text(str(tmp_path / "none.txt"))
     with pytest.raises(UserError, match="is a folder"):
-        data.read_text(str(tmp_path))
+        read_text(str(tmp_path))
 
 
-def test_line_ends_and_byte_order_mark_are_normalized(tmp_path):
+def test_normalizes_line_ends_and_byte_order_mark(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes("\ufeffa\r\nb\rc\nd".encode())
-    assert data.read_text(str(path)) == "a\nb\nc\nd"
+    assert read_text(str(path)) == "a\nb\nc\nd"
+    assert decode_text("\ufeffa\r\nb".encode(), "standard input") == "a\nb"
+    with pytest.raises(UserError, match="standard input is not UTF-8"):
+        decode_text(b"\xff", "standard input")

@@ -1,4 +1,4 @@
-"""A run that is killed, again and again, ends as one that was never stopped."""
+"""A run that is killed again and again ends like one that was never stopped."""
 
 import itertools
 import os
@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from shakegpt_jax import sharding
-from shakegpt_jax.checkpoint import Checkpoints
+from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.config import Config
-from shakegpt_jax.data import load_corpus
-from shakegpt_jax.metrics import MetricsFile
-from shakegpt_jax.train import train
-from shakegpt_jax.trainer import Trainer
+from shakegpt_jax.data.corpus import load_corpus
+from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.reporting.metrics_file import read_metrics
+from shakegpt_jax.training.run import train
+from shakegpt_jax.training.trainer import Trainer
 
 _UNEQUAL = ("train_time", "wall_time", "characters_per_second")
 
@@ -39,7 +39,7 @@ def _saving(workdir: Path) -> list[str]:
 
 
 def _kill(process, workdir: Path, draw: random.Random) -> bool:
-    """Let a process train for a moment, and kill it; was it in the middle of a save?"""
+    """Let a process train for a moment and kill it; return whether it was saving."""
 
     def until(condition) -> None:
         deadline = time.monotonic() + 60
@@ -47,7 +47,7 @@ def _kill(process, workdir: Path, draw: random.Random) -> bool:
             time.sleep(0.001)
 
     def latest() -> int:
-        return max(Checkpoints(workdir).steps, default=0)
+        return max(CheckpointReader(workdir).steps, default=0)
 
     lock, begun = workdir / "lock", latest()
     until(lambda: lock.exists() and lock.read_text() == str(process.pid))
@@ -63,16 +63,15 @@ def _kill(process, workdir: Path, draw: random.Random) -> bool:
     return bool(_saving(workdir))
 
 
-@pytest.mark.parametrize("n_kill", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_kills_leave_no_trace(config, tmp_path, text, context, n_kill):
-    (tmp_path / "text.txt").write_text(text)
-    config.data.path = str(tmp_path / "text.txt")
+@pytest.mark.slow
+def test_kills_leave_no_trace(run_config, tmp_path, processes, n_kill=60):
+    config = run_config
     config.model.dropout = 0.1
     config.train.num_steps, config.train.eval_every = 20 * n_kill, 10
     config.train.steps_per_dispatch = 5
     config.freeze()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = context.Process(target=_train, args=(config, whole))
+    process = processes.Process(target=_train, args=(config, whole))
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -80,28 +79,28 @@ def test_kills_leave_no_trace(config, tmp_path, text, context, n_kill):
     draw = random.Random(0)
     interrupted = []
     for _ in range(n_kill):
-        process = context.Process(target=_train, args=(config, killed))
+        process = processes.Process(target=_train, args=(config, killed))
         process.start()
         interrupted.append(_kill(process, killed, draw))
-        steps = [row["step"] for row in MetricsFile.read(killed)]
+        steps = [row.step for row in read_metrics(killed)]
         assert steps == [*range(5, 5 * len(steps) + 1, 5)]
     assert sum(interrupted) >= n_kill / 4
     assert len(steps) * 5 < config.train.num_steps
-    process = context.Process(target=_train, args=(config, killed))
+    process = processes.Process(target=_train, args=(config, killed))
     process.start()
     process.join()
     assert process.exitcode == 0
 
     def rows(workdir):
-        kept = MetricsFile.read(workdir)
+        kept = [row.to_json() for row in read_metrics(workdir)]
         return [{k: v for k, v in row.items() if k not in _UNEQUAL} for row in kept]
 
     assert rows(killed) == rows(whole)
-    trainer = Trainer(config, load_corpus(config.data.path, 8), sharding.make_mesh(config))
+    trainer = Trainer(config, load_corpus(config.data.path, 8), make_mesh(config))
     states = []
     for workdir in (killed, whole):
         assert not (workdir / "checkpoints" / "tmp").exists()
-        trainer.restore(Checkpoints(workdir), config.train.num_steps)
+        trainer.restore(CheckpointReader(workdir), config.train.num_steps)
         states.append(jax.tree.leaves(trainer.state))
     for ours, theirs in zip(*states, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -109,7 +108,7 @@ def test_kills_leave_no_trace(config, tmp_path, text, context, n_kill):
 
 
 def _train_until(config: Config, workdir: Path, where: str, count: int) -> None:
-    """Train, and die at the start of the nth call of a function."""
+    """Train and die at the start of the nth call of a function."""
     module, name = where.rsplit(".", 1)
     owner = pydoc.locate(module)
     function = getattr(owner, name)
@@ -127,24 +126,23 @@ def _train_until(config: Config, workdir: Path, where: str, count: int) -> None:
 @pytest.mark.parametrize(
     ("where", "count"),
     [
-        ("shakegpt_jax.manifest.write", 2),  # the arrays are written, the list is not
-        ("shakegpt_jax.manifest.sync", 20),  # the list is written, and perhaps not on the disk
-        ("pathlib.Path.rename", 2),  # all is written, and not in its place
+        ("shakegpt_jax.checkpoints.writer.write_digests", 2),  # before the digests are written
+        ("shakegpt_jax.checkpoints.integrity.sync_to_disk", 20),  # before they are on disk
+        ("pathlib.Path.rename", 2),  # before the checkpoint appears
         ("pathlib.Path.rename", 4),  # before one is pruned
-        ("shutil.rmtree", 1),  # out of sight, and not removed
-        ("shakegpt_jax.metrics.MetricsFile.flush", 7),
+        ("shutil.rmtree", 1),  # renamed, not removed
+        ("shakegpt_jax.reporting.metrics_file.MetricsFile.flush", 7),
     ],
 )
-def test_a_kill_at_every_point_of_a_save(config, tmp_path, text, context, where, count):
-    (tmp_path / "text.txt").write_text(text)
-    config.data.path = str(tmp_path / "text.txt")
+def test_kill_at_every_point_of_a_save(run_config, tmp_path, processes, where, count):
+    config = run_config
     config.train.num_steps, config.train.keep_checkpoints = 30, 1
     workdir = tmp_path / "run"
-    process = context.Process(target=_train_until, args=(config.freeze(), workdir, where, count))
+    process = processes.Process(target=_train_until, args=(config.freeze(), workdir, where, count))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert Checkpoints(workdir).find("best") >= 6
+    assert CheckpointReader(workdir).find("best") >= 6
     train(config, workdir)
-    assert [row["step"] for row in MetricsFile.read(workdir)] == [*range(3, 31, 3)]
-    assert Checkpoints(workdir).find("latest") == 30
+    assert [row.step for row in read_metrics(workdir)] == [*range(3, 31, 3)]
+    assert CheckpointReader(workdir).find("latest") == 30

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from shakegpt_jax import load, sharding
-from shakegpt_jax.data import load_corpus
-from shakegpt_jax.train import train
-from shakegpt_jax.trainer import Trainer
+from shakegpt_jax import load
+from shakegpt_jax.data.corpus import load_corpus
+from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.training.run import train
+from shakegpt_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def test_memory_is_flat_over_5000_chunks(config, tmp_path, text):
     config.train.num_steps, config.train.eval_every = 20_000, 20_000
     config.train.steps_per_dispatch = 2
     corpus = load_corpus(str(tmp_path / "text.txt"), 8)
-    trainer = Trainer(config.freeze(), corpus, sharding.make_mesh(config))
+    trainer = Trainer(config.freeze(), corpus, make_mesh(config))
     trainer.initialize()
     for _ in trainer.run(0, 2_000):
         pass

@@ -9,13 +9,9 @@ import pytest
 from jax.test_util import check_grads
 
 from shakegpt_jax.config import Config, ModelConfig
-from shakegpt_jax.model import (
-    GPT,
-    _scores,
-    init_cache,
-    init_params,
-    train_flops_per_character,
-)
+from shakegpt_jax.model.flops import train_flops_per_character
+from shakegpt_jax.model.gpt import GPT, _scores, init_params
+from shakegpt_jax.model.kv_cache import init_cache
 
 VOCAB = 65
 
@@ -89,7 +85,7 @@ def test_forward_pass_agrees_with_numpy(n_layer, n_head, n_embd):
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_forward_pass_agrees_with_numpy_at_the_first_parameters():
+def test_forward_pass_agrees_with_numpy_at_initialization():
     config = ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64)
     model, params = make(config)
     idx = np.random.default_rng(0).integers(0, VOCAB, 64)
@@ -119,7 +115,7 @@ def test_default_shape_has_85_million_parameters():
     assert flops == pytest.approx(8.6e12, rel=0.01)
 
 
-def test_first_parameters_follow_gpt2():
+def test_initial_parameters_follow_gpt2():
     config = ModelConfig(n_layer=8, n_head=4, n_embd=128, block_size=64)
     _, params = make(config)
     block = params["block_3"]
@@ -130,7 +126,7 @@ def test_first_parameters_follow_gpt2():
         assert not np.any(block[part]["c_proj"]["bias"])
 
 
-def test_loss_starts_close_to_that_of_a_guess(config):
+def test_initial_loss_is_close_to_uniform(config):
     config.model.n_embd = 128
     model, params = make(config.model)
     idx = jax.random.randint(jax.random.key(2), (64, 9), 0, VOCAB)
@@ -139,7 +135,7 @@ def test_loss_starts_close_to_that_of_a_guess(config):
     assert loss == pytest.approx(math.log(VOCAB), abs=0.05)
 
 
-def test_no_position_sees_a_later_one(config):
+def test_no_position_attends_to_a_later_one(config):
     model, params = make(config.model)
     params = larger_params(params)
     embedding = params["wte"]["embedding"]
@@ -187,7 +183,7 @@ def test_rows_of_different_lengths_share_a_cache(config):
     np.testing.assert_allclose(logits, expected[rows, lengths], rtol=1e-5, atol=1e-5)
 
 
-def test_dropout_acts_in_training_only(config):
+def test_dropout_applies_in_training_only(config):
     config.model.dropout = 0.5
     model, params = make(config.model)
     idx = jnp.zeros((1, 8), jnp.int32)
@@ -202,9 +198,9 @@ def test_dropout_acts_in_training_only(config):
     assert jnp.array_equal(apply(model, params, idx), plain)
 
 
-def test_a_window_that_is_too_long_is_refused(config):
+def test_refuses_a_window_that_is_too_long(config):
     model, params = make(config.model)
-    with pytest.raises(ValueError, match="9 characters do not fit block_size 8"):
+    with pytest.raises(ValueError, match="9 characters exceed block_size 8"):
         apply(model, params, jnp.zeros((1, 9), jnp.int32))
 
 
@@ -221,12 +217,12 @@ def test_bfloat16_keeps_float32_parameters_and_logits(config):
     assert error < 0.03
 
 
-def test_the_gradient_of_the_scores_is_theirs():
+def test_gradient_of_the_attention_scores():
     q_NxTxK, k_NxSxK = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
     check_grads(_scores, (q_NxTxK, k_NxSxK), order=1, modes=["rev"])
 
 
-def test_every_matmul_but_the_heads_takes_bfloat16_in_the_gradient_as_well(config):
+def test_every_matmul_but_the_head_is_bfloat16_in_forward_and_backward_pass(config):
     model, params = make(dataclasses.replace(config.model, compute_dtype="bfloat16"))
     idx = jnp.zeros((3, 8), jnp.int32)
     gradient = jax.jit(jax.grad(lambda params: apply(model, params, idx).sum()))

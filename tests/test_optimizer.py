@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shakegpt_jax.config import OptimizerConfig
-from shakegpt_jax.optimizer import make_optimizer, make_schedule
+from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
 
 
 def test_schedule_at_its_corners():
@@ -57,6 +57,11 @@ def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy():
             decay = 0.5 * params[k] if k == "matrix" else 0.0
             np.testing.assert_allclose(updates[k], -rate * (adam + decay), rtol=1e-4)
             params[k] = params[k] + np.asarray(updates[k], np.float64)
+
+
+def test_refuses_an_unknown_optimizer():
+    with pytest.raises(ValueError, match="no optimizer is called 'lion'"):
+        make_optimizer(OptimizerConfig(name="lion"), 10)
 
 
 def test_muon_turns_the_blocks_matrices_and_leaves_the_rest_to_adam():

@@ -1,10 +1,27 @@
+import math
+import re
 from pathlib import Path
 
 import pytest
 
-from shakegpt_jax.progress import Progress, duration
+from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
+from shakegpt_jax.reporting.progress import Progress, format_duration
 
+EVALUATION = Evaluation(2.0, 0.1, math.exp(2.0), 2.0 / math.log(2), 99)
 METRICS = {"loss": 1.5, "perplexity": 4.48, "bits_per_character": 2.16}
+
+
+def row(step: int) -> MetricsRow:
+    return MetricsRow(
+        step=step,
+        characters_per_second=5.0,
+        train_loss=3.0,
+        learning_rate=1e-3,
+        gradient_norm=1.0,
+        evaluation=EVALUATION,
+        train_time=25.0,
+        wall_time=61.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -19,15 +36,12 @@ METRICS = {"loss": 1.5, "perplexity": 4.48, "bits_per_character": 2.16}
     ],
 )
 def test_durations_round_to_the_nearest(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
-def test_summary_tells_the_time_until_the_best_step_and_leaves_out_what_is_not_known(
-    capsys, monkeypatch
-):
+def test_summary_leaves_out_unknown_times(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    last = {"step": 20, "train_time": 25.0, "wall_time": 61.0}
-    Progress(20).summary(10, METRICS, Path("runs/x/checkpoints/10"), 12.34, last)
+    Progress(20).summary(10, METRICS, Path("runs/x/checkpoints/10"), 12.34, row(20))
     out = capsys.readouterr().out
     assert "10 of 20, after 12.3 s of training " in out
     assert "25.0 s" in out
@@ -38,17 +52,26 @@ def test_summary_tells_the_time_until_the_best_step_and_leaves_out_what_is_not_k
     assert "time" not in out
 
 
-def test_plain_lines_tell_the_time_that_is_left(capsys, monkeypatch):
+def test_plain_lines_estimate_the_remaining_time(capsys, monkeypatch):
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     progress = Progress(40)
     progress.begin(10, None)
     now = 160.0
-    row = {"characters_per_second": 5.0, "train_loss": 3.0}
-    figures = {"loss": 2.0, "standard_error": 0.1, "perplexity": 7.4, "bits_per_character": 2.9}
-    evaluated = {f"val_{name}": value for name, value in figures.items()}
-    progress.show(row | evaluated | {"step": 16})
-    progress.show(row | evaluated | {"step": 40})
+    progress.show(row(16))
+    progress.show(row(40))
     first, last = capsys.readouterr().out.splitlines()
-    assert first.endswith("2.900 bits/character, 4 min 0 s left")  # 60 s took it 6 steps on, of 30
-    assert last.endswith("2.900 bits/character")
+    assert first.endswith("2.885 bits/character, 4 min 0 s left")  # 60 s for 6 of 30 steps
+    assert last.endswith("2.885 bits/character")
+
+
+def test_lines_on_a_narrow_terminal_break_between_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes the output for a terminal
+    progress = Progress(40)
+    with progress._console.capture() as captured:
+        progress.show(row(40))
+    lines = [re.sub(r"\x1b\[[0-9;?]*\w", "", line).strip() for line in captured.get().splitlines()]
+    words = " ".join(lines).split()
+    assert len(lines) > 1 and all(len(line) <= 60 for line in lines)
+    assert "perplexity" in words and "bits/character" in words

@@ -7,8 +7,15 @@ import pytest
 from fakes import FixedModel
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.model import GPT, init_params
-from shakegpt_jax.sampler import Sampling, choose, context_length, decode, generate_ids, prefill
+from shakegpt_jax.inference.sampler import (
+    Sampling,
+    context_length,
+    decode,
+    generate_ids,
+    prefill,
+    sample_token,
+)
+from shakegpt_jax.model.gpt import GPT, init_params
 
 VOCAB = 11
 PROBABILITIES = (0.4, 0.3, 0.2, 0.1)
@@ -153,12 +160,12 @@ def test_steps_of_a_text_are_drawn_independently():
 def test_a_temperature_close_to_0_is_greedy():
     noise = jax.random.gumbel(jax.random.key(0), (8, 5))
     logits = -jnp.arange(1.0, 6.0)[None].repeat(8, axis=0)[:, ::-1]
-    assert choose(noise, logits, Sampling(1e-37)).tolist() == [4] * 8
+    assert sample_token(noise, logits, Sampling(1e-37)).tolist() == [4] * 8
 
 
 def test_equal_logits_are_cut_to_k_all_the_same():
     noise = jax.random.gumbel(jax.random.key(0), (100, 6))
-    chosen = choose(noise, jnp.zeros((100, 6)), Sampling(1.0, top_k=2))
+    chosen = sample_token(noise, jnp.zeros((100, 6)), Sampling(1.0, top_k=2))
     assert set(chosen.tolist()) == {0, 1}
 
 

@@ -1,0 +1,108 @@
+"""Command-line arguments."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shakegpt_jax.command_line.config_file import default_config_path, load_config
+from shakegpt_jax.config import Config
+from shakegpt_jax.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose errors are `UserError`s, with arguments that commands share."""
+
+    def __init__(self, prog: str, description: str = "", **options: Any):
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
+
+    def add_run(self) -> None:
+        """Add --workdir: which trained run."""
+        self.add_argument(
+            "--workdir",
+            default="",
+            action=_RejectRepeats,
+            help="run folder; default: the newest in runs/",
+        )
+
+    def add_runs(self) -> None:
+        """Add --workdir: which trained runs."""
+        self.add_argument(
+            "--workdir",
+            default=[],
+            action="append",
+            help="run folder, or folder of runs; may be repeated; default: the newest in runs/",
+        )
+
+    def add_step(self) -> None:
+        """Add --step: which checkpoint of the run."""
+        self.add_argument(
+            "--step",
+            type=_step,
+            default="best",
+            help="checkpoint: best (default), latest or a step",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        raise UserError(f"{message} (--help lists the arguments)")
+
+
+class ConfigArgumentParser(ArgumentParser):
+    """A parser with --config and one --config.section.field argument per config field."""
+
+    def parse_config(
+        self, argv: Sequence[str] | None = None
+    ) -> tuple[argparse.Namespace, Config, str]:
+        """Parse the arguments; --help prints the fields with the values of the config and exits.
+
+        Args:
+            argv: the arguments; None for those of the process.
+
+        Returns:
+            The other arguments, the frozen config, and the name of its file without folder and
+            suffix.
+
+        Raises:
+            UserError: if an argument or a value is invalid or the config file cannot be loaded.
+        """
+        self.usage = f"{self.prog} [options]"
+        # --config comes first: the file's values are the defaults of the other arguments.
+        file_parser = ArgumentParser(self.prog, add_help=False)
+        for parser in (file_parser, self):
+            parser.add_argument("--config", metavar="FILE", help="config file (configs/cpu.py)")
+        path = file_parser.parse_known_args(argv)[0].config
+        path = default_config_path() if path is None else path
+        config = load_config(path)
+        group = self.add_argument_group("config fields, with the values of the config file")
+        for name, field, value in config.fields():
+            meaning = f"{field.metadata['meaning']} ({value!r})"
+            group.add_argument(f"--config.{name}", metavar="VALUE", help=meaning)
+        args, unknown = self.parse_known_args(argv)
+        for argument in unknown:
+            if argument.startswith("--config."):
+                config.set(argument.removeprefix("--config.").partition("=")[0], "")
+            self.error(f"unrecognized argument {argument!r}")
+        for name, _, _ in config.fields():
+            if (text := vars(args)[f"config.{name}"]) is not None:
+                config.set(name, text)
+        return args, config.freeze(), Path(path).stem
+
+
+class _RejectRepeats(argparse.Action):
+    """Rejects a repeated option, where argparse would silently keep the last value."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) != self.default:
+            parser.error(f"{option_string} is given twice")
+        setattr(namespace, self.dest, values)
+
+
+def _step(text: str) -> int | str:
+    if text in ("best", "latest"):
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not best, latest or a number")
+    return int(text)

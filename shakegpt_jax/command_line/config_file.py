@@ -1,0 +1,45 @@
+"""Loading a config file: a Python file that defines get_config()."""
+
+import importlib.util
+from pathlib import Path
+
+from shakegpt_jax.config import Config
+from shakegpt_jax.errors import UserError
+
+
+def default_config_path() -> str:
+    """Return the path of configs/cpu.py: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside, beside = (folder / "configs" / "cpu.py" for folder in (package, package.parent))
+    return str(inside if inside.is_file() else beside)
+
+
+def load_config(path: str) -> Config:
+    """Run a config file and return its config, not frozen yet.
+
+    Raises:
+        UserError: if the file does not exist, fails, or defines no get_config() that returns a
+            `Config`.
+    """
+    if not path:
+        raise UserError("--config is empty; give a config file such as configs/cpu.py")
+    if not Path(path).is_file():
+        problem = f"{path!r} is a folder" if Path(path).is_dir() else f"no such file: {path!r}"
+        raise UserError(f"{problem}; give a config file such as configs/cpu.py")
+    try:
+        spec = importlib.util.spec_from_file_location("config_file", path)
+        if spec is None or spec.loader is None:
+            raise ImportError("its name does not end in .py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if get_config else None
+    except (Exception, SystemExit) as error:  # it is Python: anything can go wrong in it
+        reason = str(error).strip().split("\n")[-1]
+        message = f"cannot load the config {path}: {type(error).__name__}: {reason}"
+        raise UserError(message) from error
+    if get_config is None:
+        raise UserError(f"the config {path} does not define get_config()")
+    if not isinstance(config, Config):
+        raise UserError(f"get_config() of {path} must return a shakegpt_jax.config.Config")
+    return config

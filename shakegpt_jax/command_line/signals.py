@@ -1,0 +1,51 @@
+"""SIGINT and SIGTERM: end a command at once, or let training save its state first."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def exit_on_signal() -> Iterator[None]:
+    """Exit silently, with 128 plus its number, if a signal arrives inside the `with` block.
+
+    Python's own KeyboardInterrupt is printed and ignored if it is raised inside a callback, such
+    as those that JAX registers with the garbage collector.
+    """
+    with _handle_signals(lambda number, frame: os._exit(128 + number)):
+        yield
+
+
+class StopSignal:
+    """The first signal that arrived inside `record_signal`, if any."""
+
+    received: int | None = None
+
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: record it, and let the next one kill the process."""
+        self.received = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+
+@contextmanager
+def record_signal() -> Iterator[StopSignal]:
+    """Record the first signal inside the `with` block; a second one kills the process."""
+    stop = StopSignal()
+    with _handle_signals(stop.record):
+        yield stop
+
+
+@contextmanager
+def _handle_signals(handler: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

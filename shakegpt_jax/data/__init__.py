@@ -1,0 +1,1 @@
+"""Text, tokenizer, training and validation splits, windows."""

@@ -1,0 +1,79 @@
+"""Reading text: the bundled Tiny Shakespeare or a UTF-8 file."""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+from shakegpt_jax.errors import UserError
+
+_TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+def tiny_shakespeare() -> str:
+    """Return Tiny Shakespeare: 1,115,394 characters, 65 of them distinct.
+
+    The wheel of dm-sonnet, a dependency for this reason alone, carries the text as three data
+    files. None of its code is imported. Source of the text: Andrej Karpathy, char-rnn.
+
+    Raises:
+        UserError: if the files are missing or differ from the original.
+    """
+    remedy = "reinstall it: pip install --force-reinstall --no-deps dm-sonnet==1.23"
+    parts = [f"sonnet/examples/data/ts.{part}.txt" for part in ("train", "valid", "test")]
+    try:
+        wheel = importlib.metadata.distribution("dm-sonnet")
+        raw = b"".join(Path(str(wheel.locate_file(part))).read_bytes() for part in parts)
+    except (importlib.metadata.PackageNotFoundError, OSError) as error:
+        raise UserError(f"Tiny Shakespeare is not installed ({error}); {remedy}") from error
+    if hashlib.sha256(raw).hexdigest() != _TINY_SHAKESPEARE_SHA256:
+        raise UserError(f"the installed Tiny Shakespeare is corrupt (wrong SHA-256); {remedy}")
+    return raw.decode()
+
+
+def read_text(path: str) -> str:
+    r"""Read a UTF-8 text file. Drops a byte-order mark; `\r\n` and `\r` become `\n`.
+
+    Args:
+        path: the file; empty for Tiny Shakespeare.
+
+    Raises:
+        UserError: if the file does not exist, cannot be read, is empty or is not UTF-8.
+    """
+    if not path:
+        return tiny_shakespeare()
+    try:
+        file = Path(path).expanduser()
+        if file.exists() and not (
+            file.is_file() or file.is_dir()
+        ):  # reading a device may never finish
+            raise UserError(f"{path} is not a regular file; give a UTF-8 text file")
+        raw = file.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}; give a UTF-8 text file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; give a UTF-8 text file") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (RuntimeError, UnicodeEncodeError) as error:  # ~nobody/x, a lone surrogate
+        raise UserError(f"cannot read {path!r}: {error}") from error
+    return decode_text(raw, path)
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """Decode UTF-8 text as `read_text` does.
+
+    Args:
+        raw: the bytes.
+        name: where they are from, for error messages.
+
+    Raises:
+        UserError: if they are empty or not UTF-8.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} (0x{raw[error.start]:02x})"
+        raise UserError(f"{name} is not UTF-8: {error.reason} at {where}") from error
+    if not text:
+        raise UserError(f"{name} is empty; give UTF-8 text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

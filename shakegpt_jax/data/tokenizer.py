@@ -1,0 +1,65 @@
+"""Character-level tokenizer."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from shakegpt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class CharTokenizer:
+    """Maps each character to its index in `vocabulary`."""
+
+    vocabulary: str  # distinct characters, sorted by code point
+
+    @classmethod
+    def from_text(cls, text: str) -> "CharTokenizer":
+        """Build the tokenizer of all characters that occur in a text."""
+        return cls("".join(sorted(set(text))))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct characters."""
+        return len(self.vocabulary)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Convert text to ids.
+
+        Returns:
+            (len(text),) of the smallest unsigned type that holds every id.
+
+        Raises:
+            UserError: naming each character outside the vocabulary and its first position.
+        """
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        known = self._points
+        ids = np.searchsorted(known, points).clip(max=len(known) - 1)
+        if len(unknown := np.flatnonzero(known[ids] != points)):
+            first = {text[i]: i for i in reversed(unknown.tolist())}
+            shown = [f"{c!r} at position {i}" for c, i in sorted(first.items(), key=lambda x: x[1])]
+            more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
+            raise UserError(
+                f"not in the vocabulary of {self.vocab_size} characters: "
+                f"{', '.join(shown[:10])}{more}"
+            )
+        return ids.astype(np.min_scalar_type(self.vocab_size - 1))
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        """Convert ids to text.
+
+        Args:
+            ids: (n,) integers in [0, vocab_size).
+
+        Raises:
+            UserError: if an id is outside that range.
+        """
+        ids = np.asarray(ids, np.int64)
+        if len(bad := ids[(ids < 0) | (ids >= self.vocab_size)]):
+            raise UserError(f"id {bad[0]} is outside the vocabulary's [0, {self.vocab_size})")
+        return self._points[ids].tobytes().decode("utf-32-le", "surrogatepass")
+
+    @functools.cached_property
+    def _points(self) -> np.ndarray:
+        return np.array([ord(c) for c in self.vocabulary], np.uint32)

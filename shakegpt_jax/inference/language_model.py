@@ -1,0 +1,294 @@
+"""A trained model as a Python object: load it, generate text, score text."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import jax
+import numpy as np
+
+from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.run_folder import find_run
+from shakegpt_jax.config import Config
+from shakegpt_jax.data.corpus import Corpus, load_corpus
+from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference.arguments import (
+    as_integer,
+    as_number,
+    as_seeds,
+    as_texts,
+    require,
+)
+from shakegpt_jax.inference.sampler import Sampling, generate_ids
+from shakegpt_jax.inference.scoring import character_losses, next_logits
+from shakegpt_jax.inference.stopping import truncate_at_stops
+from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.parallel.mesh import on_one_device
+from shakegpt_jax.reporting.metrics import Evaluation
+
+_MAX_TEMPERATURE = 1e6  # above, sampling is nearly uniform
+
+Prompt = TypeVar("Prompt", str, list[str])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LanguageModel:
+    """A model with its parameters and tokenizer. `shakegpt_jax.load` creates one."""
+
+    model: GPT
+    params: Any  # pytree of float32 arrays
+    tokenizer: CharTokenizer
+    config: Config
+    text_sha256: str  # of the training text in UTF-8
+    checkpoint: Path | None = None  # where it was loaded from
+
+    def __repr__(self) -> str:
+        """Return the shape and the checkpoint, without the weights."""
+        shape = self.config.model
+        return (
+            f"<LanguageModel: {self.n_params:,} parameters, {shape.n_layer} layers x "
+            f"{shape.n_embd}, window {shape.block_size}, {self.tokenizer.vocab_size} characters, "
+            f"checkpoint {self.checkpoint}>"
+        )
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters."""
+        return sum(p.size for p in jax.tree.leaves(self.params))
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int = defaults.MAX_NEW_TOKENS,
+        *,
+        temperature: float = defaults.TEMPERATURE,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | Sequence[int] = defaults.SEED,
+        stop: Sequence[str] = (),
+        window_stride: int | None = None,
+    ) -> Prompt:
+        """Continue a prompt, or several in one batch.
+
+        A prompt in a batch gets the same text as it would alone.
+
+        Args:
+            prompt: one text or a list of texts, each of 1 character or more.
+            max_new_tokens: characters to generate for each.
+            temperature: divides the logits; 0 takes the most probable character.
+            top_k: sample from the k most probable characters; None: from all.
+            top_p: sample from the smallest set of characters whose probabilities add up to p
+                (Holtzman et al. 2020); None: from all.
+            seed: random seed, one for all prompts or one each.
+            stop: stop strings; a continuation ends before the first one that occurs in it.
+            window_stride: characters to drop when the context window is full. 1 keeps the most
+                context but prefills the window for every character; None drops half of it.
+
+        Returns:
+            The prompt and its continuation, or a list of them.
+
+        Raises:
+            UserError: if a prompt is empty or has characters outside the vocabulary, or an
+                option is out of range.
+        """
+        is_prompt = isinstance(prompt, str | list | tuple)
+        require(is_prompt, "prompt", prompt, "a text or a list of texts")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        chunks = self.stream(
+            prompts,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            window_stride=window_stride,
+        )
+        texts = ["".join(row) for row in zip(prompts, *chunks, strict=True)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = defaults.MAX_NEW_TOKENS,
+        *,
+        temperature: float = defaults.TEMPERATURE,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | Sequence[int] = defaults.SEED,
+        stop: Sequence[str] = (),
+        window_stride: int | None = None,
+    ) -> Iterator[list[str]]:
+        """Continue each prompt and yield the characters as soon as they are generated.
+
+        Arguments and errors are those of `generate`, with a list of prompts.
+
+        Yields:
+            One new piece of text per prompt.
+        """
+        prompts = as_texts("prompts", prompts)
+        stops = as_texts("stop", [stop] if isinstance(stop, str) else stop) if stop else ()
+        n_time = self.config.model.block_size
+        if window_stride is None:  # keep n_time // 2 characters, the latest among them
+            window_stride = min(n_time, n_time - n_time // 2 + 1)
+        right = f"a number from 0 to {_MAX_TEMPERATURE}"
+        sampling = Sampling(
+            as_number("temperature", temperature, 0, _MAX_TEMPERATURE, right),
+            top_k if top_k is None else min(as_integer("top_k", top_k, 1), self.model.vocab_size),
+            top_p if top_p is None else as_number("top_p", top_p, 1e-30, 1, "in (0, 1]"),
+        )
+        chunks = generate_ids(
+            self.model,
+            self.params,
+            [self.tokenizer.encode(prompt) for prompt in prompts],
+            as_seeds(seed, len(prompts)),
+            as_integer("max_new_tokens", max_new_tokens, 1),
+            sampling,
+            as_integer("window_stride", window_stride, 1, n_time),
+        )
+        pieces = ([self.tokenizer.decode(row) for row in chunk] for chunk in chunks)
+        return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
+
+    @overload
+    def logits(self, text: str, *, stride: int | None = None) -> np.ndarray: ...
+
+    @overload
+    def logits(self, text: list[str], *, stride: int | None = None) -> list[np.ndarray]: ...
+
+    def logits(
+        self, text: str | list[str], *, stride: int | None = None
+    ) -> np.ndarray | list[np.ndarray]:
+        """Compute the logits of the next character at every position.
+
+        Args:
+            text: one text or a list of texts, each of 1 character or more.
+            stride: how texts longer than block_size are cut into windows; see `evaluate`.
+
+        Returns:
+            (len(text), vocab_size) float32; row i predicts character i + 1. A list of such arrays
+            for a list of texts.
+
+        Raises:
+            UserError: if a text is empty or outside the vocabulary, or the stride is not from 1 to
+                block_size.
+        """
+        if not isinstance(text, str):
+            return [self.logits(each, stride=stride) for each in as_texts("text", text)]
+        require(len(text) >= 1, "the text's length", len(text), "1 or more")
+        ids, stride = self.tokenizer.encode(text), self._check_stride(stride)
+        return next_logits(self.model, self.params, ids, stride=stride)
+
+    def score(self, text: str, *, stride: int | None = None) -> np.ndarray:
+        """Compute the log-probability of each character but the first.
+
+        Args:
+            text: 2 characters or more. Text longer than block_size is cut into windows.
+            stride: see `evaluate`.
+
+        Returns:
+            (len(text) - 1,) float32 natural logarithms.
+
+        Raises:
+            UserError: see `evaluate`.
+        """
+        require(isinstance(text, str), "text", text, "a text")
+        require(len(text) >= 2, "the text's length", len(text), "2 or more")
+        ids, stride = self.tokenizer.encode(text), self._check_stride(stride)
+        return -character_losses(self.model, self.params, ids, stride=stride)
+
+    def _check_stride(self, stride: int | None) -> int | None:
+        n_time = self.config.model.block_size
+        return stride if stride is None else as_integer("stride", stride, 1, n_time)
+
+    def evaluate(self, text: str, *, stride: int | None = None) -> Evaluation:
+        """Evaluate the model on a text.
+
+        Args:
+            text: 2 characters or more.
+            stride: characters from one window to the next; None: windows do not overlap. A
+                smaller stride gives each character more context and takes longer.
+
+        Returns:
+            Loss in nats per character, perplexity, bits per character, standard error, count.
+
+        Raises:
+            UserError: if the text is too short or outside the vocabulary, or the stride is not
+                from 1 to block_size.
+        """
+        return Evaluation.from_losses(-self.score(text, stride=stride))
+
+    def default_prompt(self) -> str:
+        """Return the default prompt, or a line of the validation text if it cannot be encoded.
+
+        Raises:
+            UserError: if the text is needed and `load_corpus` fails.
+        """
+        vocabulary = self.tokenizer.vocabulary
+        if set(defaults.PROMPT) <= set(vocabulary):
+            return defaults.PROMPT
+        val_ids = self.load_corpus().val_ids
+        return defaults.choose_prompt(vocabulary, self.tokenizer.decode(val_ids[:1_000]))
+
+    def load_corpus(self, path: str | None = None) -> Corpus:
+        """Load the text that the model was trained on.
+
+        Args:
+            path: where it is now; None: where it was when the run started.
+
+        Raises:
+            UserError: if the text cannot be read or has changed since.
+        """
+        path = self.config.data.path if path is None else path
+        corpus = load_corpus(path, self.config.model.block_size)
+        if corpus.sha256 != self.text_sha256:
+            raise UserError(f"{path} is not the text that the model was trained on, or has changed")
+        return corpus
+
+
+def load(
+    workdir: str | Path = "", *, step: int | Literal["best", "latest"] = "best"
+) -> LanguageModel:
+    """Load a trained model.
+
+    Args:
+        workdir: a run folder, such as "runs/cpu"; empty: the newest under "runs".
+        step: the checkpoint; "best" has the lowest validation loss.
+
+    Raises:
+        UserError: if there is no such run or checkpoint, or this version cannot read it.
+        CorruptCheckpointError: if a file of the checkpoint is missing or has changed.
+    """
+    require(isinstance(workdir, str | Path), "workdir", workdir, "a folder name")
+    if not isinstance(step, str) or step not in ("best", "latest"):
+        try:
+            step = as_integer("step", step, 0)
+        except UserError as error:
+            right = "'best', 'latest' or a whole number"
+            raise UserError(f"step is {step!r}; it must be {right}") from error
+    checkpoints = CheckpointReader(find_run(str(workdir)))
+    while True:
+        steps = checkpoints.steps
+        try:
+            return _load(checkpoints, step)
+        except Exception as error:
+            if steps != checkpoints.steps:  # training has just replaced one: look again
+                continue
+            if isinstance(error, CorruptCheckpointError) and len(steps) > 1:
+                intact = [each for each in steps if checkpoints.is_intact(each)]
+                advice = f"intact: {intact}" if intact else "the other checkpoints are corrupt too"
+                raise CorruptCheckpointError(f"{error}; {advice}") from error
+            raise
+
+
+def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) -> LanguageModel:
+    step = checkpoints.find(step)
+    metadata = checkpoints.run_metadata(step)
+    config, tokenizer = metadata.config, CharTokenizer(metadata.vocabulary)
+    model = GPT(config.model, tokenizer.vocab_size)
+    abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = checkpoints.restore(step, {"params": on_one_device(abstract)})["params"]
+    path = checkpoints.path(step)
+    return LanguageModel(model, params, tokenizer, config, metadata.text_sha256, path)

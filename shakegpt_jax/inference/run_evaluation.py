@@ -1,0 +1,86 @@
+"""Evaluation of a trained run on its training text or another."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from shakegpt_jax.data.text import read_text
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference.language_model import load
+from shakegpt_jax.inference.memorization import longest_copies
+from shakegpt_jax.reporting.metrics import Evaluation
+from shakegpt_jax.reporting.metrics_file import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEvaluation:
+    """A checkpoint of a run and how well it predicts a text."""
+
+    checkpoint: str
+    step: int
+    parameters: int
+    train_time: float | None  # seconds of training up to the checkpoint, if known
+    evaluation: Evaluation
+    copies: dict[str, str]  # see `longest_copies`; empty if they were not asked for
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a flat JSON object."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        evaluation, copies = fields.pop("evaluation"), fields.pop("copies")
+        return fields | dataclasses.asdict(evaluation) | copies
+
+
+def evaluate_run(
+    workdir: str | Path,
+    *,
+    step: int | Literal["best", "latest"] = "best",
+    split: Literal["train", "val"] | None = None,
+    path: str | None = None,
+    stride: int | None = None,
+    memorization: bool = False,
+) -> RunEvaluation:
+    """Evaluate a checkpoint of a run.
+
+    Args:
+        workdir: run folder.
+        step: the checkpoint.
+        split: a part of the text that the run was trained on; None: its validation split, or all
+            of `path`.
+        path: another text; with `split`, the new path of the text that the run was trained on.
+        stride: see `LanguageModel.evaluate`.
+        memorization: whether to search for copies of the training text.
+
+    Raises:
+        UserError: if the checkpoint or a text cannot be read, or the training text has changed.
+    """
+    lm = load(workdir, step=step)
+    splits = {}
+    if split or path is None or memorization:
+        try:
+            corpus = lm.load_corpus(path if split else None)
+        except UserError as error:
+            raise UserError(
+                f"{error}; pass --path FILE to evaluate another text or, if the training text has "
+                "moved, --path FILE --split val"
+            ) from error
+        splits["train"] = lm.tokenizer.decode(corpus.train_ids)
+        splits["val"] = lm.tokenizer.decode(corpus.val_ids)
+    text = read_text(path) if path is not None and split is None else splits[split or "val"]
+    assert lm.checkpoint  # load() sets it
+    saved_step = int(lm.checkpoint.name)
+    return RunEvaluation(
+        checkpoint=str(lm.checkpoint),
+        step=saved_step,
+        parameters=lm.n_params,
+        train_time=_train_time(workdir, saved_step),
+        evaluation=lm.evaluate(text, stride=stride),
+        copies=longest_copies(lm, splits["train"], splits["val"]) if memorization else {},
+    )
+
+
+def _train_time(workdir: str | Path, step: int) -> float | None:
+    try:
+        times = {row.step: row.train_time for row in read_metrics(workdir)}
+    except UserError:  # corrupt, which matters little here
+        return None
+    return times.get(step)

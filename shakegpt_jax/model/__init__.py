@@ -1,0 +1,1 @@
+"""The decoder, its KV cache and its FLOP count."""

@@ -1,0 +1,226 @@
+"""Decoder-only Transformer with the conventions of GPT-2 (Radford et al. 2019).
+
+Axes: B rows, T characters, S cache slots, D = n_embd, H heads, N = B * H (rows and heads merged),
+K = D / H, V vocabulary.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.model.kv_cache import KVCache
+from shakegpt_jax.model.precision import compute_dtype
+
+_LAYER_NORM_EPSILON = 1e-5
+
+
+def _init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initializer:
+    return nn.initializers.normal(config.init_stddev * scale)
+
+
+def _dense(features: int, config: ModelConfig, *, residual: bool = False) -> nn.Dense:
+    """Linear layer. Those that write to the residual stream start smaller (GPT-2, 2.3)."""
+    init = _init(config, (2 * config.n_layer) ** -0.5 if residual else 1.0)
+    return nn.Dense(features, dtype=compute_dtype(config), kernel_init=init)
+
+
+def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics. The result has the dtype of the matmuls."""
+    return nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=compute_dtype(config))
+
+
+@jax.custom_vjp
+def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
+    """Compute attention scores in float32, with backward matmuls in the dtype of the operands.
+
+    JAX's own gradient would upcast the operands to float32.
+    """
+    return jnp.einsum("ntk,nsk->nts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
+
+
+def _scores_forward(
+    q_NxTxK: jax.Array, k_NxSxK: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _scores(q_NxTxK, k_NxSxK), (q_NxTxK, k_NxSxK)
+
+
+def _scores_backward(
+    operands: tuple[jax.Array, jax.Array], grad_NxTxS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    q_NxTxK, k_NxSxK = operands
+    grad_NxTxS = grad_NxTxS.astype(q_NxTxK.dtype)
+    dq_NxTxK = jnp.einsum("nts,nsk->ntk", grad_NxTxS, k_NxSxK)
+    return dq_NxTxK, jnp.einsum("nts,ntk->nsk", grad_NxTxS, q_NxTxK)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention. Each character attends to itself and to those before it."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.c_attn = _dense(3 * self.config.n_embd, self.config)
+        self.c_proj = _dense(self.config.n_embd, self.config, residual=True)
+
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        mask_NxTxS: jax.Array,
+        cached: tuple[jax.Array, jax.Array] | None = None,
+        starts_N: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Attend to the input itself, or to a cache after adding the input to it.
+
+        Args:
+            x_BxTxD: input.
+            mask_NxTxS: True where a character may attend; N may be 1. Without a cache S is T.
+            cached: keys and values of this layer, (N, S, K) each.
+            starts_N: slot of each row's first input character; required with `cached`.
+
+        Returns:
+            (B, T, D), and the keys and values attended to.
+        """
+        n_row, n_time, n_embd = x_BxTxD.shape
+        n_head, head_dim = self.config.n_head, n_embd // self.config.n_head
+        qkv_BxTx3xHxK = self.c_attn(x_BxTxD).reshape(n_row, n_time, 3, n_head, head_dim)
+        qkv_3xNxTxK = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4).reshape(3, -1, n_time, head_dim)
+        q_NxTxK, k_NxSxK, v_NxSxK = qkv_3xNxTxK
+        if cached is not None:
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
+            k_NxSxK = write(cached[0], k_NxSxK, starts_N)
+            v_NxSxK = write(cached[1], v_NxSxK, starts_N)
+        scores_NxTxS = _scores(q_NxTxK, k_NxSxK) * head_dim**-0.5
+        scores_NxTxS = jnp.where(mask_NxTxS, scores_NxTxS, jnp.finfo(jnp.float32).min)
+        weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
+        y_NxTxK = jnp.einsum("nts,nsk->ntk", weights_NxTxS, v_NxSxK)
+        y_BxTxHxK = y_NxTxK.reshape(n_row, n_head, n_time, head_dim).transpose(0, 2, 1, 3)
+        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), (k_NxSxK, v_NxSxK)
+
+
+class MLP(nn.Module):
+    """Two linear layers with a tanh-approximate GELU between them."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.c_fc = _dense(4 * self.config.n_embd, self.config)
+        self.c_proj = _dense(self.config.n_embd, self.config, residual=True)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Map (B, T, D) to (B, T, D), each position on its own."""
+        return self.c_proj(nn.gelu(self.c_fc(x_BxTxD), approximate=True))
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm attention and MLP, each with a residual connection."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.ln_1 = _layer_norm(self.config)
+        self.attn = CausalSelfAttention(self.config)
+        self.ln_2 = _layer_norm(self.config)
+        self.mlp = MLP(self.config)
+        self.drop = nn.Dropout(self.config.dropout)
+
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        mask_NxTxS: jax.Array,
+        cached: tuple[jax.Array, jax.Array] | None = None,
+        starts_N: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Map (B, T, D) to (B, T, D). See `CausalSelfAttention` for the rest."""
+        y_BxTxD, kv = self.attn(self.ln_1(x_BxTxD), mask_NxTxS, cached, starts_N)
+        x_BxTxD = x_BxTxD + self.drop(y_BxTxD, deterministic=not train)
+        y_BxTxD = self.mlp(self.ln_2(x_BxTxD))
+        return x_BxTxD + self.drop(y_BxTxD, deterministic=not train), kv
+
+
+class GPT(nn.Module):
+    """The decoder: `__call__` processes whole windows, `extend` continues from a cache."""
+
+    config: ModelConfig
+    vocab_size: int
+
+    def setup(self) -> None:
+        config = self.config
+        init = _init(config)
+        self.wte = nn.Embed(self.vocab_size, config.n_embd, embedding_init=init)
+        self.wpe = nn.Embed(config.block_size, config.n_embd, embedding_init=init)
+        self.drop = nn.Dropout(config.dropout)
+        self.block = [Block(config) for _ in range(config.n_layer)]
+        self.ln_f = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=jnp.float32)
+        # By default, GPUs would round the operands to TF32.
+        self.lm_head = nn.Dense(
+            self.vocab_size,
+            use_bias=False,
+            kernel_init=init,
+            dtype=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+
+    def __call__(self, idx_BxT: jax.Array, *, train: bool = False) -> jax.Array:
+        """Compute the logits of the next character at every position.
+
+        Args:
+            idx_BxT: integer ids, T at most block_size.
+            train: apply dropout; requires an rng named "dropout".
+
+        Returns:
+            (B, T, V) float32 logits.
+
+        Raises:
+            ValueError: if T exceeds block_size.
+        """
+        n_time = idx_BxT.shape[1]
+        if n_time > self.config.block_size:
+            raise ValueError(f"{n_time} characters exceed block_size {self.config.block_size}")
+        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time)[None])
+        x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
+        mask_1xTxT = jnp.tril(jnp.ones((1, n_time, n_time), bool))
+        for block in self.block:
+            x_BxTxD, _ = block(x_BxTxD, mask_1xTxT, train=train)
+        return self.lm_head(self.ln_f(x_BxTxD))
+
+    def extend(
+        self, idx_BxT: jax.Array, cache: KVCache, new_B: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Add characters to a cache and compute the logits that follow the last one of each row.
+
+        Args:
+            idx_BxT: integer ids, left-aligned new characters of each row.
+            cache: the characters before; every row needs T free slots, padding included.
+            new_B: number of new characters in each row, the rest is padding; None: T.
+
+        Returns:
+            (B, V) float32 logits, and the cache with the new characters.
+        """
+        n_time, n_slot = idx_BxT.shape[1], self.config.block_size
+        new_B = jnp.full_like(cache.lengths_B, n_time) if new_B is None else new_B
+        slots_BxT = cache.lengths_B[:, None] + jnp.arange(n_time)[None]
+        slots_NxT = jnp.repeat(slots_BxT, self.config.n_head, axis=0)
+        mask_NxTxS = jnp.arange(n_slot)[None, None] <= slots_NxT[:, :, None]
+        x_BxTxD = self.wte(idx_BxT) + self.wpe(slots_BxT)
+        layers = []
+        for block, keys, values in zip(self.block, cache.keys, cache.values, strict=True):
+            x_BxTxD, kv = block(x_BxTxD, mask_NxTxS, (keys, values), slots_NxT[:, 0])
+            layers.append(kv)
+        last_Bx1x1 = (new_B - 1)[:, None, None]
+        x_BxD = jnp.take_along_axis(x_BxTxD, last_Bx1x1, axis=1)[:, 0]
+        new_keys, new_values = zip(*layers, strict=True)
+        new_cache = KVCache(new_keys, new_values, cache.lengths_B + new_B)
+        return self.lm_head(self.ln_f(x_BxD)), new_cache
+
+
+def init_params(model: GPT, key: jax.Array) -> Any:
+    """Initialize the parameters of a model: a pytree of float32 arrays."""
+    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -1,0 +1,1 @@
+"""Measuring speed against the limits of the machine."""

@@ -1,0 +1,1 @@
+"""Metrics of a run: as typed rows, on disk, on the terminal, as a plot."""

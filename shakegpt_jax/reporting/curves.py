@@ -1,0 +1,98 @@
+"""Plots with matplotlib, which the extra `plot` installs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.reporting.metrics import MetricsRow
+
+
+def import_pyplot() -> Any:
+    """Return `matplotlib.pyplot` with the backend that draws into files.
+
+    Raises:
+        UserError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("plots need matplotlib: pip install -e '.[plot]'") from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def plot_losses(runs: dict[str, list[MetricsRow]], path: str | Path) -> None:
+    """Plot training and validation loss over steps, and mark the best of each run.
+
+    Args:
+        runs: metrics by run name.
+        path: output file; its suffix selects the format.
+
+    Raises:
+        UserError: if a run has no evaluation or the file cannot be written.
+    """
+    for name, rows in runs.items():
+        if not any(row.evaluation for row in rows):
+            raise UserError(f"the metrics of {name} have no evaluation; choose another --workdir")
+    figure, axes = import_pyplot().subplots(figsize=(6, 4), layout="constrained")
+    limits = []
+    for number, (name, rows) in enumerate(runs.items()):
+        prefix = f"{name}, " if len(runs) > 1 else ""
+        trained = [(row.step, row.train_loss) for row in rows if row.train_loss is not None]
+        evaluated = [(row.step, row.evaluation.loss) for row in rows if row.evaluation]
+        best_step, best_loss = min(evaluated, key=lambda point: point[1])
+        color = f"C{2 * number + 1}"
+        marker = "." if len(trained) == 1 else None  # a line needs two points
+        axes.plot(*zip(*trained, strict=True), marker=marker, color=f"C{2 * number}")
+        axes.plot(*zip(*evaluated, strict=True), "o-", color=color)
+        axes.plot(best_step, best_loss, "*", color="black", markersize=12)
+        labels = ["training", "validation", f"best: {best_loss:.4f} at step {best_step}"]
+        for line, label in zip(axes.lines[-3:], labels, strict=True):
+            line.set_label(prefix + label)
+        limits.append((min([best_loss, *(loss for _, loss in trained[-1:])]), best_loss))
+    axes.legend(fontsize="small" if len(runs) > 1 else "medium")
+    axes.set_ylim(min(low for low, _ in limits) - 0.1, max(best for _, best in limits) + 1.5)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per character")
+    axes.set_title(", ".join(runs))
+    save_figure(figure, path)
+
+
+def plot_growth(growth: dict[str, tuple[list[int], list[float], float]], path: str | Path) -> None:
+    """Plot on logarithmic axes how a step time grows.
+
+    Args:
+        growth: values, seconds per step and fitted exponent of each config field.
+        path: output file; its suffix selects the format.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    figure, axes = import_pyplot().subplots(figsize=(6, 4), layout="constrained")
+    for field, (values, seconds, exponent) in growth.items():
+        factors = np.array(values) / values[0]
+        label = f"{field}: {exponent:.2f}"
+        axes.loglog(factors, np.array(seconds) * 1e3, "o-", base=2, label=label)
+    axes.set_xlabel("times the config's value")
+    axes.set_ylabel("ms per step")
+    axes.set_title("Cost of a training step; measured exponents")
+    axes.legend()
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure to a file and close it.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the plot {path}: {error}") from error
+    finally:
+        import_pyplot().close(figure)

@@ -1,0 +1,97 @@
+"""The metrics of a run on disk: `metrics.jsonl`, one JSON object per line."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow, TrainMetrics
+
+_FILE_NAME = "metrics.jsonl"
+
+
+def read_metrics(workdir: str | Path) -> list[MetricsRow]:
+    """Read the metrics of a run; empty if there is no file. An incomplete last line is ignored.
+
+    Raises:
+        UserError: naming a line that is not a row of metrics.
+    """
+    path = Path(workdir) / _FILE_NAME
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(MetricsRow.from_json(json.loads(line)))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path}, line {number} is not a row of metrics") from error
+    return rows
+
+
+class MetricsFile:
+    """Appends the rows of a run to its file.
+
+    Attributes:
+        rows: all rows of the run so far, written or not.
+        complete: whether `rows` starts at the first step. False if the file was removed while the
+            run was stopped; earlier times are unknown then.
+    """
+
+    def __init__(
+        self, workdir: str | Path, step: int, started: float, report: Callable[[str], object]
+    ):
+        """Open the file of a run and drop rows after `step`: those steps are repeated.
+
+        Args:
+            workdir: the run folder.
+            step: where the run resumes; 0 starts a new file.
+            started: `time.perf_counter()` when this process started the run.
+            report: called with a line about a corrupt file, which is renamed.
+        """
+        self._path = Path(workdir) / _FILE_NAME
+        try:
+            rows = read_metrics(workdir) if step else []
+        except UserError as error:  # must not block training
+            rows, aside = [], self._path.with_suffix(".jsonl.corrupt")
+            self._path.replace(aside)
+            report(f"{error}; renamed it to {aside}, and the time before step {step} is unknown")
+        self.rows = [row for row in rows if row.step <= step]
+        last = self.rows[-1] if self.rows else None
+        self.complete = step == (last.step if last else 0)
+        self._train_time = last.train_time if last else 0.0
+        self._started = started - (last.wall_time if last else 0.0)
+        self._n_flushed = len(self.rows)
+        text = "".join(map(_line, self.rows))
+        self._size = len(text.encode())
+        replacement = self._path.with_suffix(".tmp")
+        replacement.write_text(text)
+        replacement.replace(self._path)
+
+    def append(self, train: TrainMetrics, evaluation: Evaluation | None) -> MetricsRow:
+        """Add a row, to be written by `flush`, and return it."""
+        self._train_time += train.seconds
+        wall_time = time.perf_counter() - self._started
+        row = MetricsRow.create(train, evaluation, train_time=self._train_time, wall_time=wall_time)
+        self.rows.append(row)
+        return row
+
+    def flush(self) -> None:
+        """Write the rows that are not on disk yet.
+
+        Raises:
+            OSError: if they cannot be written (a full disk). The next call tries again.
+        """
+        if not self._path.exists():  # someone removed it: write what is still to come
+            self._path.touch()
+            self._size = 0
+        new = "".join(map(_line, self.rows[self._n_flushed :])).encode()
+        with self._path.open("r+b") as file:
+            file.truncate(self._size)  # drop what a failed write left behind
+            file.seek(self._size)
+            file.write(new)
+        self._size += len(new)
+        self._n_flushed = len(self.rows)
+
+
+def _line(row: MetricsRow) -> str:
+    return json.dumps(row.to_json(), allow_nan=False) + "\n"

@@ -1,0 +1,1 @@
+"""Training: optimizer, train step, compiled loop over steps, and the run with its phases."""

@@ -1,0 +1,196 @@
+"""The training run: when to evaluate, save, report and stop."""
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.writer import CheckpointWriter
+from shakegpt_jax.command_line.signals import StopSignal, record_signal
+from shakegpt_jax.config import Config
+from shakegpt_jax.data.corpus import load_corpus
+from shakegpt_jax.errors import DivergedError, StoppedBySignalError
+from shakegpt_jax.inference.defaults import choose_prompt
+from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
+from shakegpt_jax.model.precision import compute_dtype
+from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
+from shakegpt_jax.reporting.metrics_file import MetricsFile
+from shakegpt_jax.reporting.progress import Progress
+from shakegpt_jax.training.cpu_limits import adapt_to_cpu
+from shakegpt_jax.training.resume import check_resumable
+from shakegpt_jax.training.run_lock import run_lock
+from shakegpt_jax.training.trainer import Trainer, run_metadata
+
+
+def train(config: Config, workdir: str | Path, started: float | None = None) -> None:
+    """Train from the start or the latest checkpoint to the last step.
+
+    Args:
+        config: frozen config.
+        workdir: run folder, created if it does not exist.
+        started: `time.perf_counter()` when the total time of the run starts; None: now.
+
+    Raises:
+        UserError: if the config or the text is invalid, or the folder holds another run.
+        DivergedError: if a loss or gradient is not finite.
+        SaveError: if checkpoints cannot be saved.
+        StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
+    """
+    started = time.perf_counter() if started is None else started
+    corpus = load_corpus(config.data.path, config.model.block_size)
+    if config.data.path:  # absolute, so that `evaluate` finds the text from any folder
+        config = config.replace({"data.path": str(Path(config.data.path).expanduser().absolute())})
+    mesh = make_mesh(config)
+    with (
+        record_signal() as signal,
+        run_lock(workdir),
+        Progress(config.train.num_steps) as progress,
+    ):
+        config = adapt_to_cpu(config, corpus, progress.note)
+        check_resumable(CheckpointReader(workdir), run_metadata(config, corpus))
+        with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
+            run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)
+            run.restore_or_initialize(started)
+            while not (run.finished or signal.received):
+                run.train_to_next_evaluation()
+                run.save()
+                run.show_sample()
+            run.finish_saving()
+            if signal.received and not run.finished:
+                raise StoppedBySignalError(run.describe_stop(), signal.received)
+            run.summarize()
+
+
+class TrainingRun:
+    """State and phases of one training run."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        checkpoints: CheckpointWriter,
+        progress: Progress,
+        signal: StopSignal,
+    ):
+        """Combine the parts of a run, none of which has started."""
+        self.trainer, self.checkpoints = trainer, checkpoints
+        self.progress, self.signal = progress, signal
+        self.config = trainer.config.train
+        self.workdir = checkpoints.workdir
+        tokenizer = trainer.corpus.tokenizer
+        val_text = tokenizer.decode(trainer.corpus.val_ids[:1_000])
+        self.prompt = choose_prompt(tokenizer.vocabulary, val_text)
+        self.step = 0
+        self.evaluation: Evaluation | None = None  # of the current parameters
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or the target loss reached."""
+        return self.step >= self.config.num_steps or self.reached_target
+
+    @property
+    def reached_target(self) -> bool:
+        """Whether a checkpoint or the current parameters have the target loss."""
+        known = [self.checkpoints.metrics(step) for step in self.checkpoints.steps]
+        losses = [metrics["loss"] for metrics in known if metrics]
+        losses += [self.evaluation.loss] if self.evaluation else []
+        return min(losses, default=math.inf) <= self.config.target_loss
+
+    def restore_or_initialize(self, started: float) -> None:
+        """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
+        self.step = self.checkpoints.latest_step
+        if self.step:
+            self.trainer.restore(self.checkpoints, self.step)
+            verb = "has finished" if self.finished else "resumes"
+            self.progress.note(
+                f"{self.workdir} {verb} at step {self.step} of {self.config.num_steps}"
+            )
+        else:
+            self.trainer.initialize()
+        self.metrics = MetricsFile(self.workdir, self.step, started, self.progress.note)
+        self.progress.begin(self.step, _peak_characters_per_second(self.trainer))
+
+    def train_to_next_evaluation(self) -> None:
+        """Train until an evaluation is due, and evaluate; a signal ends it early."""
+        every = self.config.eval_every
+        until = min(self.config.num_steps, (self.step // every + 1) * every)
+        self.evaluation = None
+        for train in self.trainer.run(self.step, until, lambda: self.signal.received):
+            self._check_finite(train, loss=train.train_loss, gradient_norm=train.gradient_norm)
+            if train.step == until:
+                self.evaluation = self.trainer.evaluate()
+                self._check_finite(
+                    train,
+                    validation_loss=self.evaluation.loss,
+                    perplexity=self.evaluation.perplexity,
+                )
+            self.step = train.step
+            self.progress.show(self.metrics.append(train, self.evaluation))
+            with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
+                self.metrics.flush()
+
+    def _check_finite(self, train: TrainMetrics, **values: float | None) -> None:
+        bad = [f"{k} is {v}" for k, v in values.items() if v is not None and not math.isfinite(v)]
+        if bad:
+            self.checkpoints.wait()
+            raise DivergedError(
+                f"{' and '.join(bad)} in steps {self.step + 1} to {train.step}; "
+                f"{self.checkpoints.describe_last_good()}; try a lower "
+                "config.optimizer.learning_rate, in another --workdir"
+            )
+
+    def save(self) -> None:
+        """Start saving the state, unless a checkpoint of this step exists."""
+        self.checkpoints.wait()
+        if self.step > self.checkpoints.latest_step:
+            metrics = dataclasses.asdict(self.evaluation) if self.evaluation else None
+            self.trainer.save(self.checkpoints, self.step, metrics)
+
+    def show_sample(self) -> None:
+        """Print sample text."""
+        if self.config.sample_length and not self.signal.received:
+            self.progress.sample(self.trainer.sample(self.prompt, self.config.sample_length))
+
+    def finish_saving(self) -> None:
+        """Wait for the last save, trying again until it succeeds or fails for the third time."""
+        self.checkpoints.wait()
+        while self.step > self.checkpoints.latest_step:
+            self.save()
+            self.checkpoints.wait()
+        self.metrics.flush()
+
+    def describe_stop(self) -> str:
+        """Return a line that says how to resume after a signal."""
+        if not self.step:
+            return "stopped before the first step; run the same command again to start"
+        saved = f"stopped at step {self.step}, saved in {self.workdir}"
+        return f"{saved}; run the same command again to resume"
+
+    def summarize(self) -> None:
+        """Print the best checkpoint, the time, and the command that generates more text."""
+        best = self.checkpoints.find("best")
+        rows = {row.step: row for row in self.metrics.rows} if self.metrics.complete else {}
+        if self.reached_target:
+            self.progress.note(f"reached the target loss of {self.config.target_loss}")
+        self.progress.summary(
+            best,
+            self.checkpoints.metrics(best),
+            self.checkpoints.path(best),
+            rows[best].train_time if best in rows else None,
+            rows.get(self.step),
+        )
+        command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(self.workdir))}"
+        self.progress.note(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
+
+
+def _peak_characters_per_second(trainer: Trainer) -> float | None:
+    model = trainer.config.model
+    peak = peak_flops(trainer.mesh.devices.flat[0])
+    if peak is None or compute_dtype(model) != jnp.bfloat16:
+        return None
+    return peak * trainer.mesh.size / train_flops_per_character(model, trainer.model.vocab_size)

@@ -1,0 +1,189 @@
+"""A run on its devices: the sharded state and the compiled loop over train steps."""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.writer import CheckpointWriter
+from shakegpt_jax.config import Config
+from shakegpt_jax.data.corpus import Corpus
+from shakegpt_jax.data.windows import sample_windows
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.inference.scoring import evaluate
+from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.parallel.dispatch import one_ahead
+from shakegpt_jax.parallel.mesh import replicate, shard_batch, shard_state
+from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
+from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
+from shakegpt_jax.training.step import Metrics, TrainState, create_state, random_key, train_step
+
+
+def run_metadata(config: Config, corpus: Corpus) -> RunMetadata:
+    """Return the metadata that the checkpoints of a run store."""
+    return RunMetadata(config, corpus.tokenizer.vocabulary, corpus.sha256)
+
+
+def chunk_lengths(num_steps: int, longest: int) -> list[int]:
+    """Split a number of steps into chunks of `longest` and one of the remainder."""
+    n_chunk, remainder = divmod(num_steps, longest)
+    return [longest] * n_chunk + [remainder] * (remainder > 0)
+
+
+class Trainer:
+    """Holds the train state on the devices and advances it by compiled chunks of steps.
+
+    Call `initialize` or `restore` before anything else.
+    """
+
+    state: TrainState
+
+    def __init__(self, config: Config, corpus: Corpus, mesh: Mesh):
+        """Compile the train step.
+
+        Args:
+            config: frozen config of the run.
+            corpus: training and validation text.
+            mesh: device mesh.
+        """
+        train = config.train
+        self.config, self.corpus = config, corpus
+        self.mesh = mesh
+        self.model = GPT(config.model, corpus.tokenizer.vocab_size)
+        self._seed = np.int32(train.seed)  # an argument: other seeds do not recompile
+        tx = make_optimizer(config.optimizer, train.num_steps)
+        create = functools.partial(create_state, self.model, tx)
+        self._abstract_state = shard_state(mesh, jax.eval_shape(create, self._seed))
+        shardings = jax.tree.map(lambda array: array.sharding, self._abstract_state)
+        self._create = jax.jit(create, out_shardings=shardings)
+        self._train_ids = replicate(mesh, corpus.train_ids)
+        step = functools.partial(
+            train_step,
+            model=self.model,
+            tx=tx,
+            schedule=make_schedule(config.optimizer, train.num_steps),
+        )
+
+        def run_chunk(
+            state: TrainState, ids: jax.Array, seed: jax.Array, n: int
+        ) -> tuple[TrainState, Metrics]:
+            def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+                window_key = random_key(seed, "windows", state.step)
+                batch = sample_windows(
+                    window_key, ids, config.data.batch_size, config.model.block_size
+                )
+                dropout_key = random_key(seed, "dropout", state.step)
+                return step(state, shard_batch(batch), dropout_key)
+
+            return jax.lax.scan(body, state, length=n)
+
+        # Compiled ahead of time, so that compilation is not part of the training time and nothing
+        # can recompile later.
+        start = time.perf_counter()
+        jitted = jax.jit(
+            run_chunk, static_argnums=3, donate_argnums=0, out_shardings=(shardings, None)
+        )
+        longest, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
+        lengths = chunk_lengths(every, longest) + chunk_lengths(train.num_steps % every, longest)
+        self._lower = functools.partial(
+            jitted.lower, self._abstract_state, self._train_ids, self._seed
+        )
+        self._run_chunk: dict[int, jax.stages.Compiled] = {}
+        self._compile(lengths)
+        self.compile_seconds = time.perf_counter() - start
+
+    def _compile(self, lengths: list[int]) -> None:
+        with jax.set_mesh(self.mesh):
+            for n in set(lengths) - self._run_chunk.keys():
+                self._run_chunk[n] = self._lower(n).compile()
+
+    def initialize(self) -> None:
+        """Create the state before the first step, sharded from the start."""
+        with jax.set_mesh(self.mesh):
+            self.state = self._create(self._seed)
+
+    def run(
+        self, step: int, until: int, stop: Callable[[], object] = lambda: False
+    ) -> Iterator[TrainMetrics]:
+        """Train. On an accelerator, the next chunk runs while the host reads the metrics.
+
+        Args:
+            step: current step of the state.
+            until: the step to stop at, no later than the next evaluation.
+            stop: called before each dispatch. If it returns true, training ends early, at the
+                step of the last metrics.
+
+        Yields:
+            The metrics of each chunk.
+        """
+        longest = self.config.train.steps_per_dispatch
+        window_size = self.config.data.batch_size * self.config.model.block_size
+        # On a CPU, XLA starts the next chunk before it returns the results of the last one, so that
+        # the times of both would be measured for one of them, and none for the other.
+        overlap = iter if jax.default_backend() == "cpu" else one_ahead
+        chunks = chunk_lengths(until - step, longest)
+        self._compile(chunks)  # a resumed run may have other lengths
+        mark = time.perf_counter()
+        lengths = itertools.takewhile(lambda _: not stop(), chunks)
+        for n, metrics in overlap((n, self._dispatch(n)) for n in lengths):
+            host_metrics = jax.device_get(metrics)
+            seconds, mark = time.perf_counter() - mark, time.perf_counter()
+            step += n
+            yield self._summarize(host_metrics, step, seconds, n * window_size)
+
+    def _summarize(
+        self, metrics: dict[str, np.ndarray], step: int, seconds: float, n_character: int
+    ) -> TrainMetrics:
+        """Average the metrics of a chunk over its updates, without those that were skipped."""
+        consecutive = metrics["consecutive_nonfinite"]
+        skipped = (consecutive > 0) & (consecutive <= self.config.optimizer.max_skipped_updates)
+        loss, norm = (metrics[name][~skipped] for name in ("loss", "gradient_norm"))
+        return TrainMetrics(
+            step=step,
+            seconds=seconds,
+            characters_per_second=n_character / seconds,
+            train_loss=float(loss.mean()) if len(loss) else None,
+            learning_rate=float(metrics["learning_rate"][-1]),
+            gradient_norm=float(norm.mean()) if len(norm) else None,
+            skipped_updates=int(skipped.sum()),
+        )
+
+    def _dispatch(self, n: int) -> Metrics:
+        self.state, metrics = self._run_chunk[n](self.state, self._train_ids, self._seed)
+        return metrics
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate on the whole validation split."""
+        with jax.set_mesh(self.mesh):
+            return evaluate(self.model, self.state.params, self.corpus.val_ids)
+
+    def sample(self, prompt: str, length: int) -> str:
+        """Continue a prompt by `length` characters with the current parameters."""
+        tokenizer, digest = self.corpus.tokenizer, self.corpus.sha256
+        lm = LanguageModel(self.model, self.state.params, tokenizer, self.config, digest)
+        return lm.generate(prompt, length)
+
+    def save(
+        self, checkpoints: CheckpointWriter, step: int, metrics: dict[str, float] | None
+    ) -> None:
+        """Start saving the state, with validation metrics of its parameters if there are any."""
+        state, metadata = self.state, run_metadata(self.config, self.corpus)
+        checkpoints.save(step, state.params, state.opt_state, metrics, metadata)
+
+    def restore(self, checkpoints: CheckpointReader, step: int) -> None:
+        """Restore the state from a checkpoint."""
+        abstract = {
+            "params": self._abstract_state.params,
+            "opt_state": self._abstract_state.opt_state,
+        }
+        sharding = self._abstract_state.step.sharding
+        self.state = TrainState(
+            step=jax.device_put(jnp.int32(step), sharding), **checkpoints.restore(step, abstract)
+        )
