@@ -1,12 +1,12 @@
 """Measure training and sampling speed against the limits of this machine."""
 
-import json
-
 from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
 
 def main() -> None:
     """Parse the arguments, measure and print."""
+    import json
+
     from shakegpt_jax.command_line.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(
@@ -23,6 +23,8 @@ def main() -> None:
         help="batch size to sample at; may be repeated (1 and 32)",
     )
     args, config, _ = parser.parse_config()
+    if min(args.sample_batch or [1]) < 1:
+        parser.error(f"--sample_batch is {min(args.sample_batch)}; it must be 1 or more")
 
     from shakegpt_jax.data.corpus import load_corpus
     from shakegpt_jax.profiling.measurements import benchmark

@@ -1,7 +1,5 @@
 """Evaluate trained models on a text: loss, perplexity, bits per character."""
 
-import json
-
 from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
 _OPTIONS = ("step", "split", "path", "stride", "memorization")
@@ -9,8 +7,11 @@ _OPTIONS = ("step", "split", "path", "stride", "memorization")
 
 def main() -> None:
     """Parse the arguments, evaluate and print."""
+    import json
+
     from shakegpt_jax.checkpoints.run_folder import find_runs
     from shakegpt_jax.command_line.arguments import ArgumentParser
+    from shakegpt_jax.errors import UserError
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.evaluate",
@@ -32,35 +33,28 @@ def main() -> None:
         parser.error("--path is empty; give a UTF-8 text file")
     workdirs = find_runs(args.workdir)
 
-    from shakegpt_jax.inference.run_evaluation import evaluate_run
-    from shakegpt_jax.reporting.progress import format_duration
+    from shakegpt_jax.inference.run_evaluation import COLUMNS, evaluate_run
     from shakegpt_jax.reporting.tables import print_table
 
     use_compilation_cache()
     options = {name: getattr(args, name) for name in _OPTIONS}
-    results = [evaluate_run(workdir, **options) for workdir in workdirs]
+    results, failures = {}, []
+    for workdir in workdirs:
+        try:
+            results[str(workdir)] = evaluate_run(workdir, **options)
+        except UserError as error:  # the other runs are still worth a row
+            failures.append(str(error) if len(workdirs) == 1 else f"{workdir}: {error}")
     if args.json:
-        for run in results:
+        for run in results.values():
             print(json.dumps(run.to_json()))
-    elif len(results) > 1:
-        columns = ["run", "loss", "std. error", "perplexity", "parameters", "step", "training"]
-        rows = []
-        for workdir, run in zip(workdirs, results, strict=True):
-            found = run.evaluation
-            figures = f"{found.loss:.4f}", f"{found.standard_error:.4f}", f"{found.perplexity:.3f}"
-            time = "" if run.train_time is None else format_duration(run.train_time)
-            rows.append([str(workdir), *figures, f"{run.parameters:,}", str(run.step), time])
-        print_table(columns, sorted(rows, key=lambda row: float(row[1])))
+    elif len(workdirs) > 1:
+        best_first = sorted(results.items(), key=lambda item: item[1].evaluation.loss)
+        print_table(COLUMNS, [[name, *run.cells()] for name, run in best_first])
     else:
-        (run,) = results
-        print(f"checkpoint          {run.checkpoint}")
-        print(f"loss                {run.evaluation.loss:.4f} nats/character")
-        print(f"standard error      {run.evaluation.standard_error:.4f}")
-        print(f"perplexity          {run.evaluation.perplexity:.4f}")
-        print(f"bits per character  {run.evaluation.bits_per_character:.4f}")
-        print(f"count               {run.evaluation.count}")
-        for name, copy in run.copies.items():
-            print(f"{name.replace('_', ' '):<19} {len(copy)} characters: {copy!r}")
+        for run in results.values():
+            print(run)
+    if failures:
+        raise UserError("; ".join(failures))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """Generate text with a trained model and stream it to standard output."""
 
-import json
-import sys
-
 from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
 _MAX_SAMPLES = 100_000  # per batch
@@ -11,6 +8,9 @@ _OPTIONS = ("temperature", "top_k", "top_p", "stop", "window_stride")
 
 def main() -> None:
     """Parse the arguments, generate and print."""
+    import json
+    import sys
+
     from shakegpt_jax.command_line.arguments import ArgumentParser
     from shakegpt_jax.data.text import decode_text, read_text
     from shakegpt_jax.inference import defaults

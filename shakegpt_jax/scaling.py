@@ -1,12 +1,12 @@
 """Measure how the time of a training step grows with layers, width, window and batch."""
 
-import json
-
 from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
 
 def main() -> None:
     """Parse the arguments, measure, print and plot."""
+    import json
+
     from shakegpt_jax.command_line.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(

@@ -10,6 +10,8 @@ def main() -> None:
     parser = ConfigArgumentParser("python run_train.py", "Train a model, or resume a run.")
     parser.add_argument("--workdir", help="run folder; default: runs/<name of the config file>")
     args, config, name = parser.parse_config()
+    if args.workdir == "":
+        parser.error("--workdir is empty; give a run folder")
 
     from shakegpt_jax.training.run import train
 

@@ -2,6 +2,7 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,8 +131,11 @@ def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         main = importlib.import_module(f"shakegpt_jax.{module}").main
         monkeypatch.setattr(sys, "argv", [module, *map(str, args)])
         capsys.readouterr()
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as ended:
             run_command(main)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 

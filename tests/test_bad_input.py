@@ -19,25 +19,17 @@ from hypothesis import strategies as st
 import shakegpt_jax
 from shakegpt_jax.checkpoints import integrity
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.text import read_text, tiny_shakespeare
+from shakegpt_jax.data.text import read_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.training.run import train
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A working folder with a run of two checkpoints, and texts of every kind."""
+def folder(tmp_path_factory, finished: Path, text: str) -> Path:
+    """Return a working folder with texts and config files of every kind, and valid and bad runs."""
     folder = tmp_path_factory.mktemp("bad_input")
-    text = tiny_shakespeare()[:20_000]
     (folder / "own.txt").write_text(text)
-    config = Config()
-    config.model.n_layer, config.model.n_head, config.model.n_embd = 1, 2, 16
-    config.model.block_size, config.data.batch_size = 16, 4
-    config.data.path = str(folder / "own.txt")
-    config.train.num_steps, config.train.eval_every = 4, 2
-    config.train.sample_length, config.mesh.data, config.train.keep_checkpoints = 0, 1, 2
-    train(config.freeze(), folder / "runs" / "own")
+    shutil.copytree(finished, folder / "runs" / "own")
     for name, code in CONFIGS.items():
         (folder / name).write_text(code)
     for name, content in TEXTS.items():
@@ -47,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
     for name, change in RUNS.items():
         run = folder / name
         shutil.copytree(folder / "runs" / "own", run)
-        for step in ("2", "4"):
+        for step in ("6", "12"):
             change(run / "checkpoints" / step)
     return folder
 
@@ -75,6 +67,8 @@ CONFIGS = {
     "    config = Config()\n    config.model.n_layers = 3\n    return config\n",
     "other.py": "def get_config():\n    return {}",
     "empty.py": "",
+    "number.py": "get_config = 5",
+    "constant.py": "get_config = 3",
 }
 
 
@@ -103,9 +97,10 @@ RUNS = {
 }
 
 
-def tree(folder: Path) -> dict[str, bytes | None]:
-    paths = sorted(folder.rglob("*"))
-    return {str(p): p.read_bytes() if p.is_file() else None for p in paths}
+def state(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and time of change of everything in a folder, which writing would alter."""
+    states = ((path, path.stat()) for path in folder.rglob("*"))
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in states}
 
 
 COMMANDS = [
@@ -130,11 +125,11 @@ COMMANDS = [
     ("generate", ["--num_samples", "0"], "num_samples is 0"),
     ("generate", ["--num_samples", "1000000000"], "it must be from 1 to 100000"),
     ("generate", ["--num_samples", "2", "--seed", "4294967295"], "plus --num_samples is over"),
-    ("generate", ["--window_stride", "0"], "window_stride is 0; it must be from 1 to 16"),
-    ("generate", ["--window_stride", "17"], "window_stride is 17; it must be from 1 to 16"),
+    ("generate", ["--window_stride", "0"], "window_stride is 0; it must be from 1 to 8"),
+    ("generate", ["--window_stride", "17"], "window_stride is 17; it must be from 1 to 8"),
     ("generate", ["--seed", "-1"], "seed is -1; it must be from 0 to 4294967295"),
     ("generate", ["--seed", "4294967296"], "plus --num_samples is over"),
-    ("generate", ["--step", "7"], "no checkpoint of step 7; there are: [2, 4]"),
+    ("generate", ["--step", "7"], "no checkpoint of step 7; there are: [6, 12]"),
     ("generate", ["--step", "-4"], "'-4' is not best, latest or a number"),
     ("generate", ["--step", "newest"], "'newest' is not best, latest or a number"),
     ("generate", ["--step", "4²"], "'4²' is not best, latest or a number"),
@@ -149,7 +144,11 @@ COMMANDS = [
     ("generate", ["--workdir", "none"], "no such run folder: none"),
     ("generate", ["--workdir", "own.txt"], "no such run folder: own.txt"),
     ("generate", ["--workdir", "x" * 300], "no such run folder: xxx"),
-    ("generate", ["--workdir", "runs"], "runs is not a run folder"),
+    ("generate", ["--workdir", "runs"], "(own); give one of them"),
+    ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be 1 or more"),
+    ("plot", ["--output", "losses"], "cannot write the plot losses: give a file with a suffix"),
+    ("plot", ["--output", "folder"], "cannot write the plot folder: give a file with a suffix"),
+    ("plot", ["--output", "none/losses.png"], "losses.png: No such file or directory"),
     ("generate", ["--workdir", "empty_run"], "empty_run is not a run folder"),
     (
         "generate",
@@ -166,18 +165,18 @@ COMMANDS = [
         ["--workdir", "no_metadata"],
         "is missing; the other checkpoints are corrupt too",
     ),
-    ("generate", ["--workdir", "no_params"], "4/params/_METADATA is missing"),
-    ("generate", ["--workdir", "no_manifest"], "2/SHA256SUMS is missing"),
-    ("generate", ["--workdir", "emptied"], "2/SHA256SUMS is missing"),
-    ("generate", ["--workdir", "folder_for_file"], "2/metadata.json is missing"),
-    ("evaluate", ["--stride", "0"], "stride is 0; it must be from 1 to 16"),
-    ("evaluate", ["--stride", "17"], "stride is 17; it must be from 1 to 16"),
+    ("generate", ["--workdir", "no_params"], "12/params/_METADATA is missing"),
+    ("generate", ["--workdir", "no_manifest"], "6/SHA256SUMS is missing"),
+    ("generate", ["--workdir", "emptied"], "6/SHA256SUMS is missing"),
+    ("generate", ["--workdir", "folder_for_file"], "6/metadata.json is missing"),
+    ("evaluate", ["--stride", "0"], "stride is 0; it must be from 1 to 8"),
+    ("evaluate", ["--stride", "17"], "stride is 17; it must be from 1 to 8"),
     ("evaluate", ["--stride", "x"], "--stride: invalid int value: 'x'"),
     ("evaluate", ["--split", "test"], "--split: invalid choice: 'test'"),
     ("evaluate", ["--split", "val", "--path", "other.txt"], "other.txt is not the text that the"),
     ("evaluate", ["--workdir", "none"], "no such run folder: none"),
     ("evaluate", ["--workdir", "newer"], "it has format version 99"),
-    ("evaluate", ["--workdir", "emptied"], "2/SHA256SUMS is missing"),
+    ("evaluate", ["--workdir", "emptied"], "6/SHA256SUMS is missing"),
     ("evaluate", ["--path", ""], "--path is empty; give a UTF-8 text file"),
     ("evaluate", ["--path", "folder"], "folder is a folder; give a UTF-8 text file"),
     ("evaluate", ["--path", "/dev/zero"], "/dev/zero is not a regular file"),
@@ -195,17 +194,40 @@ COMMANDS = [
     ("evaluate", ["--path", "surrogate.txt"], "surrogate.txt is not UTF-8"),
     ("evaluate", ["--path", "null.txt"], r"'\x00' at position 5"),
     ("evaluate", ["--path", "emoji.txt"], "'\U0001f600' at position 6"),
+    ("plot", ["--workdir", "empty_run"], "empty_run is not a run folder"),
+    (
+        "plot",
+        ["--workdir", "runs", "--output", "folder"],
+        "cannot write the plot folder: give a file",
+    ),
+    (
+        "plot",
+        ["--workdir", "runs", "--output", "none/a.png"],
+        "cannot write the plot none/a.png: No",
+    ),
+    ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be 1 or more"),
+    ("scaling", ["--config.data.batch_size=0"], "config.data.batch_size is 0; it must be"),
 ]
 
 
 @pytest.mark.parametrize(("module", "args", "message"), COMMANDS)
 def test_commands_refuse_invalid_input(folder, module, args, message, command, monkeypatch):
     monkeypatch.chdir(folder)
-    before = tree(folder)
+    before = state(folder)
     code, out, err = command(module, *args)
     assert (code, out) == (2, "")
     assert message in one_line(err)
-    assert tree(folder) == before
+    assert state(folder) == before
+
+
+def test_evaluate_compares_valid_runs_and_names_the_others(folder, command, monkeypatch):
+    monkeypatch.chdir(folder)
+    args = ("--workdir=newer", "--workdir=runs/own", "--workdir=emptied", "--path=other.txt")
+    code, out, err = command("evaluate", *args)
+    assert code == 2
+    (row,) = out.splitlines()[1:]
+    assert row.startswith("runs/own ")
+    assert "newer: " in one_line(err) and "; emptied: " in err
 
 
 TRAIN = [
@@ -231,21 +253,25 @@ TRAIN = [
     (["--config=broken.py"], "cannot load the config broken.py: ZeroDivisionError"),
     (["--config=other.py"], "get_config() of other.py must return a shakegpt_jax.config.Config"),
     (["--config=empty.py"], "the config empty.py does not define get_config()"),
+    (["--config=constant.py"], "the config constant.py does not define get_config()"),
     (["--config=own.txt"], "cannot load the config own.txt: ImportError: its name does not end in"),
     (["--worksdir=x"], "unrecognized argument '--worksdir=x'"),
+    (["--workdir="], "--workdir is empty; give a run folder"),
     (["--workdir=same.txt"], "cannot write to the run folder same.txt"),
     (["positional"], "unrecognized argument 'positional'"),
+    (["--workdir="], "--workdir is empty; give a run folder"),
+    (["--config=number.py"], "the config number.py does not define get_config()"),
 ]
 
 
 @pytest.mark.parametrize(("args", "message"), TRAIN)
 def test_training_refuses_invalid_input(folder, args, message, command, monkeypatch):
     monkeypatch.chdir(folder)
-    before = tree(folder)
+    before = state(folder)
     code, out, err = command("train", *args)
     assert (code, out) == (2, "")
     assert message in one_line(err)
-    assert tree(folder) == before
+    assert state(folder) == before
 
 
 API = [
@@ -260,7 +286,10 @@ API = [
     (lambda lm: lm.generate("a", True), "max_new_tokens is True; it must be a whole number"),
     (lambda lm: lm.generate("a", "5"), "max_new_tokens is '5'; it must be a whole number"),
     (lambda lm: lm.generate("a", temperature="hot"), "temperature is 'hot'; it must be a number"),
+    (lambda lm: lm.generate("a", temperature=10**400), "it must be a number from 0 to"),
     (lambda lm: lm.generate("a", temperature=None), "temperature is None; it must be a number"),
+    (lambda lm: lm.generate("a", temperature=10**400), "it must be a number from 0 to"),
+    (lambda lm: lm.logits(5), "text is 5; it must be a text or a list of texts"),
     (lambda lm: lm.generate("a", top_k=1.5), "top_k is 1.5; it must be a whole number, 1 or more"),
     (lambda lm: lm.generate("a", top_k=False), "top_k is False; it must be a whole number"),
     (lambda lm: lm.generate("a", top_p="all"), "top_p is 'all'; it must be in (0, 1]"),
@@ -273,13 +302,14 @@ API = [
     (lambda lm: lm.generate(["a", "b"], seed=[1, 2**32]), "seed is 4294967296; it must be from 0"),
     (lambda lm: lm.generate("a", window_stride=2.0), "window_stride is 2.0; it must be a whole"),
     (lambda lm: lm.logits(""), "the text's length is 0; it must be 1 or more"),
-    (lambda lm: lm.logits("a" * 17, stride=17), "stride is 17; it must be from 1 to 16"),
+    (lambda lm: lm.logits("a" * 17, stride=17), "stride is 17; it must be from 1 to 8"),
+    (lambda lm: lm.logits(None), "text is None; it must be a text or a list of texts"),
     (lambda lm: lm.logits(["a", 1]), "text is ['a', 1]; it must be a list of texts"),
     (lambda lm: lm.generate("a", stop=[1]), "stop is [1]; it must be a list of texts"),
     (lambda lm: lm.score("a"), "the text's length is 1; it must be 2 or more"),
     (lambda lm: lm.score(None), "text is None; it must be a text"),
     (lambda lm: lm.score("abc", stride=1.5), "stride is 1.5; it must be a whole number"),
-    (lambda lm: lm.evaluate("abc", stride=0), "stride is 0; it must be from 1 to 16"),
+    (lambda lm: lm.evaluate("abc", stride=0), "stride is 0; it must be from 1 to 8"),
     (lambda lm: lm.evaluate("a\u0301b"), r"'́' at position 1"),
     (lambda lm: lm.tokenizer.encode("\ud800"), r"'\ud800' at position 0"),
     (lambda lm: lm.tokenizer.decode([99]), "id 99 is outside the vocabulary's [0, "),
@@ -293,7 +323,7 @@ API = [
     (lambda lm: shakegpt_jax.load("runs/own", step=1.5), "step is 1.5; it must be 'best'"),
     (
         lambda lm: shakegpt_jax.load("runs/own", step=3),
-        "no checkpoint of step 3; there are: [2, 4]",
+        "no checkpoint of step 3; there are: [6, 12]",
     ),
     (lambda lm: shakegpt_jax.load(7), "workdir is 7; it must be a folder name"),
     (lambda lm: lm.config.replace({"model.n_layer": 0}), "config.model.n_layer is 0"),
@@ -322,7 +352,7 @@ def test_accepts_scalars_of_numpy_and_jax(folder, lm, scalar):
     assert lm.generate("a", scalar(4), seed=scalar(2), **options) == expected
     seeds = scalar([2, 2])
     assert lm.generate(["a", "a"], 4, seed=seeds, **options) == [expected] * 2
-    assert shakegpt_jax.load(folder / "runs" / "own", step=scalar(2)).checkpoint.name == "2"
+    assert shakegpt_jax.load(folder / "runs" / "own", step=scalar(6)).checkpoint.name == "6"
 
 
 FIELDS = [
@@ -330,13 +360,13 @@ FIELDS = [
     for section in dataclasses.fields(Config)
     for field in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]
 ]
-NEVER = [None, [], {}, math.nan, math.inf, -math.inf, 10**400, -(10**400), b"1", 1j]
+INVALID = [None, [], {}, math.nan, math.inf, -math.inf, 10**400, -(10**400), b"1", 1j]
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 def test_config_fields_accept_only_their_type_and_range(section, name):
     default = getattr(getattr(Config(), section), name)
-    values = [*NEVER, 0, -1, 1, 2**31, 0.5, -0.5, 1.5, 1e300, "", "x", "\0", True]
+    values = [*INVALID, 0, -1, 1, 2**31, 0.5, -0.5, 1.5, 1e300, "", "x", "\0", True]
     for value in values:
         config = Config()
         setattr(getattr(config, section), name, value)
@@ -346,7 +376,7 @@ def test_config_fields_accept_only_their_type_and_range(section, name):
             assert f"config.{section}." in str(error)
             assert str(error).count("\n") == 0
         else:
-            assert value not in NEVER
+            assert value not in INVALID
             assert type(value) is type(default) or (type(default), type(value)) == (float, int)
             json.dumps(config.to_dict(), allow_nan=False)
 

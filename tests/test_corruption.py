@@ -14,38 +14,15 @@ import pytest
 from fakes import SmallFiles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_checkpoints import ARRAYS, check_intact, metadata, restore, save
 
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints import integrity, reader
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import CorruptCheckpointError, SaveError, UserError
-from shakegpt_jax.parallel.mesh import on_one_device
 from shakegpt_jax.training.run import train
-
-ARRAYS = {
-    "params": {"w": np.arange(12, dtype=np.float32)},
-    "opt_state": (np.arange(3, dtype=np.int32),),
-}
-
-
-def metadata() -> RunMetadata:
-    return RunMetadata(Config().freeze(), "ab", "0" * 64)
-
-
-def save(workdir: Path, steps: list[int], report=pytest.fail) -> None:
-    with CheckpointWriter(workdir, 9, report) as checkpoints:
-        for step in steps:
-            checkpoints.save(step, *ARRAYS.values(), {"loss": 1.0 / step}, metadata())
-
-
-def restore(workdir: Path, step: int) -> list[np.ndarray]:
-    checkpoints = CheckpointReader(workdir)
-    assert checkpoints.run_metadata(step) == metadata()
-    assert checkpoints.metrics(step) == {"loss": 1.0 / step}
-    return jax.tree.leaves(checkpoints.restore(step, on_one_device(jax.eval_shape(lambda: ARRAYS))))
 
 
 def corrupt(path: Path, how: str = "flipped", where: int = 5, bits: int = 1) -> None:
@@ -82,13 +59,11 @@ def check_corruption(saved: Path, name: str, how: str, where: int, bits: int) ->
     before = path.read_bytes()
     corrupt(path, how, where, bits)
     try:
-        restored = restore(workdir, 1)
+        check_intact(workdir, 1)
     except CorruptCheckpointError as error:
         assert name == integrity.DIGESTS or str(path) in str(error)
         return
     assert name == integrity.DIGESTS or (path.exists() and path.read_bytes() == before)
-    for ours, theirs in zip(restored, jax.tree.leaves(ARRAYS), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def files(saved: Path) -> list[str]:
@@ -212,8 +187,8 @@ def test_reading_continues_while_training_replaces_checkpoints(finished_copy, mo
 
 def test_loading_does_not_read_the_optimizer_state(finished_copy, capfd):
     state = finished_copy / "checkpoints" / "12" / "opt_state"
-    (damaged,) = state.glob("d/*")
-    for path in (damaged, state / "manifest.ocdbt"):
+    (array,) = state.glob("d/*")
+    for path in (array, state / "manifest.ocdbt"):
         path.write_bytes(b"garbage")
     assert load(finished_copy, step=12).generate("First", 5)
     shutil.rmtree(state)
@@ -313,8 +288,8 @@ def _fail_to_save(workdir: Path) -> None:
 def test_failed_saves_are_reported_and_the_third_in_a_row_ends_the_run(tmp_path, apart):
     apart(_fail_to_save, tmp_path)
     assert CheckpointReader(tmp_path).steps == [1, 4]
-    restore(tmp_path, 1)
-    restore(tmp_path, 4)
+    check_intact(tmp_path, 1)
+    check_intact(tmp_path, 4)
 
 
 def _remove_the_folder(workdir: Path) -> None:

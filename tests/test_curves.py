@@ -26,7 +26,7 @@ ROWS = [row(1, 4.0), row(2, None, 3.5), row(3, 3.0, 3.75)]
 
 @pytest.fixture
 def axes(monkeypatch):
-    """Returns the axes of the last figure, which stays open."""
+    """Return a function that returns the axes of the last figure, which stays open."""
     pyplot = curves.import_pyplot()
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
     yield lambda: pyplot.gcf().axes[0]
@@ -56,6 +56,16 @@ def test_one_row_shows_its_training_loss(tmp_path, axes):
     train = axes().lines[0]
     assert train.get_xydata().tolist() == [[5, 3.0]]
     assert train.get_marker() == "."
+
+
+def test_plots_growth_relative_to_the_first_value(tmp_path, axes):
+    growth = {"model.n_layer": ([3, 6, 12], [0.1, 0.2, 0.4], 1.0)}
+    curves.plot_growth(growth, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    (line,) = axes().lines
+    assert line.get_xydata().tolist() == [[1, 100], [2, 200], [4, 400]]
+    assert axes().get_xscale() == axes().get_yscale() == "log"
+    assert [t.get_text() for t in axes().get_legend().texts] == ["model.n_layer: 1.00"]
 
 
 def test_refuses_what_cannot_be_plotted(tmp_path):

@@ -1,6 +1,5 @@
 """A run that is killed again and again ends like one that was never stopped."""
 
-import itertools
 import os
 import pydoc
 import random
@@ -12,12 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_checkpoints import check_intact, save
 
+from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.reporting.metrics_file import read_metrics
+from shakegpt_jax.reporting.metrics_file import MetricsFile, read_metrics
 from shakegpt_jax.training.run import train
 from shakegpt_jax.training.trainer import Trainer
 
@@ -107,42 +108,80 @@ def test_kills_leave_no_trace(run_config, tmp_path, processes, n_kill=60):
     print(n_kill, "kills, of which in a save:", sum(interrupted), "at step", len(steps) * 5)
 
 
-def _train_until(config: Config, workdir: Path, where: str, count: int) -> None:
-    """Train and die at the start of the nth call of a function."""
+def _save_until(workdir: Path, where: str, path: str) -> None:
+    """Save checkpoints and die at the start of a function, once it is called with that path."""
     module, name = where.rsplit(".", 1)
     owner = pydoc.locate(module)
     function = getattr(owner, name)
-    calls = itertools.count(1)
 
-    def die(*args, **kwargs):
-        if next(calls) == count:
+    def die(argument, *args, **kwargs):
+        if str(argument).endswith(path):
             os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
+        return function(argument, *args, **kwargs)
 
     setattr(owner, name, die)
-    _train(config, workdir)
+    save(workdir, [1, 2, 3], keep_latest=1)
 
 
 @pytest.mark.parametrize(
-    ("where", "count"),
+    ("where", "path", "steps", "left"),
     [
-        ("shakegpt_jax.checkpoints.writer.write_digests", 2),  # before the digests are written
-        ("shakegpt_jax.checkpoints.integrity.sync_to_disk", 20),  # before they are on disk
-        ("pathlib.Path.rename", 2),  # before the checkpoint appears
-        ("pathlib.Path.rename", 4),  # before one is pruned
-        ("shutil.rmtree", 1),  # renamed, not removed
-        ("shakegpt_jax.reporting.metrics_file.MetricsFile.flush", 7),
+        # before the digests of checkpoint 2 are written
+        ("shakegpt_jax.checkpoints.writer.write_digests", "tmp/2", [1], {"2"}),
+        # before all of it is on disk
+        (
+            "shakegpt_jax.checkpoints.integrity.sync_to_disk",
+            "tmp/2/opt_state",
+            [1],
+            {"2", "2/SHA256SUMS"},
+        ),
+        # before it appears
+        ("pathlib.Path.rename", "tmp/2", [1], {"2", "2/SHA256SUMS"}),
+        # before checkpoint 1 disappears
+        ("pathlib.Path.rename", "checkpoints/1", [1, 2], set()),
+        # before its files are removed
+        ("shutil.rmtree", "tmp/1.old", [2], {"1.old", "1.old/SHA256SUMS"}),
     ],
 )
-def test_kill_at_every_point_of_a_save(run_config, tmp_path, processes, where, count):
-    config = run_config
-    config.train.num_steps, config.train.keep_checkpoints = 30, 1
-    workdir = tmp_path / "run"
-    process = processes.Process(target=_train_until, args=(config.freeze(), workdir, where, count))
+def test_kill_while_saving(tmp_path, processes, where, path, steps, left):
+    process = processes.Process(target=_save_until, args=(tmp_path, where, path))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert CheckpointReader(workdir).find("best") >= 6
+    temporary = tmp_path / "checkpoints" / "tmp"
+    found = [*temporary.glob("*"), *temporary.glob("*/SHA256SUMS")]
+    assert {each.relative_to(temporary).as_posix() for each in found} == left  # where it died
+    assert CheckpointReader(tmp_path).steps == steps
+    for step in steps:
+        check_intact(tmp_path, step)
+    save(tmp_path, [3], keep_latest=1)  # reports nothing
+    assert os.listdir(tmp_path / "checkpoints") == ["3"]
+    check_intact(tmp_path, 3)
+
+
+def _train_until_flush(config: Config, workdir: Path) -> None:
+    """Train and die before the metrics of step 9 are written."""
+    flush = MetricsFile.flush
+
+    def die(file):
+        if file.rows[-1].step == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(file)
+
+    MetricsFile.flush = die  # type: ignore[method-assign]
+    _train(config, workdir)
+
+
+def test_kill_before_metrics_are_written(run_config, tmp_path, processes, finished):
+    run_config.train.eval_every = 3
+    config, workdir = run_config.freeze(), tmp_path / "run"
+    process = processes.Process(target=_train_until_flush, args=(config, workdir))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [row.step for row in read_metrics(workdir)] == [3, 6]
+    assert CheckpointReader(workdir).find("latest") in (3, 6)  # 6 was being saved
     train(config, workdir)
-    assert [row.step for row in read_metrics(workdir)] == [*range(3, 31, 3)]
-    assert CheckpointReader(workdir).find("latest") == 30
+    assert [row.step for row in read_metrics(workdir)] == [3, 6, 9, 12]
+    ours, theirs = (load(each, step=12).params for each in (workdir, finished))
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))

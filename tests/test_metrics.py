@@ -65,17 +65,21 @@ def test_names_the_line_that_is_not_a_row(tmp_path, line):
         read_metrics(tmp_path)
 
 
-def test_corrupt_file_is_set_aside_and_reported(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("garbage\n")
+def test_corrupt_rows_are_dropped_and_the_file_is_kept(tmp_path):
+    before, after = write(tmp_path, [row(3), row(6)])
+    corrupt = f"{before}\ngarbage\n{after}\n"
+    (tmp_path / "metrics.jsonl").write_text(corrupt)
     reports: list[str] = []
     file = MetricsFile(tmp_path, 6, 0.0, reports.append)
     (report,) = reports
-    assert "line 1 is not a row of metrics; renamed it to" in report
-    assert (tmp_path / "metrics.jsonl.corrupt").read_text() == "garbage\n"
-    assert not file.complete
+    assert "metrics.jsonl, line 2 is not a row of metrics;" in report
+    assert report.endswith(str(tmp_path / "metrics.jsonl.corrupt"))
+    assert (tmp_path / "metrics.jsonl.corrupt").read_text() == corrupt
     file.append(train_metrics(9), None)
     file.flush()
-    assert [each.step for each in read_metrics(tmp_path)] == [9]
+    rows = read_metrics(tmp_path)
+    assert [each.step for each in rows] == [3, 6, 9]
+    assert rows[-1].train_time == 10.0
 
 
 def test_drops_rows_after_the_checkpoint_and_an_incomplete_last_line(tmp_path):

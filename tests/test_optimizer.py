@@ -64,7 +64,7 @@ def test_refuses_an_unknown_optimizer():
         make_optimizer(OptimizerConfig(name="lion"), 10)
 
 
-def test_muon_turns_the_blocks_matrices_and_leaves_the_rest_to_adam():
+def test_muon_orthogonalizes_the_matrices_of_the_blocks_and_adam_updates_the_rest():
     config = OptimizerConfig(
         name="muon",
         learning_rate=0.1,
@@ -80,16 +80,16 @@ def test_muon_turns_the_blocks_matrices_and_leaves_the_rest_to_adam():
     grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
     tx = make_optimizer(config, 100)
     updates, _ = tx.update(grads, tx.init(params), params)
-    # A first step of Adam's with Nesterov's momentum moves every number by the same.
+    # The first step of Adam, with Nesterov momentum, has the same size for every parameter.
     for part, name in (("wte", "embedding"), ("block_0", "bias")):
         update = updates[part][name] + 0.1 * 0.3 * params[part][name]
         grad = grads[part][name]
         np.testing.assert_allclose(update / -np.sign(grad), np.abs(update).mean(), rtol=1e-3)
-    turned = updates["block_0"]["kernel"] / -0.1 - 0.5 * params["block_0"]["kernel"]
-    # Gradient = U S V, update = U V times 0.2 sqrt(24), about.
+    orthogonal = updates["block_0"]["kernel"] / -0.1 - 0.5 * params["block_0"]["kernel"]
+    # If the gradient is U S V, the update is about U V times 0.2 sqrt(24).
     u, _, v = np.linalg.svd(grads["block_0"]["kernel"], full_matrices=False)
-    inner = np.diag(u.T @ turned @ v.T) / (0.2 * np.sqrt(24))
+    inner = np.diag(u.T @ orthogonal @ v.T) / (0.2 * np.sqrt(24))
     assert np.all((inner > 0.6) & (inner < 1.4)), inner
-    assert np.linalg.norm(turned) == pytest.approx(
-        np.linalg.norm(u.T @ turned @ v.T), rel=1e-3
+    assert np.linalg.norm(orthogonal) == pytest.approx(
+        np.linalg.norm(u.T @ orthogonal @ v.T), rel=1e-3
     )  # nothing outside their span

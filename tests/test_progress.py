@@ -1,5 +1,7 @@
 import math
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,14 @@ def test_lines_on_a_narrow_terminal_break_between_words(monkeypatch):
     words = " ".join(lines).split()
     assert len(lines) > 1 and all(len(line) <= 60 for line in lines)
     assert "perplexity" in words and "bits/character" in words
+
+
+def test_output_to_a_closed_pipe_is_dropped_and_the_run_goes_on(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)  # as when `| head` has ended
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        progress = Progress(40)
+        for step in (20, 40):
+            progress.show(row(step))
+        print("a line from elsewhere", flush=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,28 +24,33 @@ PROBABILITIES = (0.4, 0.3, 0.2, 0.1)
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[GPT, dict]:
-    """A model whose next character depends strongly on all that came before."""
+    """Return a model whose next character depends strongly on all those before it."""
     model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8), VOCAB)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(2))
     return model, jax.tree.map(lambda p: 30 * p if p.ndim > 1 else p, params)
 
 
-def write(model, params, prompts, n=20, seeds=None, sampling=None, stride=4) -> list[list[int]]:
+def generate(model, params, prompts, n=20, seeds=None, sampling=None, stride=4) -> list[list[int]]:
     prompts = [np.array(prompt) for prompt in prompts]
     sampling = sampling or Sampling(1.0)
     chunks = generate_ids(model, params, prompts, seeds or [0] * len(prompts), n, sampling, stride)
     return np.concatenate(list(chunks), axis=1).tolist()
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def window_logits(model, params, idx_BxT: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, idx_BxT)
+
+
 def crop_and_recompute(model, params, prompt, n, stride=1) -> list[int]:
-    """Greedy decoding by a full forward pass over the window, for every character."""
+    """Decode greedily, with a full forward pass over the window for every character."""
     text = list(prompt)
-    full = jax.jit(lambda idx: model.apply({"params": params}, idx))
     block_size = model.config.block_size
     for _ in range(n):
         window = text[-context_length(len(text), block_size, stride) :]
         padded = jnp.array(window + [0] * (block_size - len(window)))
-        text.append(int(full(padded[None])[0, len(window) - 1].argmax()))
+        logits_BxTxV = window_logits(model, params, padded[None])
+        text.append(int(logits_BxTxV[0, len(window) - 1].argmax()))
     return text[len(prompt) :]
 
 
@@ -52,75 +58,75 @@ def test_window_stride_1_equals_crop_and_recompute_past_the_window(trained):
     for prompt in ([3], [1, 2, 3, 4, 5], list(range(8)), [5, 4] * 9):
         expected = crop_and_recompute(*trained, prompt, 30)
         assert len(set(expected)) > 2
-        written = write(*trained, [prompt], 30, sampling=Sampling(0.0), stride=1)
-        assert written == [expected]
+        found = generate(*trained, [prompt], 30, sampling=Sampling(0.0), stride=1)
+        assert found == [expected]
 
 
 @pytest.mark.parametrize("stride", [1, 3, 4, 8])
-def test_cached_writing_equals_full_forward_passes_on_the_same_context(trained, stride):
+def test_cached_decoding_equals_full_forward_passes_on_the_same_context(trained, stride):
     expected = crop_and_recompute(*trained, [1, 2, 3], 40, stride)
-    assert write(*trained, [[1, 2, 3]], 40, sampling=Sampling(0.0), stride=stride) == [expected]
+    assert generate(*trained, [[1, 2, 3]], 40, sampling=Sampling(0.0), stride=stride) == [expected]
 
 
 def test_bfloat16_decoding_follows_its_full_forward_pass(trained):
     model, params = trained
     half = GPT(dataclasses.replace(model.config, compute_dtype="bfloat16"), VOCAB)
     prompt = [1, 2, 3]
-    written = write(half, params, [prompt], 30, sampling=Sampling(0.0))[0]
-    text = prompt + written
-    full = jax.jit(lambda idx: half.apply({"params": params}, idx))
+    found = generate(half, params, [prompt], 30, sampling=Sampling(0.0))[0]
+    text = prompt + found
     for n in range(len(prompt), len(text)):
         window = text[:n][-context_length(n, 8, 4) :]
-        logits = full(jnp.array(window + [0] * (8 - len(window)))[None])[0, len(window) - 1]
-        # Rounding may decide between two that are as good as equal.
+        padded = jnp.array(window + [0] * (8 - len(window)))
+        logits = window_logits(half, params, padded[None])[0, len(window) - 1]
+        # Rounding may decide between characters of almost equal probability.
         assert logits[text[n]] >= logits.max() - 0.02 * jnp.ptp(logits)
 
 
-def test_context_grows_again_after_it_was_cut():
+def test_context_grows_again_after_it_is_cut():
     assert [context_length(n, 8, 1) for n in (1, 7, 8, 9, 10, 99)] == [1, 7, 8, 8, 8, 8]
     assert [context_length(n, 8, 3) for n in range(7, 16)] == [7, 8, 6, 7, 8, 6, 7, 8, 6]
     assert [context_length(n, 8, 8) for n in (8, 9, 16, 17)] == [8, 1, 8, 1]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.9), Sampling(1.2, 5, 0.9)])
-def test_unequal_prompts_are_written_on_as_one_by_one(trained, sampling):
+def test_prompts_in_a_batch_continue_as_they_would_alone(trained, sampling):
     prompts = [[1], [2, 3, 4], [5] * 8, list(range(11)), [4, 9]]
     seeds = [7, 8, 9, 10, 7]
-    together = write(*trained, prompts, 30, seeds, sampling)
+    together = generate(*trained, prompts, 30, seeds, sampling)
     alone = [
-        write(*trained, [p], 30, [s], sampling)[0] for p, s in zip(prompts, seeds, strict=True)
+        generate(*trained, [p], 30, [s], sampling)[0] for p, s in zip(prompts, seeds, strict=True)
     ]
     assert together == alone
 
 
-def test_greedy_is_temperature_0_is_top_k_1(trained):
-    greedy = write(*trained, [[1, 2]], sampling=Sampling(0.0))
-    assert write(*trained, [[1, 2]], sampling=Sampling(0.0, 3, 0.5), seeds=[5]) == greedy
-    assert write(*trained, [[1, 2]], sampling=Sampling(1.3, top_k=1), seeds=[5]) == greedy
-    assert write(*trained, [[1, 2]], sampling=Sampling(1.0, top_p=1e-6), seeds=[5]) == greedy
+def test_temperature_0_and_the_smallest_top_k_and_top_p_are_greedy(trained):
+    greedy = generate(*trained, [[1, 2]], sampling=Sampling(0.0))
+    assert generate(*trained, [[1, 2]], sampling=Sampling(0.0, 3, 0.5), seeds=[5]) == greedy
+    assert generate(*trained, [[1, 2]], sampling=Sampling(1.3, top_k=1), seeds=[5]) == greedy
+    assert generate(*trained, [[1, 2]], sampling=Sampling(1.0, top_p=1e-6), seeds=[5]) == greedy
 
 
-def test_seed_fixes_the_text(trained):
-    texts = [write(*trained, [[1, 2]], 40, [seed]) for seed in (0, 0, 1, 2)]
+def test_the_seed_determines_the_text(trained):
+    texts = [generate(*trained, [[1, 2]], 40, [seed]) for seed in (0, 0, 1, 2)]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2] != texts[3]
 
 
-def test_no_cut_equals_the_widest_cut(trained):
-    plain = write(*trained, [[1, 2]], 40)
-    assert write(*trained, [[1, 2]], 40, sampling=Sampling(1.0, VOCAB, 1.0)) == plain
+def test_the_largest_top_k_and_top_p_change_nothing(trained):
+    plain = generate(*trained, [[1, 2]], 40)
+    assert generate(*trained, [[1, 2]], 40, sampling=Sampling(1.0, VOCAB, 1.0)) == plain
 
 
-def test_lengths_that_are_no_multiple_of_a_chunk(trained):
-    whole = write(*trained, [[1, 2]], 70)[0]
+def test_lengths_need_not_be_multiples_of_a_chunk(trained):
+    whole = generate(*trained, [[1, 2]], 70)[0]
     for n in (1, 2, 6, 7, 8, 33, 34, 69):
-        assert write(*trained, [[1, 2]], n)[0] == whole[:n]
+        assert generate(*trained, [[1, 2]], n)[0] == whole[:n]
 
 
 def frequencies(sampling: Sampling) -> np.ndarray:
-    """How often each character is written, over 200 rows of 50."""
+    """Return the share of each character in 200 texts of 50 characters."""
     model = FixedModel(PROBABILITIES)
-    ids = write(model, {}, [[0]] * 200, 50, list(range(200)), sampling)
+    ids = generate(model, {}, [[0]] * 200, 50, list(range(200)), sampling)
     return np.bincount(np.ravel(ids), minlength=4) / 10_000
 
 
@@ -140,37 +146,38 @@ def normalized(*weights: float) -> np.ndarray:
         (Sampling(1.0, top_p=0.39), (1, 0, 0, 0)),
         (Sampling(1.0, top_p=0.69), normalized(0.4, 0.3, 0, 0)),
         (Sampling(1.0, top_p=0.71), normalized(0.4, 0.3, 0.2, 0)),
-        # The temperature comes before the cut, top-k before top-p.
+        # Temperature applies before top-p, and so does top-k.
         (Sampling(0.5, top_p=0.8), normalized(0.16, 0.09, 0, 0)),
         (Sampling(1.0, top_k=3, top_p=0.75), normalized(0.4, 0.3, 0, 0)),
     ],
 )
-def test_written_characters_follow_known_probabilities(sampling, expected):
+def test_samples_follow_known_probabilities(sampling, expected):
     # Four standard deviations of a frequency near 1/2 over 10,000 draws.
-    np.testing.assert_allclose(frequencies(sampling), expected, atol=0.02)
-    assert np.all((frequencies(sampling) == 0) == (np.array(expected) == 0))
+    found = frequencies(sampling)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert np.all((found == 0) == (np.array(expected) == 0))
 
 
-def test_steps_of_a_text_are_drawn_independently():
-    ids = np.array(write(FixedModel((0.5, 0.5)), {}, [[0]] * 100, 100, list(range(100))))
+def test_successive_characters_are_drawn_independently():
+    ids = np.array(generate(FixedModel((0.5, 0.5)), {}, [[0]] * 100, 100, list(range(100))))
     changes = ids[:, 1:] != ids[:, :-1]
     assert changes.mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_temperature_close_to_0_is_greedy():
     noise = jax.random.gumbel(jax.random.key(0), (8, 5))
-    logits = -jnp.arange(1.0, 6.0)[None].repeat(8, axis=0)[:, ::-1]
+    logits = 100 * jnp.arange(1.0, 6.0)[None].repeat(8, axis=0)  # over 1e-37: infinite
     assert sample_token(noise, logits, Sampling(1e-37)).tolist() == [4] * 8
 
 
-def test_equal_logits_are_cut_to_k_all_the_same():
+def test_top_k_keeps_k_characters_when_logits_are_equal():
     noise = jax.random.gumbel(jax.random.key(0), (100, 6))
     chosen = sample_token(noise, jnp.zeros((100, 6)), Sampling(1.0, top_k=2))
     assert set(chosen.tolist()) == {0, 1}
 
 
-def test_other_lengths_temperatures_and_cuts_do_not_recompile(trained):
-    write(*trained, [[1, 2]], 40, sampling=Sampling(1.0, 2, 0.5))
+def test_other_lengths_and_sampling_options_do_not_recompile(trained):
+    generate(*trained, [[1, 2]], 40, sampling=Sampling(1.0, 2, 0.5))
     sizes = prefill._cache_size(), decode._cache_size()
-    write(*trained, [[1, 2, 3]], 77, [9], Sampling(0.7, 5, 0.9))
+    generate(*trained, [[1, 2, 3]], 77, [9], Sampling(0.7, 5, 0.9))
     assert (prefill._cache_size(), decode._cache_size()) == sizes

@@ -40,11 +40,14 @@ def find_runs(workdirs: Sequence[str], runs: str = "runs") -> list[Path]:
     """
     found: list[Path] = []
     for workdir in workdirs or [""]:
-        inside = sorted(Path(workdir).glob("*/")) if os.path.isdir(workdir) else []
-        runs_inside = [path for path in inside if checkpoint_steps(path)]
-        is_run = not workdir or checkpoint_steps(workdir) or not runs_inside
-        found += [find_run(workdir, runs)] if is_run else runs_inside
-    return found
+        is_run = not workdir or checkpoint_steps(workdir) or not _runs_inside(workdir)
+        found += [find_run(workdir, runs)] if is_run else _runs_inside(workdir)
+    return list(dict.fromkeys(found))
+
+
+def _runs_inside(folder: str) -> list[Path]:
+    inside = sorted(Path(folder).glob("*/")) if os.path.isdir(folder) else []
+    return [path for path in inside if checkpoint_steps(path)]
 
 
 def find_run(workdir: str = "", runs: str = "runs") -> Path:
@@ -61,6 +64,9 @@ def find_run(workdir: str = "", runs: str = "runs") -> Path:
     if workdir:
         if not os.path.isdir(workdir):  # Path.is_dir raises for names that are too long
             raise UserError(f"no such run folder: {workdir}; {train_one}")
+        if not checkpoint_steps(workdir) and (runs_inside := _runs_inside(workdir)):
+            names = ", ".join(path.name for path in runs_inside)
+            raise UserError(f"{workdir} holds several runs ({names}); give one of them")
         if not checkpoint_steps(workdir):
             raise UserError(f"{workdir} is not a run folder: it holds no checkpoints; {train_one}")
         return Path(workdir)

@@ -90,7 +90,8 @@ class CheckpointWriter(CheckpointReader):
         finally:
             self._pool.shutdown()
             shutil.rmtree(self._temporary, ignore_errors=True)
-            logging.getLogger("absl").removeFilter(_is_not_from_orbax)
+            if not self._n_failure:  # threads of a failed save may log later
+                logging.getLogger("absl").removeFilter(_is_not_from_orbax)
 
     @property
     def steps(self) -> list[int]:

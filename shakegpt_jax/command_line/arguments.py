@@ -14,7 +14,13 @@ class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser whose errors are `UserError`s, with arguments that commands share."""
 
     def __init__(self, prog: str, description: str = "", **options: Any):
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
+        super().__init__(
+            prog=prog,
+            usage=f"{prog} [options]",
+            description=description,
+            allow_abbrev=False,
+            **options,
+        )
 
     def add_run(self) -> None:
         """Add --workdir: which trained run."""
@@ -66,7 +72,6 @@ class ConfigArgumentParser(ArgumentParser):
         Raises:
             UserError: if an argument or a value is invalid or the config file cannot be loaded.
         """
-        self.usage = f"{self.prog} [options]"
         # --config comes first: the file's values are the defaults of the other arguments.
         file_parser = ArgumentParser(self.prog, add_help=False)
         for parser in (file_parser, self):

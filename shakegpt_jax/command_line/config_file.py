@@ -33,12 +33,12 @@ def load_config(path: str) -> Config:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
-        config = get_config() if get_config else None
+        config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:  # it is Python: anything can go wrong in it
         reason = str(error).strip().split("\n")[-1]
         message = f"cannot load the config {path}: {type(error).__name__}: {reason}"
         raise UserError(message) from error
-    if get_config is None:
+    if not callable(get_config):
         raise UserError(f"the config {path} does not define get_config()")
     if not isinstance(config, Config):
         raise UserError(f"get_config() of {path} must return a shakegpt_jax.config.Config")

@@ -46,11 +46,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     - 128 plus the signal number: a `StoppedBySignalError`. A signal outside training has the same
       code and prints nothing.
     """
-    with exit_on_signal():
-        _run(main)
-
-
-def _run(main: Callable[[], None]) -> NoReturn:
+    exit_on_signal()
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # closed by the shell
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

@@ -5,20 +5,18 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@contextmanager
-def exit_on_signal() -> Iterator[None]:
-    """Exit silently, with 128 plus its number, if a signal arrives inside the `with` block.
+def exit_on_signal() -> None:
+    """From now on, exit silently with 128 plus its number if a signal arrives.
 
     Python's own KeyboardInterrupt is printed and ignored if it is raised inside a callback, such
     as those that JAX registers with the garbage collector.
     """
-    with _handle_signals(lambda number, frame: os._exit(128 + number)):
-        yield
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 class StopSignal:
@@ -37,15 +35,9 @@ class StopSignal:
 def record_signal() -> Iterator[StopSignal]:
     """Record the first signal inside the `with` block; a second one kills the process."""
     stop = StopSignal()
-    with _handle_signals(stop.record):
-        yield stop
-
-
-@contextmanager
-def _handle_signals(handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    before = {number: signal.signal(number, stop.record) for number in _SIGNALS}
     try:
-        yield
+        yield stop
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -46,7 +46,7 @@ def as_number(name: str, value: Any, least: float, most: float, right: str) -> f
     is_number = not isinstance(value, bool | str | bytes) and np.ndim(value) == 0
     try:
         number = float(value) if is_number else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
     require(number is not None and least <= number <= most, name, value, right)
     return number  # type: ignore[return-value]

@@ -175,6 +175,7 @@ class LanguageModel:
             UserError: if a text is empty or outside the vocabulary, or the stride is not from 1 to
                 block_size.
         """
+        require(isinstance(text, str | list | tuple), "text", text, "a text or a list of texts")
         if not isinstance(text, str):
             return [self.logits(each, stride=stride) for each in as_texts("text", text)]
         require(len(text) >= 1, "the text's length", len(text), "1 or more")
@@ -229,7 +230,12 @@ class LanguageModel:
         vocabulary = self.tokenizer.vocabulary
         if set(defaults.PROMPT) <= set(vocabulary):
             return defaults.PROMPT
-        val_ids = self.load_corpus().val_ids
+        try:
+            val_ids = self.load_corpus().val_ids
+        except UserError as error:
+            raise UserError(
+                f"the model cannot encode the default prompt; give one ({error})"
+            ) from error
         return defaults.choose_prompt(vocabulary, self.tokenizer.decode(val_ids[:1_000]))
 
     def load_corpus(self, path: str | None = None) -> Corpus:

@@ -10,6 +10,9 @@ from shakegpt_jax.inference.language_model import load
 from shakegpt_jax.inference.memorization import longest_copies
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.reporting.metrics_file import read_metrics
+from shakegpt_jax.reporting.progress import format_duration
+
+COLUMNS = ("run", "loss", "std. error", "perplexity", "parameters", "step", "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,32 @@ class RunEvaluation:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         evaluation, copies = fields.pop("evaluation"), fields.pop("copies")
         return fields | dataclasses.asdict(evaluation) | copies
+
+    def cells(self) -> list[str]:
+        """Return the row of a table with `COLUMNS`, without the name of the run."""
+        found = self.evaluation
+        return [
+            f"{found.loss:.4f}",
+            f"{found.standard_error:.4f}",
+            f"{found.perplexity:.3f}",
+            f"{self.parameters:,}",
+            str(self.step),
+            "" if self.train_time is None else format_duration(self.train_time),
+        ]
+
+    def __str__(self) -> str:
+        """Return one line per value."""
+        lines = {
+            "checkpoint": self.checkpoint,
+            "loss": f"{self.evaluation.loss:.4f} nats/character",
+            "standard error": f"{self.evaluation.standard_error:.4f}",
+            "perplexity": f"{self.evaluation.perplexity:.4f}",
+            "bits per character": f"{self.evaluation.bits_per_character:.4f}",
+            "count": str(self.evaluation.count),
+        }
+        for name, copy in self.copies.items():
+            lines[name.replace("_", " ")] = f"{len(copy)} characters: {copy!r}"
+        return "\n".join(f"{name:<19} {value}" for name, value in lines.items())
 
 
 def evaluate_run(

@@ -41,15 +41,14 @@ def plot_losses(runs: dict[str, list[MetricsRow]], path: str | Path) -> None:
     figure, axes = import_pyplot().subplots(figsize=(6, 4), layout="constrained")
     limits = []
     for number, (name, rows) in enumerate(runs.items()):
-        prefix = f"{name}, " if len(runs) > 1 else ""
+        prefix, color = f"{name}, " if len(runs) > 1 else "", f"C{number}"
         trained = [(row.step, row.train_loss) for row in rows if row.train_loss is not None]
         evaluated = [(row.step, row.evaluation.loss) for row in rows if row.evaluation]
         best_step, best_loss = min(evaluated, key=lambda point: point[1])
-        color = f"C{2 * number + 1}"
         marker = "." if len(trained) == 1 else None  # a line needs two points
-        axes.plot(*zip(*trained, strict=True), marker=marker, color=f"C{2 * number}")
+        axes.plot(*zip(*trained, strict=True), marker=marker, color=color, lw=1, alpha=0.6)
         axes.plot(*zip(*evaluated, strict=True), "o-", color=color)
-        axes.plot(best_step, best_loss, "*", color="black", markersize=12)
+        axes.plot(best_step, best_loss, "*", color=color, markeredgecolor="black", markersize=14)
         labels = ["training", "validation", f"best: {best_loss:.4f} at step {best_step}"]
         for line, label in zip(axes.lines[-3:], labels, strict=True):
             line.set_label(prefix + label)
@@ -91,8 +90,11 @@ def save_figure(figure: Any, path: str | Path) -> None:
         UserError: if the file cannot be written.
     """
     try:
+        if not Path(path).suffix or Path(path).is_dir():
+            raise ValueError("give a file with a suffix, such as losses.png")
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the plot {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write the plot {path}: {reason}") from error
     finally:
         import_pyplot().close(figure)

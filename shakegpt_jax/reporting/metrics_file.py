@@ -18,14 +18,22 @@ def read_metrics(workdir: str | Path) -> list[MetricsRow]:
         UserError: naming a line that is not a row of metrics.
     """
     path = Path(workdir) / _FILE_NAME
+    rows, corrupt = _read(path)
+    if corrupt:
+        raise UserError(f"{path}, line {corrupt[0]} is not a row of metrics")
+    return rows
+
+
+def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
+    """Return the rows of a file and the numbers of the lines that are none."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    rows = []
+    rows, corrupt = [], []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(MetricsRow.from_json(json.loads(line)))
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}, line {number} is not a row of metrics") from error
-    return rows
+        except (ValueError, AttributeError):
+            corrupt.append(number)
+    return rows, corrupt
 
 
 class MetricsFile:
@@ -46,15 +54,17 @@ class MetricsFile:
             workdir: the run folder.
             step: where the run resumes; 0 starts a new file.
             started: `time.perf_counter()` when this process started the run.
-            report: called with a line about a corrupt file, which is renamed.
+            report: called with a line about corrupt rows; they are dropped and the file is kept.
         """
         self._path = Path(workdir) / _FILE_NAME
-        try:
-            rows = read_metrics(workdir) if step else []
-        except UserError as error:  # must not block training
-            rows, aside = [], self._path.with_suffix(".jsonl.corrupt")
+        rows, corrupt = _read(self._path) if step else ([], [])
+        if corrupt:  # must not block training
+            aside = self._path.with_suffix(".jsonl.corrupt")
             self._path.replace(aside)
-            report(f"{error}; renamed it to {aside}, and the time before step {step} is unknown")
+            report(
+                f"{self._path}, line {corrupt[0]} is not a row of metrics; continuing without it, "
+                f"and keeping the file as {aside}"
+            )
         self.rows = [row for row in rows if row.step <= step]
         last = self.rows[-1] if self.rows else None
         self.complete = step == (last.step if last else 0)
