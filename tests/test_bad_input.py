@@ -145,10 +145,6 @@ COMMANDS = [
     ("generate", ["--workdir", "own.txt"], "no such run folder: own.txt"),
     ("generate", ["--workdir", "x" * 300], "no such run folder: xxx"),
     ("generate", ["--workdir", "runs"], "(own); give one of them"),
-    ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be 1 or more"),
-    ("plot", ["--output", "losses"], "cannot write the plot losses: give a file with a suffix"),
-    ("plot", ["--output", "folder"], "cannot write the plot folder: give a file with a suffix"),
-    ("plot", ["--output", "none/losses.png"], "losses.png: No such file or directory"),
     ("generate", ["--workdir", "empty_run"], "empty_run is not a run folder"),
     (
         "generate",
