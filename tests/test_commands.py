@@ -61,7 +61,11 @@ def start(*args: str | Path, cwd: Path, **options) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
     with process:
-        out, err = process.communicate(timeout=timeout)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()  # the end of the `with` block waits for it
+            raise
     return process.returncode, out, err
 
 
@@ -129,19 +133,25 @@ def test_evaluate_another_text_with_overlapping_windows(here, lm, command):
     assert f"count               {len(text) - 1}\n" in out
 
 
-def test_evaluate_compares_runs(here, lm, command, monkeypatch):
+def test_evaluate_compares_runs_and_lists_the_best_first(here, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    if not (here / "more").exists():
-        shutil.copytree(here / "runs" / "cpu", here / "more" / "a")
-        shutil.copytree(here / "runs" / "cpu", here / "more" / "b")
-    (here / "line.txt").write_text("To be, or not to be")
+    shutil.rmtree(here / "more", ignore_errors=True)
+    for name in ("a", "b"):
+        shutil.copytree(here / "runs" / "cpu", here / "more" / name)
+    shutil.rmtree(here / "more" / "a" / "checkpoints" / "20")
+    text = "To be, or not to be"
+    (here / "line.txt").write_text(text)
+    losses = {
+        f"more/{name}": shakegpt_jax.load(f"more/{name}").evaluate(text).loss for name in "ab"
+    }
+    assert losses["more/b"] < losses["more/a"]
     for args in (["--workdir", "more"], ["--workdir", "more/a", "--workdir", "more/b"]):
         code, out, err = command("evaluate", "--path", "line.txt", *args)
         assert (code, err) == (0, "")
         header, *rows = out.splitlines()
         assert header.split()[:2] == ["run", "loss"] and len(header) <= 80
-        assert [row.split()[0] for row in rows] == ["more/a", "more/b"]
-        assert rows[0].split()[1] == f"{lm.evaluate('To be, or not to be').loss:.4f}"
+        expected = [[name, f"{losses[name]:.4f}"] for name in ("more/b", "more/a")]
+        assert [row.split()[:2] for row in rows] == expected
         _, out, _ = command("evaluate", "--path", "line.txt", "--json", *args)
         assert len([json.loads(line) for line in out.splitlines()]) == 2
 

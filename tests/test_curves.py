@@ -68,6 +68,11 @@ def test_plots_growth_relative_to_the_first_value(tmp_path, axes):
     assert [t.get_text() for t in axes().get_legend().texts] == ["model.n_layer: 1.00"]
 
 
+def test_plots_a_run_whose_updates_were_all_skipped(tmp_path, axes):
+    curves.plot_losses({"a": [row(5, None, 2.5)]}, tmp_path / "losses.png")
+    assert [len(line.get_xydata()) for line in axes().lines] == [0, 1, 1]
+
+
 def test_refuses_what_cannot_be_plotted(tmp_path):
     with pytest.raises(UserError, match="the metrics of a have no evaluation"):
         curves.plot_losses({"a": ROWS[:1]}, tmp_path / "losses.png")

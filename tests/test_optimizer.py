@@ -60,8 +60,8 @@ def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy():
 
 
 def test_refuses_an_unknown_optimizer():
-    with pytest.raises(ValueError, match="no optimizer is called 'lion'"):
-        make_optimizer(OptimizerConfig(name="lion"), 10)
+    with pytest.raises(ValueError, match="no optimizer is called 'sgd'"):
+        make_optimizer(OptimizerConfig(name="sgd"), 10)
 
 
 def test_muon_orthogonalizes_the_matrices_of_the_blocks_and_adam_updates_the_rest():

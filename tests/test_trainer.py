@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import pytest
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
+from shakegpt_jax.data.windows import sample_windows
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.parallel.mesh import make_mesh, shard_batch
+from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
+from shakegpt_jax.training.step import create_state, random_key, train_step
 from shakegpt_jax.training.trainer import Trainer, chunk_lengths
 
 
@@ -63,6 +67,27 @@ def test_chunk_length_does_not_change_the_result(config, corpus):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
 
 
+def test_draws_windows_and_dropout_by_seed_and_step(config, corpus):
+    config.model.dropout = 0.5
+    config.train.seed = 1
+    trainer, (metrics,) = run(config, corpus, 3)
+
+    model, n = trainer.model, config.train.num_steps
+    tx, schedule = make_optimizer(config.optimizer, n), make_schedule(config.optimizer, n)
+    take_step = jax.jit(functools.partial(train_step, model=model, tx=tx, schedule=schedule))
+    state = jax.jit(functools.partial(create_state, model, tx))(1)
+    norms, ids = [], jnp.asarray(corpus.train_ids)
+    for step in range(3):
+        before, batch = state, sample_windows(random_key(1, "windows", step), ids, 8, 8)
+        state, expected = take_step(state, batch, random_key(1, "dropout", step))
+        norms.append(expected["gradient_norm"])
+    assert metrics.gradient_norm == pytest.approx(np.mean(norms), rel=1e-4)
+    for ours, theirs in zip(*map(jax.tree.leaves, (trainer.state, state)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+    _, other = take_step(before, batch, random_key(1, "dropout", 9))
+    assert other["loss"] != expected["loss"]
+
+
 def test_starts_at_a_step_between_evaluations(config, corpus):
     # As after a signal, with another steps_per_dispatch than before.
     trainer = Trainer(config.freeze(), corpus, make_mesh(config))
@@ -98,7 +123,7 @@ def test_nothing_compiles_in_the_loop(config, corpus):
 
 
 def test_four_devices_train_as_one(config, corpus, tmp_path):
-    config.model.dropout = 0.1
+    config.model.dropout = 0.5
     many = config.replace({"mesh.data": 2, "mesh.fsdp": 2})
     single, expected = run(config, corpus, 6)
     trainer, metrics = run(many, corpus, 6)

@@ -267,15 +267,17 @@ def test_skips_nonfinite_updates(config, tmp_path, text, monkeypatch):
         train(config.replace({}), tmp_path / str(most))
         return read_metrics(tmp_path / str(most))
 
-    with pytest.raises(DivergedError):
+    applied = "".join("01"[p] for p in poisoned).index("1" * longest) + longest - 1
+    chunk = f"in steps {applied // 3 * 3 + 1} to {applied // 3 * 3 + 3};"
+    with pytest.raises(DivergedError, match=f"^loss is nan and gradient_norm is nan {chunk}"):
         attempt(longest - 1)
     rows = attempt(longest)
     skipped = [sum(poisoned[i : i + 3]) for i in range(0, 24, 3)]
     assert [row.skipped_updates for row in rows] == skipped
     schedule = make_schedule(config.optimizer, 24)  # does not advance where updates are skipped
-    applied = [i - sum(poisoned[:i]) for i in range(2, 24, 3)]
+    counts = [i - sum(poisoned[:i]) for i in range(2, 24, 3)]
     rates = [row.learning_rate for row in rows]
-    np.testing.assert_allclose(rates, [schedule(count) for count in applied], rtol=1e-5)
+    np.testing.assert_allclose(rates, [schedule(count) for count in counts], rtol=1e-5)
     for row, n in zip(rows, skipped, strict=True):
         assert (row.train_loss is None) == (n == 3)
         assert n == 3 or math.isfinite(row.train_loss + row.gradient_norm)

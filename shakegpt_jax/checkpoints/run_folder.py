@@ -66,7 +66,7 @@ def find_run(workdir: str = "", runs: str = "runs") -> Path:
             raise UserError(f"no such run folder: {workdir}; {train_one}")
         if not checkpoint_steps(workdir) and (runs_inside := _runs_inside(workdir)):
             names = ", ".join(path.name for path in runs_inside)
-            raise UserError(f"{workdir} holds several runs ({names}); give one of them")
+            raise UserError(f"{workdir} is a folder of runs ({names}); give one of them")
         if not checkpoint_steps(workdir):
             raise UserError(f"{workdir} is not a run folder: it holds no checkpoints; {train_one}")
         return Path(workdir)

@@ -1,6 +1,6 @@
 """Loading a config file: a Python file that defines get_config()."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 from shakegpt_jax.config import Config
@@ -27,12 +27,7 @@ def load_config(path: str) -> Config:
         problem = f"{path!r} is a folder" if Path(path).is_dir() else f"no such file: {path!r}"
         raise UserError(f"{problem}; give a config file such as configs/cpu.py")
     try:
-        spec = importlib.util.spec_from_file_location("config_file", path)
-        if spec is None or spec.loader is None:
-            raise ImportError("its name does not end in .py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
+        get_config = runpy.run_path(path).get("get_config")  # leaves no __pycache__ behind
         config = get_config() if callable(get_config) else None
     except (Exception, SystemExit) as error:  # it is Python: anything can go wrong in it
         reason = str(error).strip().split("\n")[-1]

@@ -16,13 +16,13 @@ from typing import NoReturn
 from shakegpt_jax.command_line.signals import exit_on_signal
 from shakegpt_jax.errors import DivergedError, SaveError, StoppedBySignalError, UserError
 
-STARTED = time.perf_counter()  # when the process started, almost
+STARTED = time.perf_counter()  # about when the process started
 
 
 def use_compilation_cache() -> None:
     """Cache compiled programs in the user's cache folder, which makes the next start faster.
 
-    `JAX_COMPILATION_CACHE_DIR` selects another folder. Empty, it turns the cache off.
+    `JAX_COMPILATION_CACHE_DIR` selects another folder; an empty string disables the cache.
     """
     import jax
 
@@ -37,7 +37,7 @@ def use_compilation_cache() -> None:
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run the `main` of a command and exit.
 
-    The exit codes, all but 0 after one line on standard error:
+    The exit codes; nonzero ones come with one line on standard error unless noted:
 
     - 0: success, or a closed pipe;
     - 1: the operating system reports an error (a full disk), or checkpoints cannot be saved;

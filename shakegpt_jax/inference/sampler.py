@@ -33,7 +33,7 @@ class Sampling(NamedTuple):
 
 
 class SamplerState(NamedTuple):
-    """Carry of the decode steps."""
+    """Decoding state, carried from one `decode` to the next."""
 
     cache: KVCache
     last_B: jax.Array  # (B,) int32, latest character, not in the cache yet

@@ -46,7 +46,8 @@ def plot_losses(runs: dict[str, list[MetricsRow]], path: str | Path) -> None:
         evaluated = [(row.step, row.evaluation.loss) for row in rows if row.evaluation]
         best_step, best_loss = min(evaluated, key=lambda point: point[1])
         marker = "." if len(trained) == 1 else None  # a line needs two points
-        axes.plot(*zip(*trained, strict=True), marker=marker, color=color, lw=1, alpha=0.6)
+        steps, losses = zip(*trained, strict=True) if trained else ((), ())
+        axes.plot(steps, losses, marker=marker, color=color, lw=1, alpha=0.6)
         axes.plot(*zip(*evaluated, strict=True), "o-", color=color)
         axes.plot(best_step, best_loss, "*", color=color, markeredgecolor="black", markersize=14)
         labels = ["training", "validation", f"best: {best_loss:.4f} at step {best_step}"]

@@ -25,7 +25,7 @@ def read_metrics(workdir: str | Path) -> list[MetricsRow]:
 
 
 def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
-    """Return the rows of a file and the numbers of the lines that are none."""
+    """Return the rows of a file and the line numbers of invalid rows."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     rows, corrupt = [], []
     for number, line in enumerate(lines, start=1):
@@ -41,8 +41,8 @@ class MetricsFile:
 
     Attributes:
         rows: all rows of the run so far, written or not.
-        complete: whether `rows` starts at the first step. False if the file was removed while the
-            run was stopped; earlier times are unknown then.
+        complete: whether the last row is that of the step to resume from. If it was lost while the
+            run was stopped, the times of the run are unknown.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ from shakegpt_jax.training.trainer import Trainer, run_metadata
 
 
 def train(config: Config, workdir: str | Path, started: float | None = None) -> None:
-    """Train from the start or the latest checkpoint to the last step.
+    """Train, from scratch or the latest checkpoint, until `num_steps` or `target_loss` is reached.
 
     Args:
         config: frozen config.

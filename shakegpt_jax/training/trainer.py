@@ -125,8 +125,8 @@ class Trainer:
         """
         longest = self.config.train.steps_per_dispatch
         window_size = self.config.data.batch_size * self.config.model.block_size
-        # On a CPU, XLA starts the next chunk before it returns the results of the last one, so that
-        # the times of both would be measured for one of them, and none for the other.
+        # On a CPU, XLA starts the next chunk before it returns the results of the last one: one
+        # chunk would be charged for both, and the other would seem to take no time.
         overlap = iter if jax.default_backend() == "cpu" else one_ahead
         chunks = chunk_lengths(until - step, longest)
         self._compile(chunks)  # a resumed run may have other lengths
