@@ -5,10 +5,11 @@ from shakegpt_jax.command_line.entry_point import STARTED, run_command, use_comp
 
 def main() -> None:
     """Parse the arguments and train."""
-    from shakegpt_jax.command_line.arguments import ConfigArgumentParser
+    from shakegpt_jax.command_line.arguments import ConfigArgumentParser, RejectRepeats
 
     parser = ConfigArgumentParser("python run_train.py", "Train a model, or resume a run.")
-    parser.add_argument("--workdir", help="run folder; default: runs/<name of the config file>")
+    help_text = "run folder; default: runs/<name of the config file>"
+    parser.add_argument("--workdir", action=RejectRepeats, help=help_text)
     args, config, name = parser.parse_config()
     if args.workdir == "":
         parser.error("--workdir is empty; give a run folder")

@@ -47,7 +47,10 @@ def test_row_survives_json():
     "changes",
     [
         {"step": "3"},
-        {"step": None, "train_time": True},
+        {"step": None},
+        {"step": 3.5},
+        {"train_time": None},
+        {"train_time": True},
         {"train_loss": math.nan},
         {"wall_time": math.inf},
         {"val_loss": 1.0},

@@ -15,6 +15,8 @@ import pytest
 from configs import cpu
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.writer import CheckpointWriter
+from shakegpt_jax.command_line.signals import StopSignal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.windows import sample_windows
@@ -24,8 +26,9 @@ from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.reporting.metrics_file import read_metrics
+from shakegpt_jax.reporting.progress import Progress
 from shakegpt_jax.training.optimizer import make_schedule
-from shakegpt_jax.training.run import train
+from shakegpt_jax.training.run import TrainingRun, train
 from shakegpt_jax.training.run_lock import run_lock
 from shakegpt_jax.training.step import random_key
 from shakegpt_jax.training.trainer import Trainer
@@ -193,6 +196,12 @@ def test_stops_at_the_target_loss(run_config, tmp_path, capsys):
     assert CheckpointReader(tmp_path / "run").steps == [6]
     train(run_config, tmp_path / "run")
     assert "has finished at step 6 of 12" in capsys.readouterr().out
+    with CheckpointWriter(tmp_path / "zero", 1, pytest.fail) as checkpoints:
+        never = run_config.replace({"train.target_loss": 0.0})
+        trainer = Trainer(never, load_corpus(never.data.path, 8), make_mesh(never))
+        run = TrainingRun(trainer, checkpoints, Progress(12), StopSignal())
+        run.evaluation = Evaluation(0.0, 0.0, 1.0, 0.0, 9)  # 0 means never, even so
+        assert not run.reached_target
     lower = run_config.replace({"train.target_loss": 1e-3})
     train(lower, tmp_path / "run")  # resumes
     assert CheckpointReader(tmp_path / "run").steps == [6, 12]

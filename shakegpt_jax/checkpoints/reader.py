@@ -74,7 +74,7 @@ class CheckpointReader:
         """Return whether every file of a checkpoint has its digest, except the optimizer state."""
         try:
             verify_digests(self.path(step), skip=["opt_state"])
-        except UserError:
+        except CorruptCheckpointError:
             return False
         return True
 

@@ -27,7 +27,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             "--workdir",
             default="",
-            action=_RejectRepeats,
+            action=RejectRepeats,
             help="run folder; default: the newest in runs/",
         )
 
@@ -81,7 +81,7 @@ class ConfigArgumentParser(ArgumentParser):
         config = load_config(path)
         group = self.add_argument_group("config fields, with the values of the config file")
         for name, field, value in config.fields():
-            meaning = f"{field.metadata['meaning']} ({value!r})"
+            meaning = f"{field.metadata['meaning']} ({value!r})".replace("%", "%%")
             group.add_argument(f"--config.{name}", metavar="VALUE", help=meaning)
         args, unknown = self.parse_known_args(argv)
         for argument in unknown:
@@ -94,12 +94,13 @@ class ConfigArgumentParser(ArgumentParser):
         return args, config.freeze(), Path(path).stem
 
 
-class _RejectRepeats(argparse.Action):
+class RejectRepeats(argparse.Action):
     """Rejects a repeated option, where argparse would silently keep the last value."""
 
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
+        """Store the value, or report that there is one already."""
         if getattr(namespace, self.dest) != self.default:
             parser.error(f"{option_string} is given twice")
         setattr(namespace, self.dest, values)

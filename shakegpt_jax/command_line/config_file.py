@@ -26,6 +26,8 @@ def load_config(path: str) -> Config:
     if not Path(path).is_file():
         problem = f"{path!r} is a folder" if Path(path).is_dir() else f"no such file: {path!r}"
         raise UserError(f"{problem}; give a config file such as configs/cpu.py")
+    if Path(path).suffix != ".py":
+        raise UserError(f"the config {path} does not end in .py; give one such as configs/cpu.py")
     try:
         get_config = runpy.run_path(path).get("get_config")  # leaves no __pycache__ behind
         config = get_config() if callable(get_config) else None

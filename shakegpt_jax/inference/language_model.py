@@ -130,7 +130,8 @@ class LanguageModel:
             One new piece of text per prompt.
         """
         prompts = as_texts("prompts", prompts)
-        stops = as_texts("stop", [stop] if isinstance(stop, str) else stop) if stop else ()
+        stop = [stop] if isinstance(stop, str) else stop
+        stops = as_texts("stop", stop) if stop else ()
         n_time = self.config.model.block_size
         if window_stride is None:  # keep n_time // 2 characters, the latest among them
             window_stride = min(n_time, n_time - n_time // 2 + 1)

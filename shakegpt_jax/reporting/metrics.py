@@ -92,9 +92,12 @@ class MetricsRow:
         Raises:
             ValueError: if a value is missing or is not a finite number.
         """
-        numbers = [v for v in row.values() if v is not None]
+        skipped = ("train_loss", "gradient_norm")  # None if every update was skipped
+        numbers = [v for k, v in row.items() if v is not None or k not in skipped]
         if not all(type(v) in (int, float) and -math.inf < v < math.inf for v in numbers):
             raise ValueError("not a row of finite numbers")
+        if type(row.get("step")) is not int:
+            raise ValueError("its step is not a whole number")
         validation = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
         names = {field.name for field in dataclasses.fields(cls)}
         try:

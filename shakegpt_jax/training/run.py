@@ -99,7 +99,9 @@ class TrainingRun:
         known = [self.checkpoints.metrics(step) for step in self.checkpoints.steps]
         losses = [metrics["loss"] for metrics in known if metrics]
         losses += [self.evaluation.loss] if self.evaluation else []
-        return min(losses, default=math.inf) <= self.config.target_loss
+        return (
+            self.config.target_loss > 0 and min(losses, default=math.inf) <= self.config.target_loss
+        )
 
     def restore_or_initialize(self, started: float) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
