@@ -88,3 +88,5 @@ def test_output_to_a_closed_pipe_is_dropped_and_the_run_goes_on(monkeypatch):
         for step in (20, 40):
             progress.show(row(step))
         print("a line from elsewhere", flush=True)
+        assert progress._console.quiet
+        assert os.path.samestat(os.fstat(stdout.fileno()), os.stat(os.devnull))

@@ -90,12 +90,12 @@ class TrainingRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done, or the target loss reached."""
+        """True once the last step is done or the target loss is reached."""
         return self.step >= self.config.num_steps or self.reached_target
 
     @property
     def reached_target(self) -> bool:
-        """Whether a checkpoint or the current parameters have the target loss."""
+        """True if a checkpoint or the current parameters have reached the target loss."""
         known = [self.checkpoints.metrics(step) for step in self.checkpoints.steps]
         losses = [metrics["loss"] for metrics in known if metrics]
         losses += [self.evaluation.loss] if self.evaluation else []
