@@ -46,6 +46,9 @@ class TrainMetrics:
     skipped_updates: int = 0  # excluded from the means
 
 
+_OPTIONAL = ("train_loss", "gradient_norm", "train_time", "wall_time")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricsRow:
     """A row of metrics.jsonl: metrics since the previous row, and cumulative times."""
@@ -57,8 +60,8 @@ class MetricsRow:
     gradient_norm: float | None
     skipped_updates: int = 0
     evaluation: Evaluation | None = None  # of the whole validation split
-    train_time: float  # seconds of the run so far spent in training steps
-    wall_time: float  # seconds of the run so far, compilation, evaluation and saving included
+    train_time: float | None  # seconds of the run so far in training steps, if known
+    wall_time: float | None  # seconds of the run so far, compilation, evaluation, saving included
 
     @classmethod
     def create(
@@ -66,8 +69,8 @@ class MetricsRow:
         train: TrainMetrics,
         evaluation: Evaluation | None,
         *,
-        train_time: float,
-        wall_time: float,
+        train_time: float | None,
+        wall_time: float | None,
     ) -> Self:
         """Combine the metrics of a dispatch, of an evaluation and the two times."""
         fields = {k: v for k, v in dataclasses.asdict(train).items() if k != "seconds"}
@@ -92,8 +95,7 @@ class MetricsRow:
         Raises:
             ValueError: if a value is missing or is not a finite number.
         """
-        skipped = ("train_loss", "gradient_norm")  # None if every update was skipped
-        numbers = [v for k, v in row.items() if v is not None or k not in skipped]
+        numbers = [v for k, v in row.items() if v is not None or k not in _OPTIONAL]
         if not all(type(v) in (int, float) and -math.inf < v < math.inf for v in numbers):
             raise ValueError("not a row of finite numbers")
         if type(row.get("step")) is not int:

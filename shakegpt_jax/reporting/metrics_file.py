@@ -39,10 +39,10 @@ def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
 class MetricsFile:
     """Appends the rows of a run to its file.
 
+    If the row of the step to resume from was lost, the times of the run are unknown from then on.
+
     Attributes:
         rows: all rows of the run so far, written or not.
-        complete: whether the last row is that of the step to resume from. If it was lost while the
-            run was stopped, the times of the run are unknown.
     """
 
     def __init__(
@@ -66,10 +66,9 @@ class MetricsFile:
                 f"and keeping the file as {aside}"
             )
         self.rows = [row for row in rows if row.step <= step]
-        last = self.rows[-1] if self.rows else None
-        self.complete = step == (last.step if last else 0)
-        self._train_time = last.train_time if last else 0.0
-        self._started = started - (last.wall_time if last else 0.0)
+        times = {row.step: (row.train_time, row.wall_time) for row in self.rows}
+        self._train_time, wall_time = times.get(step, (None, None)) if step else (0.0, 0.0)
+        self._started = None if wall_time is None else started - wall_time
         self._n_flushed = len(self.rows)
         text = "".join(map(_line, self.rows))
         self._size = len(text.encode())
@@ -79,8 +78,9 @@ class MetricsFile:
 
     def append(self, train: TrainMetrics, evaluation: Evaluation | None) -> MetricsRow:
         """Add a row, to be written by `flush`, and return it."""
-        self._train_time += train.seconds
-        wall_time = time.perf_counter() - self._started
+        if self._train_time is not None:
+            self._train_time += train.seconds
+        wall_time = None if self._started is None else time.perf_counter() - self._started
         row = MetricsRow.create(train, evaluation, train_time=self._train_time, wall_time=wall_time)
         self.rows.append(row)
         return row

@@ -133,8 +133,9 @@ class Progress:
             "at step": f"{step} of {self._num_steps}{after}",
             "best checkpoint": str(checkpoint),
         }
-        if last:
+        if last and last.train_time is not None:
             lines["training time"] = format_duration(last.train_time)
+        if last and last.wall_time is not None:
             lines["total time"] = format_duration(last.wall_time)
         for name, value in lines.items():
             table.add_row(name, Text(value, overflow="fold"))

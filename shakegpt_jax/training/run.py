@@ -176,7 +176,7 @@ class TrainingRun:
     def summarize(self) -> None:
         """Print the best checkpoint, the time, and the command that generates more text."""
         best = self.checkpoints.find("best")
-        rows = {row.step: row for row in self.metrics.rows} if self.metrics.complete else {}
+        rows = {row.step: row for row in self.metrics.rows}
         if self.reached_target:
             self.progress.note(f"reached the target loss of {self.config.target_loss}")
         self.progress.summary(
