@@ -3,7 +3,7 @@
 from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
 _MAX_SAMPLES = 100_000  # per batch
-_OPTIONS = ("temperature", "top_k", "top_p", "stop", "window_stride")
+_OPTIONS = ("temperature", "top_k", "top_p", "stop", "window_stride", "draft")
 
 
 def main() -> None:
@@ -32,6 +32,14 @@ def main() -> None:
     add("--seed", type=int, default=defaults.SEED, help="random seed (%(default)s)")
     add("--num_samples", type=int, default=1, help="with seeds SEED, SEED + 1, ... (%(default)s)")
     add("--window_stride", type=int, help="characters to drop when the window is full; 1: exact")
+    draft = parser.add_mutually_exclusive_group()
+    draft.add_argument(
+        "--draft",
+        action="store_true",
+        default=None,
+        help="draft with an n-gram of the training text (where it is faster)",
+    )
+    draft.add_argument("--nodraft", action="store_false", dest="draft", help="never draft")
     add("--no_echo", action="store_true", help="print the continuation without the prompt")
     add("--json", action="store_true", help="print one JSON object per sample")
     args = parser.parse_args()

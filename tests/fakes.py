@@ -57,18 +57,12 @@ class FixedModel:
         )
 
     def apply(
-        self,
-        variables: dict,
-        idx_BxT: jax.Array,
-        cache: KVCache,
-        new_B: jax.Array | None = None,
-        *,
-        method: str,
+        self, variables: dict, idx_BxT: jax.Array, cache: KVCache, *, method: str
     ) -> tuple[jax.Array, KVCache]:
         assert method == "extend"
-        logits_BxV = jnp.log(jnp.array(self.probabilities))[None].repeat(len(idx_BxT), axis=0)
-        new_B = jnp.full(len(idx_BxT), idx_BxT.shape[1]) if new_B is None else new_B
-        return logits_BxV, cache._replace(lengths_B=cache.lengths_B + new_B)
+        logits_V = jnp.log(jnp.array(self.probabilities))
+        logits_BxTxV = jnp.broadcast_to(logits_V, (*idx_BxT.shape, self.vocab_size))
+        return logits_BxTxV, cache._replace(lengths_B=cache.lengths_B + idx_BxT.shape[1])
 
 
 class SmallFiles:

@@ -162,10 +162,10 @@ def test_cached_decoding_equals_the_full_forward_pass(config):
     cache = init_cache(config.model, 3)
     # Three characters at once, then one by one.
     logits, cache = apply(model, params, idx[:, :3], cache, method="extend")
-    np.testing.assert_allclose(logits, expected[:, 2], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, expected[:, :3], rtol=1e-5, atol=1e-5)
     for t in range(3, 8):
         logits, cache = apply(model, params, idx[:, t : t + 1], cache, method="extend")
-        np.testing.assert_allclose(logits, expected[:, t], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(logits[:, 0], expected[:, t], rtol=1e-5, atol=1e-5)
     assert cache.lengths_B.tolist() == [8, 8, 8]
 
 
@@ -176,13 +176,35 @@ def test_rows_of_different_lengths_share_a_cache(config):
     expected = apply(model, params, idx)
     lengths = jnp.array([1, 4, 7])
     padded = jnp.where(jnp.arange(8)[None] < lengths[:, None], idx, 64)
-    cache = init_cache(config.model, 3)
-    logits, cache = apply(model, params, padded, cache, lengths, method="extend")
     rows = jnp.arange(3)
-    np.testing.assert_allclose(logits, expected[rows, lengths - 1], rtol=1e-5, atol=1e-5)
+    logits, cache = apply(model, params, padded, init_cache(config.model, 3), method="extend")
+    last = logits[rows, lengths - 1]
+    np.testing.assert_allclose(last, expected[rows, lengths - 1], rtol=1e-5, atol=1e-5)
+    cache = cache._replace(lengths_B=lengths)  # without the padding
     following = idx[rows, lengths][:, None]
     logits, cache = apply(model, params, following, cache, method="extend")
-    np.testing.assert_allclose(logits, expected[rows, lengths], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits[:, 0], expected[rows, lengths], rtol=1e-5, atol=1e-5)
+
+
+def test_spare_slots_take_rejected_characters(config):
+    model, params = make(config.model)
+    params = larger_params(params)
+    idx = jax.random.randint(jax.random.key(3), (3, 8), 0, VOCAB)
+    expected = apply(model, params, idx)
+    lengths = jnp.array([2, 5, 7])
+    cache = init_cache(config.model, 3, n_spare=4)
+    _, cache = apply(model, params, idx, cache, method="extend")
+    cache = cache._replace(lengths_B=lengths)
+    # One right character, then wrong ones that reach beyond block_size.
+    rows = jnp.arange(3)
+    drafted = jnp.full((3, 4), 64).at[:, 0].set(idx[rows, lengths])
+    logits, cache = apply(model, params, drafted, cache, method="extend")
+    np.testing.assert_allclose(logits[:, 0], expected[rows, lengths], rtol=1e-5, atol=1e-5)
+    cache = cache._replace(lengths_B=jnp.minimum(lengths + 1, 7))
+    right = idx[rows, cache.lengths_B][:, None]
+    logits, _ = apply(model, params, right, cache, method="extend")
+    found = logits[:, 0]
+    np.testing.assert_allclose(found, expected[rows, cache.lengths_B], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_applies_in_training_only(config):

@@ -8,14 +8,9 @@ import pytest
 from fakes import FixedModel
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.inference.sampler import (
-    Sampling,
-    context_length,
-    decode,
-    generate_ids,
-    prefill,
-    sample_token,
-)
+from shakegpt_jax.inference.decoding import decode, prefill
+from shakegpt_jax.inference.sampler import context_length, generate_ids
+from shakegpt_jax.inference.sampling import Sampling, sample_token
 from shakegpt_jax.model.gpt import GPT, init_params
 
 VOCAB = 11
@@ -34,7 +29,7 @@ def generate(model, params, prompts, n=20, seeds=None, sampling=None, stride=4) 
     prompts = [np.array(prompt) for prompt in prompts]
     sampling = sampling or Sampling(1.0)
     chunks = generate_ids(model, params, prompts, seeds or [0] * len(prompts), n, sampling, stride)
-    return np.concatenate(list(chunks), axis=1).tolist()
+    return [np.concatenate(row).tolist() for row in zip(*chunks, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnames="model")

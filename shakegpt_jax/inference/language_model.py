@@ -1,6 +1,8 @@
 """A trained model as a Python object: load it, generate text, score text."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -22,7 +24,9 @@ from shakegpt_jax.inference.arguments import (
     as_texts,
     require,
 )
-from shakegpt_jax.inference.sampler import Sampling, generate_ids
+from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
+from shakegpt_jax.inference.sampler import generate_ids
+from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import character_losses, next_logits
 from shakegpt_jax.inference.stopping import truncate_at_stops
 from shakegpt_jax.model.gpt import GPT, init_params
@@ -70,6 +74,7 @@ class LanguageModel:
         seed: int | Sequence[int] = defaults.SEED,
         stop: Sequence[str] = (),
         window_stride: int | None = None,
+        draft: bool | None = None,
     ) -> Prompt:
         """Continue a prompt, or several in one batch.
 
@@ -86,13 +91,16 @@ class LanguageModel:
             stop: stop strings; a continuation ends before the first one that occurs in it.
             window_stride: characters to drop when the context window is full. 1 keeps the most
                 context but prefills the window for every character; None drops half of it.
+            draft: whether an n-gram of the training text drafts characters that the model
+                verifies, several per pass. The text is the same, up to rounding. None: where it
+                is faster and the training text is still there.
 
         Returns:
             The prompt and its continuation, or a list of them.
 
         Raises:
-            UserError: if a prompt is empty or has characters outside the vocabulary, or an
-                option is out of range.
+            UserError: if a prompt is empty or has characters outside the vocabulary, an option is
+                out of range, or `draft` is True and `load_corpus` fails.
         """
         is_prompt = isinstance(prompt, str | list | tuple)
         require(is_prompt, "prompt", prompt, "a text or a list of texts")
@@ -106,6 +114,7 @@ class LanguageModel:
             seed=seed,
             stop=stop,
             window_stride=window_stride,
+            draft=draft,
         )
         texts = ["".join(row) for row in zip(prompts, *chunks, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
@@ -121,6 +130,7 @@ class LanguageModel:
         seed: int | Sequence[int] = defaults.SEED,
         stop: Sequence[str] = (),
         window_stride: int | None = None,
+        draft: bool | None = None,
     ) -> Iterator[list[str]]:
         """Continue each prompt and yield the characters as soon as they are generated.
 
@@ -141,17 +151,29 @@ class LanguageModel:
             top_k if top_k is None else min(as_integer("top_k", top_k, 1), self.model.vocab_size),
             top_p if top_p is None else as_number("top_p", top_p, 1e-30, 1, "in (0, 1]"),
         )
+        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        seeds = as_seeds(seed, len(prompts))
+        n_new = as_integer("max_new_tokens", max_new_tokens, 1)
+        window_stride = as_integer("window_stride", window_stride, 1, n_time)
+        require(draft in (None, True, False), "draft", draft, "True, False or None")
+        if draft is None:
+            draft = drafting_pays(self.n_params, len(prompts), n_new) and self._can_draft
+        ngram = self._ngram if draft else None
         chunks = generate_ids(
-            self.model,
-            self.params,
-            [self.tokenizer.encode(prompt) for prompt in prompts],
-            as_seeds(seed, len(prompts)),
-            as_integer("max_new_tokens", max_new_tokens, 1),
-            sampling,
-            as_integer("window_stride", window_stride, 1, n_time),
+            self.model, self.params, ids, seeds, n_new, sampling, window_stride, ngram
         )
         pieces = ([self.tokenizer.decode(row) for row in chunk] for chunk in chunks)
         return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
+
+    @functools.cached_property
+    def _ngram(self) -> NGram:
+        return build_ngram(self.load_corpus().train_ids, self.model.vocab_size)
+
+    @property
+    def _can_draft(self) -> bool:
+        with contextlib.suppress(UserError):
+            return bool(self._ngram)
+        return False
 
     @overload
     def logits(self, text: str, *, stride: int | None = None) -> np.ndarray: ...

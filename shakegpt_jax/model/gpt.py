@@ -191,34 +191,32 @@ class GPT(nn.Module):
             x_BxTxD, _ = block(x_BxTxD, mask_1xTxT, train=train)
         return self.lm_head(self.ln_f(x_BxTxD))
 
-    def extend(
-        self, idx_BxT: jax.Array, cache: KVCache, new_B: jax.Array | None = None
-    ) -> tuple[jax.Array, KVCache]:
-        """Add characters to a cache and compute the logits that follow the last one of each row.
+    def extend(self, idx_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """Add characters to a cache and compute the logits that follow each of them.
+
+        A caller that adds padding or rejects characters lowers the lengths of the returned cache:
+        the slots beyond are ignored, and overwritten by the next characters. What the model says
+        of characters beyond block_size is meaningless.
 
         Args:
-            idx_BxT: integer ids, left-aligned new characters of each row.
-            cache: the characters before; every row needs T free slots, padding included.
-            new_B: number of new characters in each row, the rest is padding; None: T.
+            idx_BxT: integer ids.
+            cache: the characters before; every row needs T free slots.
 
         Returns:
-            (B, V) float32 logits, and the cache with the new characters.
+            (B, T, V) float32 logits, and the cache with T more characters in each row.
         """
-        n_time, n_slot = idx_BxT.shape[1], self.config.block_size
-        new_B = jnp.full_like(cache.lengths_B, n_time) if new_B is None else new_B
-        slots_BxT = cache.lengths_B[:, None] + jnp.arange(n_time)[None]
+        n_slot, n_position = cache.keys[0].shape[1], self.config.block_size
+        slots_BxT = cache.lengths_B[:, None] + jnp.arange(idx_BxT.shape[1])[None]
         slots_NxT = jnp.repeat(slots_BxT, self.config.n_head, axis=0)
         mask_NxTxS = jnp.arange(n_slot)[None, None] <= slots_NxT[:, :, None]
-        x_BxTxD = self.wte(idx_BxT) + self.wpe(slots_BxT)
+        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.minimum(slots_BxT, n_position - 1))
         layers = []
         for block, keys, values in zip(self.block, cache.keys, cache.values, strict=True):
             x_BxTxD, kv = block(x_BxTxD, mask_NxTxS, (keys, values), slots_NxT[:, 0])
             layers.append(kv)
-        last_Bx1x1 = (new_B - 1)[:, None, None]
-        x_BxD = jnp.take_along_axis(x_BxTxD, last_Bx1x1, axis=1)[:, 0]
         new_keys, new_values = zip(*layers, strict=True)
-        new_cache = KVCache(new_keys, new_values, cache.lengths_B + new_B)
-        return self.lm_head(self.ln_f(x_BxD)), new_cache
+        new_cache = KVCache(new_keys, new_values, cache.lengths_B + idx_BxT.shape[1])
+        return self.lm_head(self.ln_f(x_BxTxD)), new_cache
 
 
 def init_params(model: GPT, key: jax.Array) -> Any:

@@ -1,6 +1,6 @@
 """Keys and values of the characters a model has read, for decoding.
 
-Axes: B rows, S cache slots (block_size), N = B * H (rows and heads merged), K = head dimension.
+Axes: B rows, S cache slots, N = B * H (rows and heads merged), K = head dimension.
 """
 
 from typing import NamedTuple
@@ -27,9 +27,10 @@ class KVCache(NamedTuple):
     lengths_B: jax.Array  # (B,) int32, characters in each row: the next free slot
 
 
-def init_cache(config: ModelConfig, batch_size: int) -> KVCache:
-    """Create an empty cache of block_size slots for `batch_size` rows."""
-    shape = (batch_size * config.n_head, config.block_size, config.n_embd // config.n_head)
+def init_cache(config: ModelConfig, batch_size: int, n_spare: int = 0) -> KVCache:
+    """Create an empty cache of block_size + n_spare slots for `batch_size` rows."""
+    n_slot = config.block_size + n_spare
+    shape = (batch_size * config.n_head, n_slot, config.n_embd // config.n_head)
     empty = jnp.zeros(shape, compute_dtype(config))
     layers = (empty,) * config.n_layer
     return KVCache(layers, layers, jnp.zeros(batch_size, jnp.int32))

@@ -18,7 +18,9 @@ import numpy as np
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus
 from shakegpt_jax.inference import defaults
-from shakegpt_jax.inference.sampler import Sampling, generate_ids, prefill
+from shakegpt_jax.inference.decoding import prefill
+from shakegpt_jax.inference.sampler import generate_ids
+from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.flops import train_flops_per_character
 from shakegpt_jax.model.gpt import GPT, init_params
@@ -101,7 +103,7 @@ def measure_sampling(model: GPT, params: Any, batch_size: int) -> Measurement:
 
     def generate() -> int:
         chunks = generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2)
-        return sum(chunk.size for chunk in chunks)
+        return sum(row.size for chunk in chunks for row in chunk)
 
     # Every step reads all weights but the embeddings once, for any batch size.
     embeddings = params["wte"]["embedding"].size + params["wpe"]["embedding"].size

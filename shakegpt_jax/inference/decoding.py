@@ -1,0 +1,162 @@
+"""Cached decoding on the device: a jitted prefill, then jitted loops over characters.
+
+Axes: B rows, T characters of a pass, S cache slots, V vocabulary, C characters of a chunk.
+"""
+
+import functools
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from shakegpt_jax.inference.ngram import NGram
+from shakegpt_jax.inference.sampling import Sampling, gumbel_noise, sample_token
+from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.model.kv_cache import KVCache, init_cache
+
+N_VERIFIED = 8  # characters per pass when drafting
+
+
+class DecodingState(NamedTuple):
+    """State of plain decoding, carried from one dispatch to the next."""
+
+    cache: KVCache
+    last_B: jax.Array  # (B,) int32, latest character, not in the cache yet
+    keys_B: jax.Array  # (B,) one random key per row
+    n_generated_B: jax.Array  # (B,) int32
+
+
+class DraftingState(NamedTuple):
+    """State of drafted decoding."""
+
+    decoding: DecodingState
+    rows_B: jax.Array  # (B,) int32, row of the n-gram for the text before the latest character
+    left_B: jax.Array  # (B,) int32, characters to generate
+
+
+@functools.partial(jax.jit, static_argnames=("model", "n_spare"))
+def prefill(
+    model: GPT,
+    params: Any,
+    window_BxT: jax.Array,
+    context_lengths_B: jax.Array,
+    seeds_B: jax.Array,
+    count: jax.Array,
+    sampling: Sampling,
+    *,
+    n_spare: int = 0,
+) -> tuple[DecodingState, jax.Array]:
+    """Process the context of each row in one pass and sample one character.
+
+    Args:
+        model: a `GPT`, or anything with its `extend`, `config` and `vocab_size`.
+        params: its parameters.
+        window_BxT: ids, left-aligned context of each row, then padding.
+        context_lengths_B: number of context characters in each row, at least 1.
+        seeds_B: uint32, one per row.
+        count: () characters generated before this one.
+        sampling: sampling options.
+        n_spare: cache slots beyond block_size; drafting needs `N_VERIFIED`.
+
+    Returns:
+        The state to continue from and the (B, 1) int32 ids.
+    """
+    n_row = len(window_BxT)
+    cache = init_cache(model.config, n_row, n_spare)
+    logits_BxTxV, cache = _extend(model, params, window_BxT, cache)
+    cache = cache._replace(lengths_B=context_lengths_B.astype(jnp.int32))
+    keys_B = jax.vmap(jax.random.key)(seeds_B)
+    count_B = jnp.full(n_row, count, jnp.int32)
+    noise_BxV = gumbel_noise(keys_B, count_B[:, None], model.vocab_size)[:, 0]
+    logits_BxV = logits_BxTxV[jnp.arange(n_row), context_lengths_B - 1]
+    last_B = sample_token(noise_BxV, logits_BxV, sampling)
+    return DecodingState(cache, last_B, keys_B, count_B + 1), last_B[:, None]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "n_chunk"), donate_argnames="state")
+def decode(
+    model: GPT, params: Any, state: DecodingState, sampling: Sampling, n_chunk: int
+) -> tuple[DecodingState, jax.Array]:
+    """Generate `n_chunk` characters, one pass each; the state is donated.
+
+    Returns:
+        The next state and the (B, n_chunk) int32 ids. Past the last cache slot both are
+        meaningless; the caller must discard them.
+    """
+
+    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, jax.Array]:
+        cache, last_B = carry
+        logits_Bx1xV, cache = _extend(model, params, last_B[:, None], cache)
+        last_B = sample_token(noise_BxV, logits_Bx1xV[:, 0], sampling)
+        return (cache, last_B), last_B
+
+    indices_BxC = state.n_generated_B[:, None] + jnp.arange(n_chunk)[None]
+    noise_CxBxV = gumbel_noise(state.keys_B, indices_BxC, model.vocab_size).swapaxes(0, 1)
+    (cache, last_B), ids_CxB = jax.lax.scan(step, (state.cache, state.last_B), noise_CxBxV)
+    return DecodingState(cache, last_B, state.keys_B, state.n_generated_B + n_chunk), ids_CxB.T
+
+
+@functools.partial(jax.jit, static_argnames=("model", "n_pass"), donate_argnames="state")
+def decode_drafted(
+    model: GPT, params: Any, ngram: NGram, state: DraftingState, sampling: Sampling, n_pass: int
+) -> tuple[DraftingState, jax.Array, jax.Array]:
+    """Generate 1 to `N_VERIFIED` characters in each of `n_pass` passes; the state is donated.
+
+    In each pass the n-gram drafts characters and the model says what it would have written after
+    each. This is speculative decoding (Leviathan et al. 2023), except that both choose with the
+    same noise, and a draft is accepted if the model makes the same choice. So the text is the one
+    that `decode` writes, up to rounding. Rows with no characters left wait for the others.
+
+    Args:
+        model: see `prefill`.
+        params: its parameters.
+        ngram: the draft model.
+        state: the state to continue from; its cache has `N_VERIFIED` spare slots.
+        sampling: sampling options, of both models.
+        n_pass: passes of the model, at most.
+
+    Returns:
+        The next state, (B, n_pass * N_VERIFIED) int32 ids, and how many of each row count.
+    """
+
+    def one_pass(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, (decoding, first_B, left_B), ids_BxC, counts_B = carry
+        indices_BxT = decoding.n_generated_B[:, None] + jnp.arange(N_VERIFIED)[None]
+        noise_BxTxV = gumbel_noise(decoding.keys_B, indices_BxT, model.vocab_size)
+        noise_TxBxV = noise_BxTxV.swapaxes(0, 1)
+
+        def draft(carry: tuple[jax.Array, jax.Array], noise_BxV: jax.Array) -> Any:
+            rows_B, last_B = carry
+            next_B = ngram.next_RxV[rows_B, last_B]
+            logits_BxV = ngram.log_probs_RxV[next_B].astype(jnp.float32)
+            return (next_B, sample_token(noise_BxV, logits_BxV, sampling)), (rows_B, last_B)
+
+        _, (rows_TxB, idx_TxB) = jax.lax.scan(draft, (first_B, decoding.last_B), noise_TxBxV)
+        logits_BxTxV, cache = _extend(model, params, idx_TxB.T, decoding.cache)
+        chosen_TxB = sample_token(noise_TxBxV, logits_BxTxV.swapaxes(0, 1), sampling)
+        accepted_TxB = jnp.cumprod(chosen_TxB[:-1] == idx_TxB[1:], axis=0)
+        n_new_B = jnp.minimum(1 + accepted_TxB.sum(axis=0), left_B)
+        # The next pass overwrites the rejected characters.
+        cache = cache._replace(lengths_B=decoding.cache.lengths_B + n_new_B)
+        index = (jnp.maximum(n_new_B - 1, 0), jnp.arange(len(n_new_B)))
+        last_B = jnp.where(n_new_B > 0, chosen_TxB[index], decoding.last_B)
+        n_generated_B = decoding.n_generated_B + n_new_B
+        decoding = DecodingState(cache, last_B, decoding.keys_B, n_generated_B)
+        write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at,)))
+        ids_BxC = write(ids_BxC, chosen_TxB.T, counts_B)
+        state = DraftingState(decoding, rows_TxB[index], left_B - n_new_B)
+        return i + 1, state, ids_BxC, counts_B + n_new_B
+
+    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
+        i, state, *_ = carry
+        return (i < n_pass) & (state.left_B > 0).any()
+
+    counts_B = jnp.zeros_like(state.left_B)
+    ids_BxC = jnp.zeros((len(counts_B), n_pass * N_VERIFIED), jnp.int32)
+    carry = (0, state, ids_BxC, counts_B)
+    _, state, ids_BxC, counts_B = jax.lax.while_loop(unfinished, one_pass, carry)
+    return state, ids_BxC, counts_B
+
+
+def _extend(model: GPT, params: Any, *args: Any) -> tuple[jax.Array, KVCache]:
+    return cast(tuple[jax.Array, KVCache], model.apply({"params": params}, *args, method="extend"))

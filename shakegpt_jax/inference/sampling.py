@@ -1,0 +1,59 @@
+"""How one character is chosen: temperature, top-k, top-p and reproducible noise.
+
+Axes: B rows, T characters, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sampling(NamedTuple):
+    """Sampling options. Numbers are traced: only changing one to or from None recompiles."""
+
+    temperature: float = 1.0  # divides the logits; 0: the most probable character
+    top_k: int | None = None  # sample from the k most probable characters; None: all
+    top_p: float | None = None  # sample from the smallest set with probability p; None: all
+
+
+def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Sample one character per row: temperature, then top-k, then top-p, then Gumbel-max.
+
+    Args:
+        noise_BxV: independent standard Gumbel noise; unused if the temperature is 0.
+        logits_BxV: float32; -inf is never sampled.
+        sampling: options; top-p (Holtzman et al. 2020) renormalizes after top-k.
+
+    Returns:
+        (B,) int32 ids.
+    """
+    greedy = jnp.asarray(sampling.temperature) == 0
+    # With a maximum of 0, dividing by a small temperature cannot overflow.
+    logits_BxV = logits_BxV - logits_BxV.max(axis=-1, keepdims=True)
+    logits_BxV = logits_BxV / jnp.where(greedy, 1.0, sampling.temperature)
+    if sampling.top_k is not None or sampling.top_p is not None:
+        order_BxV = jnp.argsort(-logits_BxV, axis=-1)
+        rank_BxV = jnp.argsort(order_BxV, axis=-1)
+        if sampling.top_k is not None:
+            logits_BxV = jnp.where(rank_BxV < sampling.top_k, logits_BxV, -jnp.inf)
+        if sampling.top_p is not None:
+            probs_BxV = jnp.take_along_axis(jax.nn.softmax(logits_BxV), order_BxV, axis=-1)
+            before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV
+            keep_BxV = jnp.take_along_axis(before_BxV < sampling.top_p, rank_BxV, axis=-1)
+            logits_BxV = jnp.where(keep_BxV, logits_BxV, -jnp.inf)
+    noisy_BxV = logits_BxV + jnp.where(greedy, 0.0, noise_BxV)
+    return jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
+
+
+def gumbel_noise(keys_B: jax.Array, indices_BxT: jax.Array, vocab_size: int) -> jax.Array:
+    """Draw the noise of characters by their index in the continuation, each row from its key.
+
+    Returns:
+        (B, T, V) standard Gumbel noise.
+    """
+
+    def draw(key: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(key, index), (vocab_size,))
+
+    return jax.vmap(jax.vmap(draw, (None, 0)))(keys_B, indices_BxT)

@@ -1,0 +1,135 @@
+import collections
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fakes import FixedModel
+
+from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.inference import ngram as ngrams
+from shakegpt_jax.inference.decoding import DraftingState, decode_drafted, prefill
+from shakegpt_jax.inference.ngram import NGram, build_ngram
+from shakegpt_jax.inference.sampler import generate_ids
+from shakegpt_jax.inference.sampling import Sampling
+from shakegpt_jax.model.gpt import GPT, init_params
+
+VOCAB = 7
+TEXT = np.random.default_rng(0).integers(0, VOCAB, 400) * np.arange(400) // 300 % VOCAB
+
+
+def witten_bell(text: list[int], context: tuple[int, ...]) -> list[float]:
+    """Return the probabilities of the next character by the recursive definition."""
+    n = len(context)
+    following = collections.Counter(
+        text[i] for i in range(n, len(text)) if tuple(text[i - n : i]) == context
+    )
+    shorter = witten_bell(text, context[1:]) if context else [1 / VOCAB] * VOCAB
+    distinct, total = len(following), sum(following.values())
+    if not total:
+        return shorter
+    return [(following[c] + distinct * shorter[c]) / (total + distinct) for c in range(VOCAB)]
+
+
+def test_ngram_follows_the_definition_for_every_text():
+    ngram = build_ngram(TEXT, VOCAB)
+    seen = [TEXT[i : i + 6] for i in range(0, 300, 7)]
+    texts = [*seen, *np.random.default_rng(1).integers(0, VOCAB, (40, 6)), TEXT[:0], TEXT[:2]]
+    found = np.exp(np.asarray(ngram.log_probs_RxV, np.float64))[ngram.rows(texts)]
+    expected = [witten_bell(TEXT.tolist(), tuple(text[-4:])) for text in texts]
+    np.testing.assert_allclose(found, expected, rtol=5e-3)
+
+
+def test_large_vocabularies_get_shorter_contexts(monkeypatch):
+    monkeypatch.setattr(ngrams, "_MAX_ENTRIES", 30 * VOCAB)
+    ngram = build_ngram(TEXT, VOCAB)
+    assert ngram.next_RxV.shape == ngram.log_probs_RxV.shape == (1 + VOCAB, VOCAB)
+    found = np.exp(np.asarray(ngram.log_probs_RxV, np.float64))[ngram.rows([TEXT[:5]])]
+    np.testing.assert_allclose(found[0], witten_bell(TEXT.tolist(), (TEXT[4],)), rtol=5e-3)
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[GPT, dict]:
+    """Return a model whose next character depends strongly on all those before it."""
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12), VOCAB)
+    params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(2))
+    return model, jax.tree.map(lambda p: 30 * p if p.ndim > 1 else p, params)
+
+
+def generate(model, params, prompts, n, sampling, stride, ngram) -> list[list[int]]:
+    seeds = list(range(len(prompts)))
+    prompts = [np.array(prompt) for prompt in prompts]
+    chunks = list(generate_ids(model, params, prompts, seeds, n, sampling, stride, ngram))
+    return [np.concatenate(row).tolist() for row in zip(*chunks, strict=True)]
+
+
+@pytest.mark.parametrize("stride", [1, 5, 12])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.0), Sampling(0.7), Sampling(1.0, top_k=3), Sampling(1.3, 6, 0.8)]
+)
+def test_drafting_does_not_change_the_text(trained, sampling, stride):
+    prompts = [[1], [2, 3, 4], [5] * 12, list(range(7)) * 3, [4, 6]]
+    plain = generate(*trained, prompts, 60, sampling, stride, None)
+    own_text = np.ravel(plain)  # half of the drafts from it are right
+    for ngram in (build_ngram(own_text, VOCAB), build_ngram(TEXT, VOCAB)):
+        assert generate(*trained, prompts, 60, sampling, stride, ngram) == plain
+
+
+def chain(order: list[int]) -> NGram:
+    """Return a table that is certain that order[c] follows c."""
+    log_probs = jnp.where(jax.nn.one_hot(jnp.array(order), VOCAB) > 0, 0, -jnp.inf)
+    return NGram(log_probs.astype(jnp.float16), jnp.arange(VOCAB)[None].repeat(VOCAB, axis=0))
+
+
+class Cycle(FixedModel):
+    """Writes 0, 1, 2, ... and 0 again."""
+
+    def apply(self, variables, idx_BxT, cache, *, method):
+        _, cache = super().apply(variables, idx_BxT, cache, method=method)
+        return 100 * jax.nn.one_hot((idx_BxT + 1) % VOCAB, VOCAB), cache
+
+
+@pytest.mark.parametrize(
+    ("ngram", "per_pass"),
+    [
+        (chain([1, 2, 3, 4, 5, 6, 0]), 8),  # always right
+        (chain([0, 0, 0, 0, 0, 0, 1]), 1),  # always wrong
+        (chain([1, 2, 0, 0, 0, 0, 0]), None),  # right for two of seven
+    ],
+)
+def test_a_pass_accepts_what_the_model_would_have_written(ngram, per_pass):
+    model = Cycle((1 / VOCAB,) * VOCAB)
+    expected = [(3 + i) % VOCAB for i in range(40)]
+    assert generate(model, {}, [[2]], 40, Sampling(1.0), 32, ngram) == [expected]
+    state, first = prefill(
+        model, {}, np.array([[2]]), np.array([1]), np.array([0]), 0, Sampling(1.0), n_spare=8
+    )
+    assert first.tolist() == [[3]]
+    state = DraftingState(state, jnp.array([2]), jnp.array([29]))
+    for _ in range(2):
+        before = int(state.left_B[0])
+        state, ids, counts = decode_drafted(model, {}, ngram, state, Sampling(1.0), 1)
+        assert int(counts[0]) == before - int(state.left_B[0])
+        assert ids[0, : counts[0]].tolist() == expected[30 - before :][: counts[0]]
+        if per_pass:
+            assert int(counts[0]) == per_pass
+
+
+def test_rows_wait_for_each_other(trained):
+    model = Cycle((1 / VOCAB,) * VOCAB)
+    ngram = chain([1, 2, 3, 0, 0, 0, 0])  # wrong after 3, 4, 5 and 6
+    prompts = [np.array([0]), np.array([3])]
+    chunks = list(generate_ids(model, {}, prompts, [0, 0], 50, Sampling(1.0), 32, ngram))
+    lengths = np.array([[len(row) for row in chunk] for chunk in chunks])
+    assert lengths.sum(axis=0).tolist() == [50, 50]
+    assert (lengths[:, 0] != lengths[:, 1]).any()
+    assert math.isclose(lengths[0].sum(), 2)  # streaming starts with the first character
+
+
+def test_lengths_and_prompts_do_not_recompile(trained):
+    ngram, sampling = build_ngram(TEXT, VOCAB), Sampling(1.0)
+    generate(*trained, [[1, 2]], 40, sampling, 5, ngram)
+    size = decode_drafted._cache_size()
+    generate(*trained, [[1, 2, 3, 4]], 77, Sampling(0.7), 5, build_ngram(TEXT, VOCAB))
+    assert decode_drafted._cache_size() == size
