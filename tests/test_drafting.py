@@ -12,7 +12,7 @@ from shakegpt_jax.inference import ngram as ngrams
 from shakegpt_jax.inference.decoding import DraftingState, decode_drafted, prefill
 from shakegpt_jax.inference.ngram import NGram, build_ngram
 from shakegpt_jax.inference.sampler import generate_ids
-from shakegpt_jax.inference.sampling import Sampling
+from shakegpt_jax.inference.sampling import Sampling, gumbel_noise, sample_token
 from shakegpt_jax.model.gpt import GPT, init_params
 
 VOCAB = 7
@@ -114,6 +114,34 @@ def test_a_pass_accepts_what_the_model_would_have_written(ngram, per_pass):
         assert ids[0, : counts[0]].tolist() == expected[30 - before :][: counts[0]]
         if per_pass:
             assert int(counts[0]) == per_pass
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(0.8)])
+def test_a_pass_drafts_what_the_ngram_chooses_after_the_whole_text(trained, sampling):
+    model, params = trained
+    prompt, n = [1, 2, 3], 9
+    [text] = generate(model, params, [prompt], n, sampling, 5, None)
+    ngram = build_ngram(np.array([6, *text, *text[:5]] * 3), VOCAB)
+    noise = gumbel_noise(jax.random.key(0)[None], jnp.arange(n)[None], VOCAB)[0]
+    rows = ngram.rows([np.array(prompt + text[:i]) for i in range(n)])
+    logits = ngram.log_probs_RxV[rows].astype(jnp.float32)
+    agrees = np.asarray(sample_token(noise, logits, sampling)) == text
+    expected, done = [], 1  # prefill writes the first
+    while done < n:
+        wrong = np.flatnonzero(~agrees[done : done + 7])
+        expected.append(min(n - done, 1 + (wrong[0] if len(wrong) else 7)))
+        done += expected[-1]
+    assert len(expected) < n - 1  # some drafts are right
+
+    state, _ = prefill(
+        model, params, np.array([prompt]), np.array([3]), np.array([0]), 0, sampling, n_spare=8
+    )
+    state = DraftingState(state, ngram.rows([np.array(prompt)]), jnp.array([n - 1]))
+    counts = []
+    while sum(counts) < n - 1:
+        state, _, counts_B = decode_drafted(model, params, ngram, state, sampling, 1)
+        counts.append(int(counts_B[0]))
+    assert counts == expected
 
 
 def test_rows_wait_for_each_other(trained):

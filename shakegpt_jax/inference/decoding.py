@@ -129,7 +129,7 @@ def decode_drafted(
             rows_B, last_B = carry
             next_B = ngram.next_RxV[rows_B, last_B]
             logits_BxV = ngram.log_probs_RxV[next_B].astype(jnp.float32)
-            return (next_B, sample_token(noise_BxV, logits_BxV, sampling)), (rows_B, last_B)
+            return (next_B, sample_token(noise_BxV, logits_BxV, sampling)), (next_B, last_B)
 
         _, (rows_TxB, idx_TxB) = jax.lax.scan(draft, (first_B, decoding.last_B), noise_TxBxV)
         logits_BxTxV, cache = _extend(model, params, idx_TxB.T, decoding.cache)
@@ -140,11 +140,12 @@ def decode_drafted(
         cache = cache._replace(lengths_B=decoding.cache.lengths_B + n_new_B)
         index = (jnp.maximum(n_new_B - 1, 0), jnp.arange(len(n_new_B)))
         last_B = jnp.where(n_new_B > 0, chosen_TxB[index], decoding.last_B)
+        rows_B = jnp.where(n_new_B > 0, rows_TxB[index], first_B)
         n_generated_B = decoding.n_generated_B + n_new_B
         decoding = DecodingState(cache, last_B, decoding.keys_B, n_generated_B)
         write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at,)))
         ids_BxC = write(ids_BxC, chosen_TxB.T, counts_B)
-        state = DraftingState(decoding, rows_TxB[index], left_B - n_new_B)
+        state = DraftingState(decoding, rows_B, left_B - n_new_B)
         return i + 1, state, ids_BxC, counts_B + n_new_B
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
