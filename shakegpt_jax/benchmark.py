@@ -2,6 +2,8 @@
 
 from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
+_MAX_SAMPLE_BATCH = 100_000
+
 
 def main() -> None:
     """Parse the arguments, measure and print."""
@@ -23,8 +25,9 @@ def main() -> None:
         help="batch size to sample at; may be repeated (1 and 32)",
     )
     args, config, _ = parser.parse_config()
-    if min(args.sample_batch or [1]) < 1:
-        parser.error(f"--sample_batch is {min(args.sample_batch)}; it must be 1 or more")
+    for size in args.sample_batch or ():
+        if not 1 <= size <= _MAX_SAMPLE_BATCH:
+            parser.error(f"--sample_batch is {size}; it must be from 1 to {_MAX_SAMPLE_BATCH}")
 
     from shakegpt_jax.data.corpus import load_corpus
     from shakegpt_jax.profiling.measurements import benchmark

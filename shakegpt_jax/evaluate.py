@@ -9,8 +9,8 @@ def main() -> None:
     """Parse the arguments, evaluate and print."""
     import json
 
-    from shakegpt_jax.checkpoints.run_folder import find_runs
-    from shakegpt_jax.command_line.arguments import ArgumentParser
+    from shakegpt_jax.checkpoints.run_folder import find_runs, short_names
+    from shakegpt_jax.command_line.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
 
     parser = ArgumentParser(
@@ -23,17 +23,16 @@ def main() -> None:
     add("--split", choices=("val", "train"), help="part of the training text (val)")
     add(
         "--path",
+        type=named,
         help="another UTF-8 text; with --split: the new path of the training text",
     )
     add("--stride", type=int, help="characters from window to window; smaller is slower")
     add("--json", action="store_true", help="print one JSON object per run")
     add("--memorization", action="store_true", help="find the longest copy of training text")
     args = parser.parse_args()
-    if args.path == "":
-        parser.error("--path is empty; give a UTF-8 text file")
     workdirs = find_runs(args.workdir)
 
-    from shakegpt_jax.inference.run_evaluation import COLUMNS, evaluate_run
+    from shakegpt_jax.inference.run_evaluation import COLUMNS, COPY_COLUMNS, evaluate_run
     from shakegpt_jax.reporting.tables import print_table
 
     use_compilation_cache()
@@ -49,7 +48,9 @@ def main() -> None:
             print(json.dumps(run.to_json()))
     elif len(workdirs) > 1:
         best_first = sorted(results.items(), key=lambda item: item[1].evaluation.loss)
-        print_table(COLUMNS, [[name, *run.cells()] for name, run in best_first])
+        names = short_names(results)
+        columns = [*COLUMNS, *(COPY_COLUMNS if args.memorization else ())]
+        print_table(columns, [[names[workdir], *run.cells()] for workdir, run in best_first])
     else:
         for run in results.values():
             print(run)

@@ -11,7 +11,7 @@ def main() -> None:
     import json
     import sys
 
-    from shakegpt_jax.command_line.arguments import ArgumentParser
+    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.data.text import decode_text, read_text
     from shakegpt_jax.inference import defaults
 
@@ -22,8 +22,14 @@ def main() -> None:
     parser.add_step()
     add = parser.add_argument
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", help=f"text to continue ({defaults.PROMPT}); -: standard input")
-    prompt.add_argument("--prompt_file", metavar="FILE", help="UTF-8 file to continue")
+    prompt.add_argument(
+        "--prompt",
+        action=StoreOnce,
+        help=f"text to continue ({defaults.PROMPT}); -: standard input",
+    )
+    prompt.add_argument(
+        "--prompt_file", metavar="FILE", type=named, action=StoreOnce, help="UTF-8 file to continue"
+    )
     add("--max_new_tokens", type=int, default=defaults.MAX_NEW_TOKENS, help="(%(default)s)")
     add("--temperature", type=float, default=defaults.TEMPERATURE, help="0: greedy (%(default)s)")
     add("--top_k", type=int, help="sample from the k most probable characters")
@@ -49,13 +55,15 @@ def main() -> None:
         parser.error(f"--seed plus --num_samples is over {2**32}")
     text = args.prompt if args.prompt_file is None else read_text(args.prompt_file)
     if args.prompt == "-":
+        if sys.stdin is None:
+            parser.error("--prompt is -, but standard input is closed")
         text = decode_text(sys.stdin.buffer.read(), "standard input")
 
     from shakegpt_jax.inference.language_model import load
     from shakegpt_jax.reporting.samples import print_samples
 
     use_compilation_cache()
-    lm = load(args.workdir, step=args.step)
+    lm = load(args.workdir or "", step=args.step)
     text = lm.default_prompt() if text is None else text
     seeds = [args.seed + i for i in range(args.num_samples)]
     options = {name: getattr(args, name) for name in _OPTIONS}

@@ -6,13 +6,13 @@ from shakegpt_jax.command_line.entry_point import run_command
 def main() -> None:
     """Parse the arguments and plot."""
     from shakegpt_jax.checkpoints.run_folder import find_runs
-    from shakegpt_jax.command_line.arguments import ArgumentParser
+    from shakegpt_jax.command_line.arguments import ArgumentParser, named
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.plot", "Plot the training and validation losses of runs."
     )
     parser.add_runs()
-    parser.add_argument("--output", help="plot file (losses.png in the first run folder)")
+    parser.add_argument("--output", type=named, help="plot file (losses.png in the first run)")
     args = parser.parse_args()
 
     from shakegpt_jax.reporting.curves import plot_losses

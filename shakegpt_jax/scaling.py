@@ -19,11 +19,12 @@ def main() -> None:
     args, config, _ = parser.parse_config()
 
     from shakegpt_jax.profiling.growth import EXPECTED_EXPONENTS, exponent, measure_growth
-    from shakegpt_jax.reporting.curves import import_pyplot, plot_growth
+    from shakegpt_jax.reporting.curves import check_plot_path, import_pyplot, plot_growth
     from shakegpt_jax.reporting.tables import print_table
 
-    if args.plot:
-        import_pyplot()  # fails now rather than after minutes of measuring
+    if args.plot is not None:  # fails now rather than after minutes of measuring
+        import_pyplot()
+        check_plot_path(args.plot)
     use_compilation_cache()
     growth = {field: measure_growth(config, field) for field in EXPECTED_EXPONENTS}
     fits = {field: (*measured, exponent(*measured)) for field, measured in growth.items()}
@@ -37,7 +38,7 @@ def main() -> None:
                 [field, range_, " ".join(times), f"{fit:.2f} ({EXPECTED_EXPONENTS[field]:.0f})"]
             )
         print_table(["doubled", "values", "ms per step", "exponent (expected)"], rows)
-    if args.plot:
+    if args.plot is not None:
         plot_growth(fits, args.plot)
 
 

@@ -5,14 +5,12 @@ from shakegpt_jax.command_line.entry_point import STARTED, run_command, use_comp
 
 def main() -> None:
     """Parse the arguments and train."""
-    from shakegpt_jax.command_line.arguments import ConfigArgumentParser, RejectRepeats
+    from shakegpt_jax.command_line.arguments import ConfigArgumentParser, StoreOnce, named
 
     parser = ConfigArgumentParser("python run_train.py", "Train a model, or resume a run.")
     help_text = "run folder; default: runs/<name of the config file>"
-    parser.add_argument("--workdir", action=RejectRepeats, help=help_text)
+    parser.add_argument("--workdir", type=named, action=StoreOnce, help=help_text)
     args, config, name = parser.parse_config()
-    if args.workdir == "":
-        parser.error("--workdir is empty; give a run folder")
 
     from shakegpt_jax.training.run import train
 

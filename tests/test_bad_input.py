@@ -69,6 +69,8 @@ CONFIGS = {
     "typo.py": "from shakegpt_jax.config import Config\n\ndef get_config():\n"
     "    config = Config()\n    config.model.n_layers = 3\n    return config\n",
     "other.py": "def get_config():\n    return {}",
+    "section.py": "from shakegpt_jax.config import Config\n\ndef get_config():\n"
+    "    config = Config()\n    config.model = None\n    return config\n",
     "empty.py": "",
     "number.py": "get_config = 5",
 }
@@ -175,7 +177,11 @@ COMMANDS = [
     ("evaluate", ["--workdir", "none"], "no such run folder: none"),
     ("evaluate", ["--workdir", "newer"], "it has format version 99"),
     ("evaluate", ["--workdir", "emptied"], "6/SHA256SUMS is missing"),
-    ("evaluate", ["--path", ""], "--path is empty; give a UTF-8 text file"),
+    ("evaluate", ["--workdir", ""], "argument --workdir: the name is empty"),
+    ("generate", ["--workdir="], "argument --workdir: the name is empty"),
+    ("generate", ["--prompt_file", ""], "argument --prompt_file: the name is empty"),
+    ("generate", ["--prompt", "a", "--prompt", "b"], "--prompt is given twice"),
+    ("evaluate", ["--path", ""], "argument --path: the name is empty"),
     ("evaluate", ["--path", "folder"], "folder is a folder; give a UTF-8 text file"),
     ("evaluate", ["--path", "/dev/zero"], "/dev/zero is not a regular file"),
     ("evaluate", ["--path", "~nobody_here/x"], "Could not determine home directory"),
@@ -201,9 +207,12 @@ COMMANDS = [
     (
         "plot",
         ["--workdir", "runs", "--output", "none/a.png"],
-        "cannot write the plot none/a.png: No",
+        "cannot write the plot none/a.png: no such folder: none",
     ),
-    ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be 1 or more"),
+    ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be from 1 to 100000"),
+    ("benchmark", ["--sample_batch", "1000000"], "--sample_batch is 1000000; it must be from"),
+    ("scaling", ["--plot", "none/a.png"], "cannot write the plot none/a.png: no such folder"),
+    ("scaling", ["--plot="], "cannot write the plot .: give a file such as losses.png"),
     ("scaling", ["--config.data.batch_size=0"], "config.data.batch_size is 0; it must be"),
 ]
 
@@ -244,10 +253,10 @@ TRAIN = [
     (["--config=own.txt"], "the config own.txt does not end in .py; give one"),
     (["--worksdir=x"], "unrecognized argument '--worksdir=x'"),
     (["--workdir", "a", "--workdir", "b"], "--workdir is given twice"),
-    (["--workdir="], "--workdir is empty; give a run folder"),
+    (["--workdir="], "argument --workdir: the name is empty"),
     (["--workdir=same.txt"], "cannot write to the run folder same.txt"),
     (["positional"], "unrecognized argument 'positional'"),
-    (["--workdir="], "--workdir is empty; give a run folder"),
+    (["--config=section.py"], "config.model of section.py is None; it must be a ModelConfig"),
     (["--config=number.py"], "the config number.py does not define get_config()"),
 ]
 

@@ -19,7 +19,9 @@ from fakes import one_line
 import shakegpt_jax
 from configs import cpu
 from shakegpt_jax.errors import CorruptCheckpointError
+from shakegpt_jax.inference import memorization
 from shakegpt_jax.profiling.measurements import Measurement
+from shakegpt_jax.reporting.tables import print_table
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -150,10 +152,37 @@ def test_evaluate_compares_runs_and_lists_the_best_first(here, command, monkeypa
         assert (code, err) == (0, "")
         header, *rows = out.splitlines()
         assert header.split()[:2] == ["run", "loss"] and len(header) <= 80
-        expected = [[name, f"{losses[name]:.4f}"] for name in ("more/b", "more/a")]
+        expected = [[name, f"{losses[f'more/{name}']:.4f}"] for name in "ba"]
         assert [row.split()[:2] for row in rows] == expected
         _, out, _ = command("evaluate", "--path", "line.txt", "--json", *args)
         assert len([json.loads(line) for line in out.splitlines()]) == 2
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80"])
+def test_tables_are_whole_however_narrow_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    rows = [["a/long-name " * 5, "1.2345"], ["b", "2.0"]]
+    print_table(["run", "std. error"], rows)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "std.", "error"]
+    assert [line.rsplit(maxsplit=1)[1] for line in lines] == ["1.2345", "2.0"]
+    assert lines[0].startswith(rows[0][0])
+
+
+def test_evaluate_compares_the_longest_copies(here, command, monkeypatch):
+    monkeypatch.setattr(memorization, "N_GENERATED", 200)
+    for name in ("a", "b"):
+        shutil.copytree(here / "runs" / "cpu", here / "copies" / name, dirs_exist_ok=True)
+    args = ("evaluate", "--workdir", "copies", "--memorization")
+    code, out, _ = command(*args)
+    assert code == 0
+    header, *rows = out.splitlines()
+    assert header.endswith("longest copy  in val. text")
+    _, out, _ = command(*args, "--json")
+    for row, line in zip(rows, out.splitlines(), strict=True):
+        run = json.loads(line)
+        expected = [len(run["longest_copy"]), len(run["in_validation_text"])]
+        assert [int(cell) for cell in row.split()[-2:]] == expected
 
 
 def test_evaluate_prints_intact_runs_beside_corrupt_ones(here, command):
@@ -199,6 +228,10 @@ def test_generate_reads_the_prompt_from_standard_input_or_a_file(here, lm, comma
     stdin = io.TextIOWrapper(io.BytesIO(b"ROMEO:\n"))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert command("generate", "--prompt", "-", "--max_new_tokens", "10")[1] == expected
+    monkeypatch.setattr(sys, "stdin", None)  # closed
+    code, out, err = command("generate", "--prompt", "-")
+    assert (code, out) == (2, "")
+    assert one_line(err).startswith("error: --prompt is -, but standard input is closed")
     (here / "prompt.txt").write_text("ROMEO:\n")
     args = ("--prompt_file", "prompt.txt", "--max_new_tokens", "10")
     assert command("generate", *args)[1] == expected

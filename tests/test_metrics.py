@@ -80,6 +80,10 @@ def test_corrupt_rows_are_dropped_and_the_file_is_kept(tmp_path):
     assert (tmp_path / "metrics.jsonl.corrupt").read_text() == corrupt
     file.append(train_metrics(9), None)
     file.flush()
+    again = (tmp_path / "metrics.jsonl").read_text() + "again\n"
+    (tmp_path / "metrics.jsonl").write_text(again)
+    MetricsFile(tmp_path, 9, 0.0, reports.append)
+    assert (tmp_path / "metrics.jsonl.corrupt").read_text() == corrupt + again
     rows = read_metrics(tmp_path)
     assert [each.step for each in rows] == [3, 6, 9]
     assert rows[-1].train_time == 10.0

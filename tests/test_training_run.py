@@ -205,6 +205,9 @@ def test_stops_at_the_target_loss(run_config, tmp_path, capsys):
     lower = run_config.replace({"train.target_loss": 1e-3})
     train(lower, tmp_path / "run")  # resumes
     assert CheckpointReader(tmp_path / "run").steps == [6, 12]
+    capsys.readouterr()
+    train(run_config, tmp_path / "run")  # reached before, at the first evaluation
+    assert "reached the target loss of 100.0 at step 6 after" in capsys.readouterr().out
 
 
 def test_stores_an_absolute_text_path(run_config, tmp_path, monkeypatch):

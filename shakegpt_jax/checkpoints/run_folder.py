@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shakegpt_jax.errors import UserError
@@ -43,6 +43,13 @@ def find_runs(workdirs: Sequence[str], runs: str = "runs") -> list[Path]:
         is_run = not workdir or checkpoint_steps(workdir) or not _runs_inside(workdir)
         found += [find_run(workdir, runs)] if is_run else _runs_inside(workdir)
     return list(dict.fromkeys(found))
+
+
+def short_names(workdirs: Iterable[str]) -> dict[str, str]:
+    """Map run folders to their paths inside of the folder that they share."""
+    paths = {workdir: os.path.abspath(workdir) for workdir in workdirs}
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
+    return {workdir: os.path.relpath(path, shared) for workdir, path in paths.items()}
 
 
 def _runs_inside(folder: str) -> list[Path]:

@@ -26,8 +26,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add --workdir: which trained run."""
         self.add_argument(
             "--workdir",
-            default="",
-            action=RejectRepeats,
+            type=named,
+            action=StoreOnce,
             help="run folder; default: the newest in runs/",
         )
 
@@ -37,6 +37,7 @@ class ArgumentParser(argparse.ArgumentParser):
             "--workdir",
             default=[],
             action="append",
+            type=named,
             help="run folder, or folder of runs; may be repeated; default: the newest in runs/",
         )
 
@@ -94,16 +95,26 @@ class ConfigArgumentParser(ArgumentParser):
         return args, config.freeze(), Path(path).stem
 
 
-class RejectRepeats(argparse.Action):
-    """Rejects a repeated option, where argparse would silently keep the last value."""
+class StoreOnce(argparse.Action):
+    """Stores a value, and rejects a repeated option, where argparse would keep the last value."""
+
+    _used = False
 
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
         """Store the value, or report that there is one already."""
-        if getattr(namespace, self.dest) != self.default:
+        if self._used:
             parser.error(f"{option_string} is given twice")
+        self._used = True
         setattr(namespace, self.dest, values)
+
+
+def named(text: str) -> str:
+    """Reject an empty name, such as that of an unset shell variable."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def _step(text: str) -> int | str:

@@ -13,6 +13,7 @@ from shakegpt_jax.reporting.metrics_file import read_metrics
 from shakegpt_jax.reporting.progress import format_duration
 
 COLUMNS = ("run", "loss", "std. error", "perplexity", "parameters", "step", "training")
+COPY_COLUMNS = ("longest copy", "in val. text")  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RunEvaluation:
         return fields | dataclasses.asdict(evaluation) | copies
 
     def cells(self) -> list[str]:
-        """Return the row of a table with `COLUMNS`, without the name of the run."""
+        """Return the row of a table: `COLUMNS` but the first, and `COPY_COLUMNS` if known."""
         found = self.evaluation
         return [
             f"{found.loss:.4f}",
@@ -42,6 +43,7 @@ class RunEvaluation:
             f"{self.parameters:,}",
             str(self.step),
             "" if self.train_time is None else format_duration(self.train_time),
+            *(str(len(copy)) for copy in self.copies.values()),
         ]
 
     def __str__(self) -> str:
@@ -110,6 +112,6 @@ def evaluate_run(
 def _train_time(workdir: str | Path, step: int) -> float | None:
     try:
         times = {row.step: row.train_time for row in read_metrics(workdir)}
-    except UserError:  # corrupt, which matters little here
+    except (UserError, OSError):  # corrupt or not readable, which matters little here
         return None
     return times.get(step)

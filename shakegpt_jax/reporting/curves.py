@@ -84,15 +84,23 @@ def plot_growth(growth: dict[str, tuple[list[int], list[float], float]], path: s
     save_figure(figure, path)
 
 
+def check_plot_path(path: str | Path) -> None:
+    """Raise a UserError if a plot cannot be written there, as far as can be known before."""
+    path = Path(path)
+    if not path.suffix or path.is_dir():
+        raise UserError(f"cannot write the plot {path}: give a file such as losses.png")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write the plot {path}: no such folder: {path.parent}")
+
+
 def save_figure(figure: Any, path: str | Path) -> None:
     """Write a figure to a file and close it.
 
     Raises:
         UserError: if the file cannot be written.
     """
+    check_plot_path(path)
     try:
-        if not Path(path).suffix or Path(path).is_dir():
-            raise ValueError("give a file with a suffix, such as losses.png")
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

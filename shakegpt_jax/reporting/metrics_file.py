@@ -60,7 +60,8 @@ class MetricsFile:
         rows, corrupt = _read(self._path) if step else ([], [])
         if corrupt:  # must not block training
             aside = self._path.with_suffix(".jsonl.corrupt")
-            self._path.replace(aside)
+            with aside.open("ab") as file:  # after the rows of an earlier time
+                file.write(self._path.read_bytes())
             report(
                 f"{self._path}, line {corrupt[0]} is not a row of metrics; continuing without it, "
                 f"and keeping the file as {aside}"

@@ -21,7 +21,7 @@ from shakegpt_jax.model.precision import compute_dtype
 from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.reporting.metrics_file import MetricsFile
-from shakegpt_jax.reporting.progress import Progress
+from shakegpt_jax.reporting.progress import Progress, format_duration
 from shakegpt_jax.training.cpu_limits import adapt_to_cpu
 from shakegpt_jax.training.resume import check_resumable
 from shakegpt_jax.training.run_lock import run_lock
@@ -173,12 +173,21 @@ class TrainingRun:
         saved = f"stopped at step {self.step}, saved in {self.workdir}"
         return f"{saved}; run the same command again to resume"
 
+    def _describe_target(self) -> str:
+        """Say at which evaluation the target loss was reached first, if that is still known."""
+        target = self.config.target_loss
+        for row in self.metrics.rows:
+            if row.evaluation and row.evaluation.loss <= target:
+                after = f" after {format_duration(row.train_time)}" if row.train_time else ""
+                return f"reached the target loss of {target} at step {row.step}{after}"
+        return f"reached the target loss of {target}"
+
     def summarize(self) -> None:
         """Print the best checkpoint, the time, and the command that generates more text."""
         best = self.checkpoints.find("best")
         rows = {row.step: row for row in self.metrics.rows}
         if self.reached_target:
-            self.progress.note(f"reached the target loss of {self.config.target_loss}")
+            self.progress.note(self._describe_target())
         self.progress.summary(
             best,
             self.checkpoints.metrics(best),
