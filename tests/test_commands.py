@@ -1,5 +1,6 @@
 """The commands as a user types them, on the real text."""
 
+import dataclasses
 import io
 import json
 import os
@@ -18,8 +19,9 @@ from fakes import one_line
 
 import shakegpt_jax
 from configs import cpu
-from shakegpt_jax.errors import CorruptCheckpointError
-from shakegpt_jax.inference import memorization
+from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.inference import language_model, memorization, sampler
+from shakegpt_jax.inference.ngram import drafting_pays
 from shakegpt_jax.profiling.measurements import Measurement
 from shakegpt_jax.reporting.tables import print_table
 
@@ -245,6 +247,43 @@ def test_generate_ends_at_a_stop_string(here, lm, command):
     assert out == text[:place] + "\n"
     assert lm.generate(["O God, O God!"], 50, stop=[stop]) == [text[:place]]
     assert "".join(p for (p,) in lm.stream(["O God, O God!"], 50, stop=[stop])) == text[13:place]
+
+
+def test_generate_drafts_where_it_pays_or_is_asked_for(here, lm, command, monkeypatch):
+    drafts = []
+
+    def generate_ids(*args):
+        drafts.append(args[-1] is not None)
+        return sampler.generate_ids(*args)
+
+    monkeypatch.setattr(language_model, "generate_ids", generate_ids)
+    args = ("generate", "--max_new_tokens", "100", "--num_samples", "2")
+    _, text, _ = command(*args)
+    for flags in (["--draft"], ["--nodraft"]):
+        assert command(*args, *flags)[:2] == (0, text)
+    for pays in (True, False):
+        monkeypatch.setattr(language_model, "drafting_pays", lambda *_, pays=pays: pays)
+        assert command(*args)[:2] == (0, text)
+        assert command(*args, "--nodraft")[:2] == (0, text)
+    assert drafts == [False, True, False, True, False, False, False]
+    code, _, err = command(*args, "--draft", "--nodraft")
+    assert code == 2 and "not allowed with argument" in one_line(err)
+    # Without the training text, it draws the same text without drafts, unless asked for them.
+    monkeypatch.setattr(language_model, "drafting_pays", lambda *_: True)
+    moved = dataclasses.replace(lm, text_sha256="another text")
+    assert moved.generate(["O God, O God!"] * 2, 100, seed=[0, 1])[0] in text
+    assert drafts[-1] is False
+    with pytest.raises(UserError, match=r"drafting needs the training text: .* is not the text"):
+        moved.generate("A", 10, draft=True)
+    with pytest.raises(UserError, match="draft is 3; it must be True, False or None"):
+        lm.generate("A", 10, draft=3)
+
+
+def test_drafting_pays_for_large_models_and_few_rows():
+    assert drafting_pays(85_000_000, 8, 500)
+    assert not drafting_pays(400_000, 1, 500)
+    assert not drafting_pays(85_000_000, 9, 500)
+    assert not drafting_pays(85_000_000, 1, 20)
 
 
 def test_plot_writes_an_image(here, command):

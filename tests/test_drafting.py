@@ -109,7 +109,7 @@ def test_a_pass_accepts_what_the_model_would_have_written(ngram, per_pass):
     state = DraftingState(state, jnp.array([2]), jnp.array([29]))
     for _ in range(2):
         before = int(state.left_B[0])
-        state, ids, counts = decode_drafted(model, {}, ngram, state, Sampling(1.0), 1)
+        state, ids, counts = decode_drafted(model, {}, ngram, state, Sampling(1.0), 8, 1)
         assert int(counts[0]) == before - int(state.left_B[0])
         assert ids[0, : counts[0]].tolist() == expected[30 - before :][: counts[0]]
         if per_pass:
@@ -139,7 +139,7 @@ def test_a_pass_drafts_what_the_ngram_chooses_after_the_whole_text(trained, samp
     state = DraftingState(state, ngram.rows([np.array(prompt)]), jnp.array([n - 1]))
     counts = []
     while sum(counts) < n - 1:
-        state, _, counts_B = decode_drafted(model, params, ngram, state, sampling, 1)
+        state, _, counts_B = decode_drafted(model, params, ngram, state, sampling, 8, 1)
         counts.append(int(counts_B[0]))
     assert counts == expected
 

@@ -14,8 +14,6 @@ from shakegpt_jax.inference.sampling import Sampling, gumbel_noise, sample_token
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.model.kv_cache import KVCache, init_cache
 
-N_VERIFIED = 8  # characters per pass when drafting
-
 
 class DecodingState(NamedTuple):
     """State of plain decoding, carried from one dispatch to the next."""
@@ -56,7 +54,7 @@ def prefill(
         seeds_B: uint32, one per row.
         count: () characters generated before this one.
         sampling: sampling options.
-        n_spare: cache slots beyond block_size; drafting needs `N_VERIFIED`.
+        n_spare: cache slots beyond block_size, for drafts that are rejected.
 
     Returns:
         The state to continue from and the (B, 1) int32 ids.
@@ -96,11 +94,19 @@ def decode(
     return DecodingState(cache, last_B, state.keys_B, state.n_generated_B + n_chunk), ids_CxB.T
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_pass"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("model", "n_verified", "n_pass"), donate_argnames="state"
+)
 def decode_drafted(
-    model: GPT, params: Any, ngram: NGram, state: DraftingState, sampling: Sampling, n_pass: int
+    model: GPT,
+    params: Any,
+    ngram: NGram,
+    state: DraftingState,
+    sampling: Sampling,
+    n_verified: int,
+    n_pass: int,
 ) -> tuple[DraftingState, jax.Array, jax.Array]:
-    """Generate 1 to `N_VERIFIED` characters in each of `n_pass` passes; the state is donated.
+    """Generate 1 to `n_verified` characters in each of `n_pass` passes; the state is donated.
 
     In each pass the n-gram drafts characters and the model says what it would have written after
     each. This is speculative decoding (Leviathan et al. 2023), except that both choose with the
@@ -111,17 +117,18 @@ def decode_drafted(
         model: see `prefill`.
         params: its parameters.
         ngram: the draft model.
-        state: the state to continue from; its cache has `N_VERIFIED` spare slots.
+        state: the state to continue from; its cache has `n_verified` spare slots.
         sampling: sampling options, of both models.
+        n_verified: characters per pass: the latest one and the drafts after it.
         n_pass: passes of the model, at most.
 
     Returns:
-        The next state, (B, n_pass * N_VERIFIED) int32 ids, and how many of each row count.
+        The next state, (B, n_pass * n_verified) int32 ids, and how many of each row count.
     """
 
     def one_pass(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         i, (decoding, first_B, left_B), ids_BxC, counts_B = carry
-        indices_BxT = decoding.n_generated_B[:, None] + jnp.arange(N_VERIFIED)[None]
+        indices_BxT = decoding.n_generated_B[:, None] + jnp.arange(n_verified)[None]
         noise_BxTxV = gumbel_noise(decoding.keys_B, indices_BxT, model.vocab_size)
         noise_TxBxV = noise_BxTxV.swapaxes(0, 1)
 
@@ -153,7 +160,7 @@ def decode_drafted(
         return (i < n_pass) & (state.left_B > 0).any()
 
     counts_B = jnp.zeros_like(state.left_B)
-    ids_BxC = jnp.zeros((len(counts_B), n_pass * N_VERIFIED), jnp.int32)
+    ids_BxC = jnp.zeros((len(counts_B), n_pass * n_verified), jnp.int32)
     carry = (0, state, ids_BxC, counts_B)
     _, state, ids_BxC, counts_B = jax.lax.while_loop(unfinished, one_pass, carry)
     return state, ids_BxC, counts_B

@@ -1,6 +1,5 @@
 """A trained model as a Python object: load it, generate text, score text."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -155,10 +154,10 @@ class LanguageModel:
         seeds = as_seeds(seed, len(prompts))
         n_new = as_integer("max_new_tokens", max_new_tokens, 1)
         window_stride = as_integer("window_stride", window_stride, 1, n_time)
-        require(draft in (None, True, False), "draft", draft, "True, False or None")
-        if draft is None:
-            draft = drafting_pays(self.n_params, len(prompts), n_new) and self._can_draft
-        ngram = self._ngram if draft else None
+        require(draft is None or isinstance(draft, bool), "draft", draft, "True, False or None")
+        ngram = None
+        if draft or (draft is None and drafting_pays(self.n_params, len(prompts), n_new)):
+            ngram = self._ngram_if_possible(required=bool(draft))
         chunks = generate_ids(
             self.model, self.params, ids, seeds, n_new, sampling, window_stride, ngram
         )
@@ -169,11 +168,13 @@ class LanguageModel:
     def _ngram(self) -> NGram:
         return build_ngram(self.load_corpus().train_ids, self.model.vocab_size)
 
-    @property
-    def _can_draft(self) -> bool:
-        with contextlib.suppress(UserError):
-            return bool(self._ngram)
-        return False
+    def _ngram_if_possible(self, *, required: bool) -> NGram | None:
+        try:
+            return self._ngram
+        except UserError as error:
+            if required:
+                raise UserError(f"drafting needs the training text: {error}") from error
+            return None
 
     @overload
     def logits(self, text: str, *, stride: int | None = None) -> np.ndarray: ...

@@ -77,4 +77,4 @@ def drafting_pays(n_params: int, n_row: int, n_new: int) -> bool:
         n_row: rows of the batch.
         n_new: characters to generate per row.
     """
-    return n_params >= 10_000_000 and n_row <= 4 and n_new >= 64
+    return n_params >= 10_000_000 and n_row <= 8 and n_new >= 64

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from shakegpt_jax.inference.decoding import (
-    N_VERIFIED,
     DecodingState,
     DraftingState,
     decode,
@@ -30,7 +29,10 @@ from shakegpt_jax.parallel.dispatch import one_ahead
 # Characters per dispatch, and per streamed piece. Small models (fewer parameters than _SMALL_MODEL)
 # use longer chunks: dispatch overhead would otherwise take a third of their time.
 _CHUNK, _SMALL_MODEL_CHUNK, _SMALL_MODEL = 16, 32, 10_000_000
-_PER_PASS = 4  # characters that a pass of drafted decoding accepts, about
+
+# Characters per pass of drafted decoding, for up to _FEW rows and for more, and the characters that
+# a pass accepts, about.
+_FEW, _VERIFIED_OF_FEW, _VERIFIED, _ACCEPTED = 2, 8, 4, 4
 
 
 def context_length(length: int, block_size: int, window_stride: int) -> int:
@@ -83,6 +85,7 @@ def generate_ids(
     n_chunk = _SMALL_MODEL_CHUNK if n_weight < _SMALL_MODEL else _CHUNK
     # With a short stride, the rest of a longer chunk would be discarded every time.
     n_chunk = min(n_chunk, 1 << max(0, window_stride - 2).bit_length())
+    n_verified = _VERIFIED_OF_FEW if n_row <= _FEW else _VERIFIED
     count = 0
     while count < max_new_tokens:
         window_BxT, context_lengths_B = _windows(tails, lengths, n_slot, window_stride)
@@ -96,13 +99,14 @@ def generate_ids(
             seeds_B,
             count,
             sampling,
-            n_spare=N_VERIFIED if ngram else 0,
+            n_spare=n_verified if ngram else 0,
         )
         left_B = np.full(len(tails), room)
         chunks: Iterator[tuple[jax.Array, Any]]
         if ngram:
             drafting = DraftingState(state, ngram.rows(tails), jnp.array(left_B - 1))
-            chunks = _draft_chunks(model, params, ngram, drafting, sampling, n_chunk)
+            n_pass = max(1, n_chunk // _ACCEPTED)
+            chunks = _draft_chunks(model, params, ngram, drafting, sampling, n_verified, n_pass)
         else:
             chunks = _decode_chunks(model, params, state, sampling, room - 1, n_chunk)
         first = [(first_Bx1, np.ones_like(left_B))]
@@ -142,10 +146,9 @@ def _decode_chunks(
 
 
 def _draft_chunks(
-    model: GPT, params: Any, ngram: NGram, state: DraftingState, sampling: Sampling, n_chunk: int
+    model: GPT, params: Any, ngram: NGram, state: DraftingState, *options: Any
 ) -> Iterator[tuple[jax.Array, Any]]:
     """Dispatch chunks of a few passes each, without end."""
-    n_pass = max(1, n_chunk // _PER_PASS)
     while True:
-        state, ids_BxC, counts_B = decode_drafted(model, params, ngram, state, sampling, n_pass)
+        state, ids_BxC, counts_B = decode_drafted(model, params, ngram, state, *options)
         yield ids_BxC, counts_B
