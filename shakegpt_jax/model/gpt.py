@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.kv_cache import KVCache
 from shakegpt_jax.model.precision import compute_dtype
 
@@ -127,7 +128,7 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(self.config)
         self.ln_2 = _layer_norm(self.config)
         self.mlp = MLP(self.config)
-        self.drop = nn.Dropout(self.config.dropout)
+        self.drop = Dropout(self.config.dropout)
 
     def __call__(
         self,
@@ -156,7 +157,7 @@ class GPT(nn.Module):
         init = _init(config)
         self.wte = nn.Embed(self.vocab_size, config.n_embd, embedding_init=init)
         self.wpe = nn.Embed(config.block_size, config.n_embd, embedding_init=init)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.block = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=jnp.float32)
         # By default, GPUs would round the operands to TF32.

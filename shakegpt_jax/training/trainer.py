@@ -1,6 +1,5 @@
 """A run on its devices: the sharded state and the compiled loop over train steps."""
 
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +14,14 @@ from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus
-from shakegpt_jax.data.windows import sample_windows
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.dispatch import one_ahead
-from shakegpt_jax.parallel.mesh import replicate, shard_batch, shard_state
+from shakegpt_jax.parallel.mesh import replicate
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
-from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
-from shakegpt_jax.training.step import Metrics, TrainState, create_state, random_key, train_step
+from shakegpt_jax.training.chunk import make_chunk
+from shakegpt_jax.training.step import Metrics, TrainState
 
 
 def run_metadata(config: Config, corpus: Corpus) -> RunMetadata:
@@ -58,43 +56,14 @@ class Trainer:
         self.mesh = mesh
         self.model = GPT(config.model, corpus.tokenizer.vocab_size)
         self._seed = np.int32(train.seed)  # an argument: other seeds do not recompile
-        tx = make_optimizer(config.optimizer, train.num_steps)
-        create = functools.partial(create_state, self.model, tx)
-        self._abstract_state = shard_state(mesh, jax.eval_shape(create, self._seed))
-        shardings = jax.tree.map(lambda array: array.sharding, self._abstract_state)
-        self._create = jax.jit(create, out_shardings=shardings)
         self._train_ids = replicate(mesh, corpus.train_ids)
-        step = functools.partial(
-            train_step,
-            model=self.model,
-            tx=tx,
-            schedule=make_schedule(config.optimizer, train.num_steps),
-        )
-
-        def run_chunk(
-            state: TrainState, ids: jax.Array, seed: jax.Array, n: int
-        ) -> tuple[TrainState, Metrics]:
-            def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-                window_key = random_key(seed, "windows", state.step)
-                batch = sample_windows(
-                    window_key, ids, config.data.batch_size, config.model.block_size
-                )
-                dropout_key = random_key(seed, "dropout", state.step)
-                return step(state, shard_batch(batch), dropout_key)
-
-            return jax.lax.scan(body, state, length=n)
-
+        self._chunk = make_chunk(config, self.model, mesh)
         # Compiled ahead of time, so that compilation is not part of the training time and nothing
         # can recompile later.
         start = time.perf_counter()
-        jitted = jax.jit(
-            run_chunk, static_argnums=3, donate_argnums=0, out_shardings=(shardings, None)
-        )
         longest, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
         lengths = chunk_lengths(every, longest) + chunk_lengths(train.num_steps % every, longest)
-        self._lower = functools.partial(
-            jitted.lower, self._abstract_state, self._train_ids, self._seed
-        )
+        self._abstract_arguments = (self._chunk.abstract_state, self._train_ids, self._seed)
         self._run_chunk: dict[int, jax.stages.Compiled] = {}
         self._compile(lengths)
         self.compile_seconds = time.perf_counter() - start
@@ -102,12 +71,13 @@ class Trainer:
     def _compile(self, lengths: list[int]) -> None:
         with jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
-                self._run_chunk[n] = self._lower(n).compile()
+                lowered = self._chunk.run.lower(*self._abstract_arguments, n)
+                self._run_chunk[n] = lowered.compile()
 
     def initialize(self) -> None:
         """Create the state before the first step, sharded from the start."""
         with jax.set_mesh(self.mesh):
-            self.state = self._create(self._seed)
+            self.state = self._chunk.create(self._seed)
 
     def run(
         self, step: int, until: int, stop: Callable[[], object] = lambda: False
@@ -180,10 +150,10 @@ class Trainer:
     def restore(self, checkpoints: CheckpointReader, step: int) -> None:
         """Restore the state from a checkpoint."""
         abstract = {
-            "params": self._abstract_state.params,
-            "opt_state": self._abstract_state.opt_state,
+            "params": self._chunk.abstract_state.params,
+            "opt_state": self._chunk.abstract_state.opt_state,
         }
-        sharding = self._abstract_state.step.sharding
+        sharding = self._chunk.abstract_state.step.sharding
         self.state = TrainState(
             step=jax.device_put(jnp.int32(step), sharding), **checkpoints.restore(step, abstract)
         )

@@ -1,0 +1,55 @@
+"""A chunk: several train steps, with the windows that they draw, as one compiled program."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from shakegpt_jax.config import Config
+from shakegpt_jax.data.windows import sample_windows
+from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.parallel.mesh import shard_batch, shard_state
+from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
+from shakegpt_jax.training.step import Metrics, TrainState, create_state, random_key, train_step
+
+
+class Chunk(NamedTuple):
+    """Jitted functions of a run. Both can be lowered from abstract arguments, without devices."""
+
+    abstract_state: TrainState  # shapes, dtypes and shardings
+    create: Any  # seed -> TrainState before the first step
+    run: Any  # TrainState (donated), ids, seed, n -> TrainState n steps later, (n,) metrics
+
+
+def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
+    """Build the functions of a run.
+
+    Args:
+        config: frozen config.
+        model: the model.
+        mesh: the devices of the state.
+    """
+    tx = make_optimizer(config.optimizer, config.train.num_steps)
+    schedule = make_schedule(config.optimizer, config.train.num_steps)
+    step = functools.partial(train_step, model=model, tx=tx, schedule=schedule)
+    create = functools.partial(create_state, model, tx)
+    abstract_state = shard_state(mesh, jax.eval_shape(create, config.train.seed))
+    shardings = jax.tree.map(lambda array: array.sharding, abstract_state)
+
+    def run(
+        state: TrainState, ids: jax.Array, seed: jax.Array, n: int
+    ) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            window_key = random_key(seed, "windows", state.step)
+            batch = sample_windows(window_key, ids, config.data.batch_size, config.model.block_size)
+            dropout_key = random_key(seed, "dropout", state.step)
+            return step(state, shard_batch(batch), dropout_key)
+
+        return jax.lax.scan(body, state, length=n)
+
+    return Chunk(
+        abstract_state,
+        jax.jit(create, out_shardings=shardings),
+        jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(shardings, None)),
+    )
