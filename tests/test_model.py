@@ -9,9 +9,11 @@ import pytest
 from jax.test_util import check_grads
 
 from shakegpt_jax.config import Config, ModelConfig
+from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.flops import train_flops_per_character
 from shakegpt_jax.model.gpt import GPT, _scores, init_params
 from shakegpt_jax.model.kv_cache import init_cache
+from shakegpt_jax.model.precision import cast_blocks
 
 VOCAB = 65
 MEDIUM = ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=32)
@@ -257,3 +259,45 @@ def test_every_matmul_but_the_head_is_bfloat16_in_forward_and_backward_pass(conf
     assert len(matmuls) == 3 * 6 * config.model.n_layer + len(in_float32)
     assert in_float32
     assert all(f"{VOCAB}x" in line for line in in_float32)
+
+
+@pytest.mark.parametrize(
+    ("rate", "share"), [(0.1, 26 / 256), (0.5, 0.5), (1e-4, 1 / 256), (0.999, 255 / 256)]
+)
+@pytest.mark.parametrize("width", [1, 6, 64])
+def test_dropout_zeros_an_independent_share_and_keeps_the_mean(rate, share, width):
+    n = 192_000 // width
+
+    def draw(seed: int) -> np.ndarray:
+        rngs = {"dropout": jax.random.key(seed)}
+        ones = jnp.ones((n, width))
+        return np.asarray(Dropout(rate).apply({}, ones, deterministic=False, rngs=rngs))
+
+    dropped = draw(0)
+    zero = dropped == 0
+    error = (share * (1 - share) / zero.size) ** 0.5  # standard error of a share
+    assert zero.mean() == pytest.approx(share, abs=5 * error)
+    np.testing.assert_allclose(dropped[~zero], 1 / (1 - share), rtol=1e-6)
+    # Neighbours, which may share a random word, and other seeds are independent.
+    neighbours = [np.roll(zero, 1, axis=0), draw(1) == 0]
+    neighbours += [np.roll(zero, 1, axis=1)] if width > 1 else []
+    for other in neighbours:
+        error = share * ((1 - share**2) / zero.size) ** 0.5
+        assert (zero & other).mean() == pytest.approx(share**2, abs=5 * error)
+    assert Dropout(0.0).apply({}, jnp.ones(3), deterministic=False).tolist() == [1, 1, 1]
+
+
+def test_blocks_are_cast_once_for_decoding(config):
+    config.model.compute_dtype = "bfloat16"
+    model, params = make(config.model)
+    cast = cast_blocks(params, config.model)
+    kernel = cast["block_0"]["mlp"]["c_fc"]["kernel"]
+    assert kernel.dtype == cast["block_0"]["attn"]["c_attn"]["bias"].dtype == jnp.bfloat16
+    for name in ("wte", "wpe", "ln_f", "lm_head"):
+        assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(cast[name]))
+    assert cast["block_0"]["ln_1"]["scale"].dtype == jnp.float32
+    idx = jax.random.randint(jax.random.key(3), (3, 8), 0, VOCAB)
+    assert (apply(model, cast, idx) == apply(model, params, idx)).all()
+    config.model.compute_dtype = "float32"
+    same = jax.tree.map(lambda a, b: a is b, cast_blocks(params, config.model), params)
+    assert all(jax.tree.leaves(same))

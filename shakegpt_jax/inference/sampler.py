@@ -24,6 +24,7 @@ from shakegpt_jax.inference.decoding import (
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.model.precision import cast_blocks
 from shakegpt_jax.parallel.dispatch import one_ahead
 
 # Characters per dispatch, and per streamed piece. Small models (fewer parameters than _SMALL_MODEL)
@@ -85,6 +86,7 @@ def generate_ids(
     n_chunk = _SMALL_MODEL_CHUNK if n_weight < _SMALL_MODEL else _CHUNK
     # With a short stride, the rest of a longer chunk would be discarded every time.
     n_chunk = min(n_chunk, 1 << max(0, window_stride - 2).bit_length())
+    params = cast_blocks(params, model.config)
     n_verified = _VERIFIED_OF_FEW if n_row <= _FEW else _VERIFIED
     count = 0
     while count < max_new_tokens:

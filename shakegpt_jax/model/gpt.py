@@ -104,6 +104,12 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), (k_NxSxK, v_NxSxK)
 
 
+@jax.checkpoint
+def _gelu(x: jax.Array) -> jax.Array:
+    """GELU; its gradient recomputes the tanh, which is faster than storing what it needs."""
+    return nn.gelu(x, approximate=True)
+
+
 class MLP(nn.Module):
     """Two linear layers with a tanh-approximate GELU between them."""
 
@@ -115,7 +121,7 @@ class MLP(nn.Module):
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Map (B, T, D) to (B, T, D), each position on its own."""
-        return self.c_proj(nn.gelu(self.c_fc(x_BxTxD), approximate=True))
+        return self.c_proj(_gelu(self.c_fc(x_BxTxD)))
 
 
 class Block(nn.Module):
