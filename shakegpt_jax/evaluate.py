@@ -46,7 +46,7 @@ def main() -> None:
     if args.json:
         for run in results.values():
             print(json.dumps(run.to_json()))
-    elif len(workdirs) > 1:
+    elif len(workdirs) > 1 and results:
         best_first = sorted(results.items(), key=lambda item: item[1].evaluation.loss)
         names = short_names(results)
         columns = [*COLUMNS, *(COPY_COLUMNS if args.memorization else ())]

@@ -39,13 +39,10 @@ def main() -> None:
     add("--num_samples", type=int, default=1, help="with seeds SEED, SEED + 1, ... (%(default)s)")
     add("--window_stride", type=int, help="characters to drop when the window is full; 1: exact")
     draft = parser.add_mutually_exclusive_group()
-    draft.add_argument(
-        "--draft",
-        action="store_true",
-        default=None,
-        help="draft with an n-gram of the training text (where it is faster)",
-    )
+    help_text = "draft with an n-gram of the training text (where it is faster)"
+    draft.add_argument("--draft", action="store_true", help=help_text)
     draft.add_argument("--nodraft", action="store_false", dest="draft", help="never draft")
+    parser.set_defaults(draft=None)
     add("--no_echo", action="store_true", help="print the continuation without the prompt")
     add("--json", action="store_true", help="print one JSON object per sample")
     args = parser.parse_args()

@@ -3,6 +3,7 @@
 import dataclasses
 import resource
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +57,16 @@ class FixedModel:
             block_size=self.block_size, n_layer=1, n_head=1, n_embd=1, compute_dtype="float32"
         )
 
-    def apply(
-        self, variables: dict, idx_BxT: jax.Array, cache: KVCache, *, method: str
-    ) -> tuple[jax.Array, KVCache]:
-        assert method == "extend"
+    def apply(self, variables: dict, x: jax.Array, *cache: KVCache, method: str) -> Any:
+        return self.head(x) if method == "head" else self.extend(x, *cache)
+
+    def extend(self, idx_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """Return the characters themselves."""
+        return idx_BxT, cache._replace(lengths_B=cache.lengths_B + idx_BxT.shape[1])
+
+    def head(self, x: jax.Array) -> jax.Array:
         logits_V = jnp.log(jnp.array(self.probabilities))
-        logits_BxTxV = jnp.broadcast_to(logits_V, (*idx_BxT.shape, self.vocab_size))
-        return logits_BxTxV, cache._replace(lengths_B=cache.lengths_B + idx_BxT.shape[1])
+        return jnp.broadcast_to(logits_V, (*x.shape, self.vocab_size))
 
 
 class SmallFiles:

@@ -197,6 +197,11 @@ def test_evaluate_prints_intact_runs_beside_corrupt_ones(here, command):
     assert code == 2
     assert json.loads(out)["checkpoint"] == "mixed/good/checkpoints/20"
     assert err.startswith("error: mixed/bad: ") and err.count("\n") == 1
+    shutil.rmtree(here / "mixed" / "good")
+    shutil.copytree(here / "mixed" / "bad", here / "mixed" / "worse")
+    code, out, err = command("evaluate", "--workdir", "mixed")
+    assert (code, out) == (2, "")
+    assert "mixed/worse: " in one_line(err)
 
 
 def test_generate_prints_the_text_and_nothing_else(here, lm, command):
@@ -280,10 +285,13 @@ def test_generate_drafts_where_it_pays_or_is_asked_for(here, lm, command, monkey
 
 
 def test_drafting_pays_for_large_models_and_few_rows():
-    assert drafting_pays(85_000_000, 8, 500)
-    assert not drafting_pays(400_000, 1, 500)
-    assert not drafting_pays(85_000_000, 9, 500)
-    assert not drafting_pays(85_000_000, 1, 20)
+    assert drafting_pays(85_000_000, 8, 100, 65)
+    assert drafting_pays(10_700_000, 1, 500, 65)
+    assert not drafting_pays(10_700_000, 1, 400, 65)
+    assert not drafting_pays(400_000, 1, 100_000, 65)
+    assert not drafting_pays(85_000_000, 9, 500, 65)
+    assert not drafting_pays(85_000_000, 1, 20, 65)
+    assert not drafting_pays(85_000_000, 1, 500, 1)
 
 
 def test_plot_writes_an_image(here, command):

@@ -9,10 +9,12 @@ import pytest
 from jax.test_util import check_grads
 
 from shakegpt_jax.config import Config, ModelConfig
+from shakegpt_jax.model import gpt
+from shakegpt_jax.model.attention import _scores, cudnn_attends
 from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.flops import train_flops_per_character
-from shakegpt_jax.model.gpt import GPT, _scores, init_params
-from shakegpt_jax.model.kv_cache import init_cache
+from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.model.kv_cache import KVCache, init_cache
 from shakegpt_jax.model.precision import cast_blocks
 
 VOCAB = 65
@@ -155,6 +157,11 @@ def test_no_position_attends_to_a_later_one(config):
     assert np.all(influence[np.tril_indices(8)] > 0)
 
 
+def extend(model: GPT, params, idx: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    x, cache = apply(model, params, idx, cache, method="extend")
+    return apply(model, params, x, method="head"), cache
+
+
 def test_cached_decoding_equals_the_full_forward_pass(config):
     config.model.n_layer = 2
     model, params = make(config.model)
@@ -163,10 +170,10 @@ def test_cached_decoding_equals_the_full_forward_pass(config):
     expected = apply(model, params, idx)
     cache = init_cache(config.model, 3)
     # Three characters at once, then one by one.
-    logits, cache = apply(model, params, idx[:, :3], cache, method="extend")
+    logits, cache = extend(model, params, idx[:, :3], cache)
     np.testing.assert_allclose(logits, expected[:, :3], rtol=1e-5, atol=1e-5)
     for t in range(3, 8):
-        logits, cache = apply(model, params, idx[:, t : t + 1], cache, method="extend")
+        logits, cache = extend(model, params, idx[:, t : t + 1], cache)
         np.testing.assert_allclose(logits[:, 0], expected[:, t], rtol=1e-5, atol=1e-5)
     assert cache.lengths_B.tolist() == [8, 8, 8]
 
@@ -179,12 +186,12 @@ def test_rows_of_different_lengths_share_a_cache(config):
     lengths = jnp.array([1, 4, 7])
     padded = jnp.where(jnp.arange(8)[None] < lengths[:, None], idx, 64)
     rows = jnp.arange(3)
-    logits, cache = apply(model, params, padded, init_cache(config.model, 3), method="extend")
+    logits, cache = extend(model, params, padded, init_cache(config.model, 3))
     last = logits[rows, lengths - 1]
     np.testing.assert_allclose(last, expected[rows, lengths - 1], rtol=1e-5, atol=1e-5)
     cache = cache._replace(lengths_B=lengths)  # without the padding
     following = idx[rows, lengths][:, None]
-    logits, cache = apply(model, params, following, cache, method="extend")
+    logits, cache = extend(model, params, following, cache)
     np.testing.assert_allclose(logits[:, 0], expected[rows, lengths], rtol=1e-5, atol=1e-5)
 
 
@@ -195,16 +202,16 @@ def test_spare_slots_take_rejected_characters(config):
     expected = apply(model, params, idx)
     lengths = jnp.array([2, 5, 7])
     cache = init_cache(config.model, 3, n_spare=4)
-    _, cache = apply(model, params, idx, cache, method="extend")
+    _, cache = extend(model, params, idx, cache)
     cache = cache._replace(lengths_B=lengths)
     # One right character, then wrong ones that reach beyond block_size.
     rows = jnp.arange(3)
     drafted = jnp.full((3, 4), 64).at[:, 0].set(idx[rows, lengths])
-    logits, cache = apply(model, params, drafted, cache, method="extend")
+    logits, cache = extend(model, params, drafted, cache)
     np.testing.assert_allclose(logits[:, 0], expected[rows, lengths], rtol=1e-5, atol=1e-5)
     cache = cache._replace(lengths_B=jnp.minimum(lengths + 1, 7))
     right = idx[rows, cache.lengths_B][:, None]
-    logits, _ = apply(model, params, right, cache, method="extend")
+    logits, _ = extend(model, params, right, cache)
     found = logits[:, 0]
     np.testing.assert_allclose(found, expected[rows, cache.lengths_B], rtol=1e-5, atol=1e-5)
 
@@ -301,3 +308,32 @@ def test_blocks_are_cast_once_for_decoding(config):
     config.model.compute_dtype = "float32"
     same = jax.tree.map(lambda a, b: a is b, cast_blocks(params, config.model), params)
     assert all(jax.tree.leaves(same))
+
+
+def test_cudnn_gets_whole_windows_and_its_result_is_used(config, monkeypatch):
+    """Attention by `jax.nn.dot_product_attention`, which cuDNN computes on GPUs."""
+    model, params = make(config.model)
+    params = larger_params(params)
+    idx = jax.random.randint(jax.random.key(3), (3, 8), 0, VOCAB)
+    expected, shorter = apply(model, params, idx), apply(model, params, idx[:, :5])
+    called = []
+
+    def attention(*qkv: jax.Array) -> jax.Array:
+        called.append(qkv[0].shape)
+        return jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="xla")
+
+    monkeypatch.setattr(gpt, "cudnn_attends", lambda _: True)
+    monkeypatch.setattr(gpt, "attend_causally_by_cudnn", attention)
+    jax.clear_caches()
+    np.testing.assert_allclose(apply(model, params, idx), expected, rtol=1e-4, atol=1e-4)
+    assert called
+    called.clear()
+    np.testing.assert_allclose(apply(model, params, idx[:, :5]), shorter, rtol=1e-5, atol=1e-5)
+    assert not called
+    jax.clear_caches()
+
+
+def test_cudnn_is_not_asked_where_it_cannot_be(config):
+    assert not cudnn_attends(config.model)  # on a CPU
+    half = dataclasses.replace(config.model, compute_dtype="bfloat16")
+    assert not cudnn_attends(half)

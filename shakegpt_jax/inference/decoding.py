@@ -28,8 +28,11 @@ class DraftingState(NamedTuple):
     """State of drafted decoding."""
 
     decoding: DecodingState
-    rows_B: jax.Array  # (B,) int32, row of the n-gram for the text before the latest character
+    contexts_B: jax.Array  # (B,) int32, n-gram's context of the text before the latest character
     left_B: jax.Array  # (B,) int32, characters to generate
+
+
+start_drafting = jax.jit(DraftingState, donate_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_spare"))
@@ -47,7 +50,7 @@ def prefill(
     """Process the context of each row in one pass and sample one character.
 
     Args:
-        model: a `GPT`, or anything with its `extend`, `config` and `vocab_size`.
+        model: a `GPT`, or anything with its `extend`, `head`, `config` and `vocab_size`.
         params: its parameters.
         window_BxT: ids, left-aligned context of each row, then padding.
         context_lengths_B: number of context characters in each row, at least 1.
@@ -61,12 +64,12 @@ def prefill(
     """
     n_row = len(window_BxT)
     cache = init_cache(model.config, n_row, n_spare)
-    logits_BxTxV, cache = _extend(model, params, window_BxT, cache)
+    x_BxTxD, cache = _extend(model, params, window_BxT, cache)
     cache = cache._replace(lengths_B=context_lengths_B.astype(jnp.int32))
     keys_B = jax.vmap(jax.random.key)(seeds_B)
     count_B = jnp.full(n_row, count, jnp.int32)
     noise_BxV = gumbel_noise(keys_B, count_B[:, None], model.vocab_size)[:, 0]
-    logits_BxV = logits_BxTxV[jnp.arange(n_row), context_lengths_B - 1]
+    logits_BxV = _head(model, params, x_BxTxD[jnp.arange(n_row), context_lengths_B - 1])
     last_B = sample_token(noise_BxV, logits_BxV, sampling)
     return DecodingState(cache, last_B, keys_B, count_B + 1), last_B[:, None]
 
@@ -84,8 +87,8 @@ def decode(
 
     def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, jax.Array]:
         cache, last_B = carry
-        logits_Bx1xV, cache = _extend(model, params, last_B[:, None], cache)
-        last_B = sample_token(noise_BxV, logits_Bx1xV[:, 0], sampling)
+        x_Bx1xD, cache = _extend(model, params, last_B[:, None], cache)
+        last_B = sample_token(noise_BxV, _head(model, params, x_Bx1xD[:, 0]), sampling)
         return (cache, last_B), last_B
 
     indices_BxC = state.n_generated_B[:, None] + jnp.arange(n_chunk)[None]
@@ -127,32 +130,36 @@ def decode_drafted(
     """
 
     def one_pass(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, (decoding, first_B, left_B), ids_BxC, counts_B = carry
+        i, (decoding, contexts_B, left_B), ids_BxC, counts_B = carry
         indices_BxT = decoding.n_generated_B[:, None] + jnp.arange(n_verified)[None]
         noise_BxTxV = gumbel_noise(decoding.keys_B, indices_BxT, model.vocab_size)
         noise_TxBxV = noise_BxTxV.swapaxes(0, 1)
 
         def draft(carry: tuple[jax.Array, jax.Array], noise_BxV: jax.Array) -> Any:
-            rows_B, last_B = carry
-            next_B = ngram.next_RxV[rows_B, last_B]
-            logits_BxV = ngram.log_probs_RxV[next_B].astype(jnp.float32)
-            return (next_B, sample_token(noise_BxV, logits_BxV, sampling)), (next_B, last_B)
+            contexts_B, last_B = carry
+            contexts_B = ngram.next_GxV[contexts_B, last_B]
+            logits_BxV = ngram.log_probs_GxV[contexts_B].astype(jnp.float32)
+            drafted_B = sample_token(noise_BxV, logits_BxV, sampling)
+            return (contexts_B, drafted_B), (contexts_B, last_B)
 
-        _, (rows_TxB, idx_TxB) = jax.lax.scan(draft, (first_B, decoding.last_B), noise_TxBxV)
-        logits_BxTxV, cache = _extend(model, params, idx_TxB.T, decoding.cache)
-        chosen_TxB = sample_token(noise_TxBxV, logits_BxTxV.swapaxes(0, 1), sampling)
+        # The last draft is not used, but its context is.
+        start = (contexts_B, decoding.last_B)
+        _, (contexts_TxB, idx_TxB) = jax.lax.scan(draft, start, noise_TxBxV)
+        x_BxTxD, cache = _extend(model, params, idx_TxB.T, decoding.cache)
+        logits_TxBxV = _head(model, params, x_BxTxD.swapaxes(0, 1))
+        chosen_TxB = sample_token(noise_TxBxV, logits_TxBxV, sampling)
         accepted_TxB = jnp.cumprod(chosen_TxB[:-1] == idx_TxB[1:], axis=0)
-        n_new_B = jnp.minimum(1 + accepted_TxB.sum(axis=0), left_B)
+        n_new_B = jnp.minimum(1 + accepted_TxB.sum(axis=0, dtype=jnp.int32), left_B)
         # The next pass overwrites the rejected characters.
         cache = cache._replace(lengths_B=decoding.cache.lengths_B + n_new_B)
         index = (jnp.maximum(n_new_B - 1, 0), jnp.arange(len(n_new_B)))
         last_B = jnp.where(n_new_B > 0, chosen_TxB[index], decoding.last_B)
-        rows_B = jnp.where(n_new_B > 0, rows_TxB[index], first_B)
+        contexts_B = jnp.where(n_new_B > 0, contexts_TxB[index], contexts_B)
         n_generated_B = decoding.n_generated_B + n_new_B
         decoding = DecodingState(cache, last_B, decoding.keys_B, n_generated_B)
         write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at,)))
         ids_BxC = write(ids_BxC, chosen_TxB.T, counts_B)
-        state = DraftingState(decoding, rows_B, left_B - n_new_B)
+        state = DraftingState(decoding, contexts_B, left_B - n_new_B)
         return i + 1, state, ids_BxC, counts_B + n_new_B
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
@@ -166,5 +173,12 @@ def decode_drafted(
     return state, ids_BxC, counts_B
 
 
-def _extend(model: GPT, params: Any, *args: Any) -> tuple[jax.Array, KVCache]:
-    return cast(tuple[jax.Array, KVCache], model.apply({"params": params}, *args, method="extend"))
+def _extend(
+    model: GPT, params: Any, idx_BxT: jax.Array, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    extended = model.apply({"params": params}, idx_BxT, cache, method="extend")
+    return cast(tuple[jax.Array, KVCache], extended)
+
+
+def _head(model: GPT, params: Any, x: jax.Array) -> jax.Array:
+    return cast(jax.Array, model.apply({"params": params}, x, method="head"))

@@ -155,9 +155,12 @@ class LanguageModel:
         n_new = as_integer("max_new_tokens", max_new_tokens, 1)
         window_stride = as_integer("window_stride", window_stride, 1, n_time)
         require(draft is None or isinstance(draft, bool), "draft", draft, "True, False or None")
-        ngram = None
-        if draft or (draft is None and drafting_pays(self.n_params, len(prompts), n_new)):
-            ngram = self._ngram_if_possible(required=bool(draft))
+        if draft is None:
+            pays = drafting_pays(self.n_params, len(prompts), n_new, window_stride)
+            draft = pays and not isinstance(self._ngram, UserError)
+        ngram = self._ngram if draft else None
+        if isinstance(ngram, UserError):
+            raise ngram
         chunks = generate_ids(
             self.model, self.params, ids, seeds, n_new, sampling, window_stride, ngram
         )
@@ -165,16 +168,11 @@ class LanguageModel:
         return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
 
     @functools.cached_property
-    def _ngram(self) -> NGram:
-        return build_ngram(self.load_corpus().train_ids, self.model.vocab_size)
-
-    def _ngram_if_possible(self, *, required: bool) -> NGram | None:
+    def _ngram(self) -> NGram | UserError:
         try:
-            return self._ngram
+            return build_ngram(self.load_corpus().train_ids, self.model.vocab_size)
         except UserError as error:
-            if required:
-                raise UserError(f"drafting needs the training text: {error}") from error
-            return None
+            return UserError(f"drafting needs the training text: {error}")
 
     @overload
     def logits(self, text: str, *, stride: int | None = None) -> np.ndarray: ...

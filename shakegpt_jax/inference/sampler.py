@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from shakegpt_jax.inference.decoding import (
@@ -20,6 +19,7 @@ from shakegpt_jax.inference.decoding import (
     decode,
     decode_drafted,
     prefill,
+    start_drafting,
 )
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
@@ -61,7 +61,7 @@ def generate_ids(
     """Continue each prompt, all in one batch.
 
     Args:
-        model: a `GPT`, or anything with its `extend` and `config`.
+        model: a `GPT`, or anything with its `extend`, `head` and `config`.
         params: its parameters.
         prompts: B arrays of ids, each of length 1 or more.
         seeds: B seeds, one per row.
@@ -101,12 +101,12 @@ def generate_ids(
             seeds_B,
             count,
             sampling,
-            n_spare=n_verified if ngram else 0,
+            n_spare=0 if ngram is None else n_verified,
         )
-        left_B = np.full(len(tails), room)
+        left_B = np.full(len(tails), room, np.int32)
         chunks: Iterator[tuple[jax.Array, Any]]
-        if ngram:
-            drafting = DraftingState(state, ngram.rows(tails), jnp.array(left_B - 1))
+        if ngram is not None:
+            drafting = start_drafting(state, ngram.contexts(tails), left_B - 1)
             n_pass = max(1, n_chunk // _ACCEPTED)
             chunks = _draft_chunks(model, params, ngram, drafting, sampling, n_verified, n_pass)
         else:

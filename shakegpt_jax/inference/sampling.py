@@ -20,6 +20,8 @@ class Sampling(NamedTuple):
 def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
     """Sample one character per row: temperature, then top-k, then top-p, then Gumbel-max.
 
+    B may be any number of axes.
+
     Args:
         noise_BxV: independent standard Gumbel noise; unused if the temperature is 0.
         logits_BxV: float32; -inf is never sampled.

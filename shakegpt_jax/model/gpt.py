@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.model.attention import attend, attend_causally_by_cudnn, cudnn_attends
 from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.kv_cache import KVCache
 from shakegpt_jax.model.precision import compute_dtype
@@ -33,33 +34,6 @@ def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=compute_dtype(config))
 
 
-@jax.custom_vjp
-def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
-    """Compute attention scores in float32, with backward matmuls in the dtype of the operands.
-
-    JAX's own gradient would upcast the operands to float32.
-    """
-    return jnp.einsum("ntk,nsk->nts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
-
-
-def _scores_forward(
-    q_NxTxK: jax.Array, k_NxSxK: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _scores(q_NxTxK, k_NxSxK), (q_NxTxK, k_NxSxK)
-
-
-def _scores_backward(
-    operands: tuple[jax.Array, jax.Array], grad_NxTxS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    q_NxTxK, k_NxSxK = operands
-    grad_NxTxS = grad_NxTxS.astype(q_NxTxK.dtype)
-    dq_NxTxK = jnp.einsum("nts,nsk->ntk", grad_NxTxS, k_NxSxK)
-    return dq_NxTxK, jnp.einsum("nts,ntk->nsk", grad_NxTxS, q_NxTxK)
-
-
-_scores.defvjp(_scores_forward, _scores_backward)
-
-
 class CausalSelfAttention(nn.Module):
     """Multi-head attention. Each character attends to itself and to those before it."""
 
@@ -75,33 +49,36 @@ class CausalSelfAttention(nn.Module):
         mask_NxTxS: jax.Array,
         cached: tuple[jax.Array, jax.Array] | None = None,
         starts_N: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Attend to the input itself, or to a cache after adding the input to it.
 
         Args:
             x_BxTxD: input.
-            mask_NxTxS: True where a character may attend; N may be 1. Without a cache S is T.
+            mask_NxTxS: True where a character may attend; N may be 1. Without a cache it is
+                causal and S is T.
             cached: keys and values of this layer, (N, S, K) each.
             starts_N: slot of each row's first input character; required with `cached`.
 
         Returns:
-            (B, T, D), and the keys and values attended to.
+            (B, T, D), and with a cache its new keys and values.
         """
         n_row, n_time, n_embd = x_BxTxD.shape
         n_head, head_dim = self.config.n_head, n_embd // self.config.n_head
         qkv_BxTx3xHxK = self.c_attn(x_BxTxD).reshape(n_row, n_time, 3, n_head, head_dim)
+        whole_window = cached is None and n_time == self.config.block_size
+        if whole_window and cudnn_attends(self.config):
+            y_BxTxHxK = attend_causally_by_cudnn(*jnp.moveaxis(qkv_BxTx3xHxK, 2, 0))
+            return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), None
         qkv_3xNxTxK = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4).reshape(3, -1, n_time, head_dim)
         q_NxTxK, k_NxSxK, v_NxSxK = qkv_3xNxTxK
         if cached is not None:
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
             k_NxSxK = write(cached[0], k_NxSxK, starts_N)
             v_NxSxK = write(cached[1], v_NxSxK, starts_N)
-        scores_NxTxS = _scores(q_NxTxK, k_NxSxK) * head_dim**-0.5
-        scores_NxTxS = jnp.where(mask_NxTxS, scores_NxTxS, jnp.finfo(jnp.float32).min)
-        weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
-        y_NxTxK = jnp.einsum("nts,nsk->ntk", weights_NxTxS, v_NxSxK)
+        y_NxTxK = attend(q_NxTxK, k_NxSxK, v_NxSxK, mask_NxTxS)
         y_BxTxHxK = y_NxTxK.reshape(n_row, n_head, n_time, head_dim).transpose(0, 2, 1, 3)
-        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), (k_NxSxK, v_NxSxK)
+        cache = None if cached is None else (k_NxSxK, v_NxSxK)
+        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), cache
 
 
 @jax.checkpoint
@@ -144,7 +121,7 @@ class Block(nn.Module):
         starts_N: jax.Array | None = None,
         *,
         train: bool = False,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Map (B, T, D) to (B, T, D). See `CausalSelfAttention` for the rest."""
         y_BxTxD, kv = self.attn(self.ln_1(x_BxTxD), mask_NxTxS, cached, starts_N)
         x_BxTxD = x_BxTxD + self.drop(y_BxTxD, deterministic=not train)
@@ -196,10 +173,10 @@ class GPT(nn.Module):
         mask_1xTxT = jnp.tril(jnp.ones((1, n_time, n_time), bool))
         for block in self.block:
             x_BxTxD, _ = block(x_BxTxD, mask_1xTxT, train=train)
-        return self.lm_head(self.ln_f(x_BxTxD))
+        return self.head(x_BxTxD)
 
     def extend(self, idx_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """Add characters to a cache and compute the logits that follow each of them.
+        """Add characters to a cache; `head` maps the result to the logits that follow each.
 
         A caller that adds padding or rejects characters lowers the lengths of the returned cache:
         the slots beyond are ignored, and overwritten by the next characters. What the model says
@@ -210,7 +187,7 @@ class GPT(nn.Module):
             cache: the characters before; every row needs T free slots.
 
         Returns:
-            (B, T, V) float32 logits, and the cache with T more characters in each row.
+            (B, T, D) float32, and the cache with T more characters in each row.
         """
         n_slot, n_position = cache.keys[0].shape[1], self.config.block_size
         slots_BxT = cache.lengths_B[:, None] + jnp.arange(idx_BxT.shape[1])[None]
@@ -223,7 +200,11 @@ class GPT(nn.Module):
             layers.append(kv)
         new_keys, new_values = zip(*layers, strict=True)
         new_cache = KVCache(new_keys, new_values, cache.lengths_B + idx_BxT.shape[1])
-        return self.lm_head(self.ln_f(x_BxTxD)), new_cache
+        return x_BxTxD, new_cache
+
+    def head(self, x: jax.Array) -> jax.Array:
+        """Map (..., D) to (..., V) float32 logits."""
+        return self.lm_head(self.ln_f(x))
 
 
 def init_params(model: GPT, key: jax.Array) -> Any:

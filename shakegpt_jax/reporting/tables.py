@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.measure import measure_renderables
 from rich.table import Table
 
 
@@ -17,6 +16,4 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, width=1_000)
-    width = measure_renderables(console, console.options, [table]).maximum
-    console.print(table, width=width, crop=False)
+    Console(highlight=False, width=1_000).print(table)

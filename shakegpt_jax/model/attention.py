@@ -1,0 +1,78 @@
+"""Attention: in plain JAX, which runs anywhere, or by cuDNN, which stores no scores.
+
+Axes: B rows, T characters, S characters attended to, H heads, N = B * H (rows and heads merged),
+K = head dimension.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.model.precision import compute_dtype
+
+
+def attend(
+    q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_NxTxS: jax.Array
+) -> jax.Array:
+    """Attend where the mask is True, with scores and softmax in float32; returns (N, T, K)."""
+    scores_NxTxS = _scores(q_NxTxK, k_NxSxK) * q_NxTxK.shape[-1] ** -0.5
+    scores_NxTxS = jnp.where(mask_NxTxS, scores_NxTxS, jnp.finfo(jnp.float32).min)
+    weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
+    return jnp.einsum("nts,nsk->ntk", weights_NxTxS, v_NxSxK)
+
+
+@jax.custom_vjp
+def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
+    """Compute attention scores in float32, with backward matmuls in the dtype of the operands.
+
+    JAX's own gradient would upcast the operands to float32.
+    """
+    return jnp.einsum("ntk,nsk->nts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
+
+
+def _scores_forward(
+    q_NxTxK: jax.Array, k_NxSxK: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _scores(q_NxTxK, k_NxSxK), (q_NxTxK, k_NxSxK)
+
+
+def _scores_backward(
+    operands: tuple[jax.Array, jax.Array], grad_NxTxS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    q_NxTxK, k_NxSxK = operands
+    grad_NxTxS = grad_NxTxS.astype(q_NxTxK.dtype)
+    dq_NxTxK = jnp.einsum("nts,nsk->ntk", grad_NxTxS, k_NxSxK)
+    return dq_NxTxK, jnp.einsum("nts,ntk->nsk", grad_NxTxS, q_NxTxK)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
+
+
+def attend_causally_by_cudnn(
+    q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array
+) -> jax.Array:
+    """Attend to each character itself and to those before it; returns (B, T, H, K)."""
+    return jax.nn.dot_product_attention(
+        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, is_causal=True, implementation="cudnn"
+    )
+
+
+@functools.cache
+def cudnn_attends(config: ModelConfig) -> bool:
+    """Return whether cuDNN can train with these heads on this machine: it tries to compile."""
+    dtype = compute_dtype(config)
+    if jax.default_backend() != "gpu" or dtype != jnp.bfloat16:
+        return False
+    head_dim = config.n_embd // config.n_head
+    qkv = [jax.ShapeDtypeStruct((1, config.block_size, config.n_head, head_dim), dtype)] * 3
+
+    def total(*qkv: jax.Array) -> jax.Array:
+        return attend_causally_by_cudnn(*qkv).astype(jnp.float32).sum()
+
+    try:
+        jax.jit(jax.grad(total, (0, 1, 2))).lower(*qkv).compile()
+    except Exception:  # old GPUs, no cuDNN, unsupported sizes: each has its own
+        return False
+    return True
