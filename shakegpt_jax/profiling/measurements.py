@@ -22,6 +22,7 @@ from shakegpt_jax.inference.decoding import prefill
 from shakegpt_jax.inference.sampler import generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import evaluate
+from shakegpt_jax.model.attention import cudnn_attends
 from shakegpt_jax.model.flops import train_flops_per_character
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.model.precision import compute_dtype
@@ -140,7 +141,7 @@ def benchmark(config: Config, corpus: Corpus, sample_batches: list[int]) -> dict
     peak_memory_bytes = _peak_memory_bytes()
     ceilings = measure_ceilings(compute_dtype(config.model))  # last: they need much memory
     return {
-        "machine": _machine(),
+        "machine": _machine() | {"attention": "cuDNN" if cudnn_attends(config.model) else "JAX"},
         "ceilings": ceilings,
         "results": [measurement.to_row(ceilings) for measurement in measurements],
         "peak_memory_bytes": peak_memory_bytes,

@@ -1,0 +1,73 @@
+"""The programs for an NVIDIA H100, compiled without one; nothing runs. Needs the extra `plan`."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra `plan`")
+pytestmark = pytest.mark.slow
+
+COMPILE = Path(__file__).with_name("compile_for_gpu.py")
+INSTRUCTION = re.compile(  # name = shape opcode(operands), attributes
+    r"^ +(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\w+\[[\d,]*\]\S*) ([\w-]+)\((.*)", re.MULTILINE
+)
+N_LAYER = {"base": 12, "record": 6, "speedrun": 4}
+
+
+@pytest.fixture(scope="module", params=N_LAYER)
+def compiled(request, tmp_path_factory) -> tuple[str, dict[str, str], dict[str, int]]:
+    """Return the config, and the HLO and the peak memory in bytes of each program."""
+    folder = tmp_path_factory.mktemp(request.param)
+    # Another process: the plugin loads as JAX starts.
+    command = [sys.executable, COMPILE, request.param, folder]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    peaks = json.loads(process.stdout.splitlines()[-1])
+    return request.param, {name: (folder / f"{name}.hlo").read_text() for name in peaks}, peaks
+
+
+def matmuls(hlo: str) -> list[tuple[str, str, list[str]]]:
+    """Return target, op name and the dtypes of two operands of each matmul and attention."""
+    types = {name: shape.lstrip("(").split("[")[0] for name, shape, *_ in INSTRUCTION.findall(hlo)}
+    found = []
+    for _, _, opcode, rest in INSTRUCTION.findall(hlo):
+        target = re.search(r'custom_call_target="(__cublas|__cudnn)[^"]*"', rest)
+        if opcode == "dot" or (opcode == "custom-call" and target):
+            operands = re.findall(r"%([\w.-]+)", rest.split(")")[0])[:2]
+            name = re.search(r'op_name="([^"]*)"', rest)
+            kind = "dot" if target is None else target[0]
+            found.append((kind, name[1] if name else "", [types[each] for each in operands]))
+    return found
+
+
+def test_matmuls_of_the_blocks_have_bfloat16_operands(compiled):
+    name, programs, _ = compiled
+    for program, per_layer in {"train": 12, "evaluate": 4, "draft": 4}.items():
+        inside = [dtypes for _, op, dtypes in matmuls(programs[program]) if "block_" in op]
+        assert len(inside) >= per_layer * N_LAYER[name]
+        assert all(dtypes == ["bf16", "bf16"] for dtypes in inside)
+
+
+def test_cudnn_computes_the_attention_of_training_and_evaluation(compiled):
+    name, programs, _ = compiled
+    for program, count in {"train": 2, "evaluate": 1, "decode": 0, "draft": 0}.items():
+        kinds = [kind for kind, _, _ in matmuls(programs[program])]
+        assert sum("fmha" in kind for kind in kinds) == count * N_LAYER[name]
+
+
+def test_parameters_and_caches_are_not_copied(compiled):
+    _, programs, _ = compiled
+    for hlo in programs.values():
+        for _, shape, opcode, _ in INSTRUCTION.findall(hlo):
+            if opcode in ("copy", "copy-start"):
+                sizes = map(int, re.findall(r"\d+", shape.partition("[")[2].partition("]")[0]))
+                assert math.prod(sizes) < 1_000, (shape, opcode)  # characters, keys, metrics
+
+
+def test_training_fits_a_small_part_of_the_memory(compiled):
+    _, _, peaks = compiled
+    assert 0 < peaks["train"] < 16e9
