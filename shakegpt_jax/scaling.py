@@ -7,7 +7,7 @@ def main() -> None:
     """Parse the arguments, measure, print and plot."""
     import json
 
-    from shakegpt_jax.command_line.arguments import ConfigArgumentParser
+    from shakegpt_jax.command_line.arguments import ConfigArgumentParser, named
 
     parser = ConfigArgumentParser(
         "python -m shakegpt_jax.scaling",
@@ -15,15 +15,16 @@ def main() -> None:
         "doubled, one at a time.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--plot", metavar="FILE", help="write a plot; requires matplotlib")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=named, help="write a plot; requires matplotlib"
+    )
     args, config, _ = parser.parse_config()
 
     from shakegpt_jax.profiling.growth import EXPECTED_EXPONENTS, exponent, measure_growth
-    from shakegpt_jax.reporting.curves import check_plot_path, import_pyplot, plot_growth
+    from shakegpt_jax.reporting.curves import check_plot_path, plot_growth
     from shakegpt_jax.reporting.tables import print_table
 
     if args.plot is not None:  # fails now rather than after minutes of measuring
-        import_pyplot()
         check_plot_path(args.plot)
     use_compilation_cache()
     growth = {field: measure_growth(config, field) for field in EXPECTED_EXPONENTS}

@@ -212,7 +212,8 @@ COMMANDS = [
     ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be from 1 to 100000"),
     ("benchmark", ["--sample_batch", "1000000"], "--sample_batch is 1000000; it must be from"),
     ("scaling", ["--plot", "none/a.png"], "cannot write the plot none/a.png: no such folder"),
-    ("scaling", ["--plot="], "cannot write the plot .: give a file such as losses.png"),
+    ("scaling", ["--plot="], "argument --plot: the name is empty"),
+    ("scaling", ["--plot", "a.xyz"], "cannot write the plot a.xyz: the format must be one of"),
     ("scaling", ["--config.data.batch_size=0"], "config.data.batch_size is 0; it must be"),
 ]
 
@@ -256,7 +257,7 @@ TRAIN = [
     (["--workdir="], "argument --workdir: the name is empty"),
     (["--workdir=same.txt"], "cannot write to the run folder same.txt"),
     (["positional"], "unrecognized argument 'positional'"),
-    (["--config=section.py"], "config.model of section.py is None; it must be a ModelConfig"),
+    (["--config=section.py"], "config.model of section.py is None; it must be of type ModelConfig"),
     (["--config=number.py"], "the config number.py does not define get_config()"),
 ]
 

@@ -41,6 +41,6 @@ def load_config(path: str) -> Config:
         raise UserError(f"get_config() of {path} must return a shakegpt_jax.config.Config")
     for name, default in vars(Config()).items():
         if not isinstance(section := getattr(config, name), type(default)):
-            right = f"must be a {type(default).__name__}"
+            right = f"must be of type {type(default).__name__}"
             raise UserError(f"config.{name} of {path} is {section!r}; it {right}")
     return config

@@ -14,6 +14,7 @@ from shakegpt_jax.config import ModelConfig
 from shakegpt_jax.model.attention import attend, attend_causally_by_cudnn, cudnn_attends
 from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.kv_cache import KVCache
+from shakegpt_jax.model.linear import dot_general
 from shakegpt_jax.model.precision import compute_dtype
 
 _LAYER_NORM_EPSILON = 1e-5
@@ -26,7 +27,9 @@ def _init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initialize
 def _dense(features: int, config: ModelConfig, *, residual: bool = False) -> nn.Dense:
     """Linear layer. Those that write to the residual stream start smaller (GPT-2, 2.3)."""
     init = _init(config, (2 * config.n_layer) ** -0.5 if residual else 1.0)
-    return nn.Dense(features, dtype=compute_dtype(config), kernel_init=init)
+    return nn.Dense(
+        features, dtype=compute_dtype(config), kernel_init=init, dot_general=dot_general
+    )
 
 
 def _layer_norm(config: ModelConfig) -> nn.LayerNorm:

@@ -86,9 +86,15 @@ def plot_growth(growth: dict[str, tuple[list[int], list[float], float]], path: s
 
 def check_plot_path(path: str | Path) -> None:
     """Raise a UserError if a plot cannot be written there, as far as can be known before."""
-    path = Path(path)
+    import_pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path, formats = Path(path), FigureCanvasBase.get_supported_filetypes()
     if not path.suffix or path.is_dir():
         raise UserError(f"cannot write the plot {path}: give a file such as losses.png")
+    if path.suffix[1:].lower() not in formats:
+        right = ", ".join(sorted(formats))
+        raise UserError(f"cannot write the plot {path}: the format must be one of {right}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write the plot {path}: no such folder: {path.parent}")
 

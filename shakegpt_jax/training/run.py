@@ -175,12 +175,17 @@ class TrainingRun:
 
     def _describe_target(self) -> str:
         """Say at which evaluation the target loss was reached first, if that is still known."""
-        target = self.config.target_loss
-        for row in self.metrics.rows:
-            if row.evaluation and row.evaluation.loss <= target:
-                after = f" after {format_duration(row.train_time)}" if row.train_time else ""
-                return f"reached the target loss of {target} at step {row.step}{after}"
-        return f"reached the target loss of {target}"
+        target, every = self.config.target_loss, self.config.eval_every
+        evaluated = {row.step: row for row in self.metrics.rows if row.evaluation}
+        text = f"reached the target loss of {target}"
+        for step in range(every, self.step + 1, every):
+            row = evaluated.get(step)
+            if row is None or row.evaluation is None:  # lost, and perhaps the first
+                break
+            if row.evaluation.loss <= target:
+                after = "" if row.train_time is None else format_duration(row.train_time)
+                return f"{text} at step {step}" + (f" after {after}" if after else "")
+        return text
 
     def summarize(self) -> None:
         """Print the best checkpoint, the time, and the command that generates more text."""
