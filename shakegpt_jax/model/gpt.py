@@ -67,13 +67,18 @@ class CausalSelfAttention(nn.Module):
         """
         n_row, n_time, n_embd = x_BxTxD.shape
         n_head, head_dim = self.config.n_head, n_embd // self.config.n_head
-        qkv_BxTx3xHxK = self.c_attn(x_BxTxD).reshape(n_row, n_time, 3, n_head, head_dim)
+        # Split before the heads: the gradient of a split is one concatenation.
+        qkv = [
+            part_BxTxD.reshape(n_row, n_time, n_head, head_dim)
+            for part_BxTxD in jnp.split(self.c_attn(x_BxTxD), 3, axis=-1)
+        ]
         whole_window = cached is None and n_time == self.config.block_size
         if whole_window and cudnn_attends(self.config):
-            y_BxTxHxK = attend_causally_by_cudnn(*jnp.moveaxis(qkv_BxTx3xHxK, 2, 0))
+            y_BxTxHxK = attend_causally_by_cudnn(*qkv)
             return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), None
-        qkv_3xNxTxK = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4).reshape(3, -1, n_time, head_dim)
-        q_NxTxK, k_NxSxK, v_NxSxK = qkv_3xNxTxK
+        q_NxTxK, k_NxSxK, v_NxSxK = (
+            part_BxTxHxK.transpose(0, 2, 1, 3).reshape(-1, n_time, head_dim) for part_BxTxHxK in qkv
+        )
         if cached is not None:
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
             k_NxSxK = write(cached[0], k_NxSxK, starts_N)

@@ -19,7 +19,7 @@ def _matmul(x: jax.Array, w_DxE: jax.Array) -> jax.Array:
     """Multiply (..., D) by (D, E).
 
     JAX derives the gradient of w as the transpose of dy.T @ x, for which XLA copies dy in another
-    layout on a CPU: the train step of 4 layers x 128 takes 1.1 times as long.
+    layout on a CPU. Without that, a train step takes 1 to 3% less.
     """
     return x @ w_DxE
 
