@@ -324,13 +324,12 @@ def test_cudnn_gets_whole_windows_and_its_result_is_used(config, monkeypatch):
 
     monkeypatch.setattr(gpt, "cudnn_attends", lambda _: True)
     monkeypatch.setattr(gpt, "attend_causally_by_cudnn", attention)
-    jax.clear_caches()
-    np.testing.assert_allclose(apply(model, params, idx), expected, rtol=1e-4, atol=1e-4)
-    assert called
-    called.clear()
-    np.testing.assert_allclose(apply(model, params, idx[:, :5]), shorter, rtol=1e-5, atol=1e-5)
-    assert not called
-    jax.clear_caches()
+    found = model.apply({"params": params}, idx)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert called == [(3, 8, 2, 8)] * config.model.n_layer
+    found = model.apply({"params": params}, idx[:, :5])
+    np.testing.assert_allclose(found, shorter, rtol=1e-4, atol=1e-4)
+    assert len(called) == config.model.n_layer
 
 
 def test_cudnn_is_not_asked_where_it_cannot_be(config):
