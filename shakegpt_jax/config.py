@@ -154,6 +154,11 @@ class Config(_Section):
             for field in dataclasses.fields(values):
                 yield f"{section.name}.{field.name}", field, getattr(values, field.name)
 
+    def copy(self) -> "Config":
+        """Return a copy that is not frozen."""
+        sections = [getattr(self, section.name) for section in dataclasses.fields(self)]
+        return Config(*map(dataclasses.replace, sections))
+
     def freeze(self) -> "Config":
         """Validate the config and make it immutable.
 

@@ -149,7 +149,8 @@ def test_evaluate_compares_runs_and_lists_the_best_first(here, command, monkeypa
         f"more/{name}": shakegpt_jax.load(f"more/{name}").evaluate(text).loss for name in "ab"
     }
     assert losses["more/b"] < losses["more/a"]
-    for args in (["--workdir", "more"], ["--workdir", "more/a", "--workdir", "more/b"]):
+    twice = ["--workdir", "more/a", "--workdir", "more/../more/b", "--workdir", "more/b"]
+    for args in (["--workdir", "more"], twice):
         code, out, err = command("evaluate", "--path", "line.txt", *args)
         assert (code, err) == (0, "")
         header, *rows = out.splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from shakegpt_jax.command_line.config_file import load_config
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import GPT
@@ -57,6 +58,14 @@ def test_sets_fields_from_text():
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             config.set(path, text)
+
+
+def test_config_files_may_return_a_frozen_config(tmp_path):
+    text = "from shakegpt_jax.config import Config\nget_config = Config().freeze\n"
+    (tmp_path / "frozen.py").write_text(text)
+    config = load_config(str(tmp_path / "frozen.py"))
+    config.set("model.n_layer", "3")
+    assert config.freeze() == Config().replace({"model.n_layer": 3})
 
 
 def test_frozen_config_refuses_assignment_and_hashes_by_value():

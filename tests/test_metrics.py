@@ -61,7 +61,9 @@ def test_refuses_rows_that_no_run_wrote(changes):
         MetricsRow.from_json(row(3).to_json() | changes)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": 3}', "3", "\xff"])
+@pytest.mark.parametrize(
+    "line", [pytest.param("[" * 200_000, id="nested"), "{", "[]", "{}", '{"step": 3}', "3", "\xff"]
+)
 def test_names_the_line_that_is_not_a_row(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(line.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 1 is not a row of metrics"):
@@ -87,6 +89,14 @@ def test_corrupt_rows_are_dropped_and_the_file_is_kept(tmp_path):
     rows = read_metrics(tmp_path)
     assert [each.step for each in rows] == [3, 6, 9]
     assert rows[-1].train_time == 10.0
+
+
+def test_a_last_row_needs_no_newline(tmp_path):
+    lines = write(tmp_path, [row(3), row(6)])
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [each.step for each in read_metrics(tmp_path)] == [3, 6]
+    MetricsFile(tmp_path, 6, 0.0, pytest.fail)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
 
 
 def test_drops_rows_after_the_checkpoint_and_an_incomplete_last_line(tmp_path):

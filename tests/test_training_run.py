@@ -208,12 +208,13 @@ def test_stops_at_the_target_loss(run_config, tmp_path, capsys):
     assert CheckpointReader(tmp_path / "run").steps == [6, 12]
     capsys.readouterr()
     train(run_config, tmp_path / "run")  # reached before, at the first evaluation
-    assert "reached the target loss of 100.0 at step 6 after" in capsys.readouterr().out
+    assert "reached the target loss of 100.0 by step 6, after" in capsys.readouterr().out
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
     kept = [row for row in rows if json.loads(row)["step"] != 6]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(kept))
-    train(run_config, tmp_path / "run")  # when is not known any more
-    assert "reached the target loss of 100.0\n" in capsys.readouterr().out
+    other = run_config.replace({"train.eval_every": 5})
+    train(other, tmp_path / "run")  # the next evaluation that is still known
+    assert "reached the target loss of 100.0 by step 12, after" in capsys.readouterr().out
 
 
 def test_stores_an_absolute_text_path(run_config, tmp_path, monkeypatch):

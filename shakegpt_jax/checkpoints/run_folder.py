@@ -42,7 +42,7 @@ def find_runs(workdirs: Sequence[str], runs: str = "runs") -> list[Path]:
     for workdir in workdirs or [""]:
         is_run = not workdir or checkpoint_steps(workdir) or not _runs_inside(workdir)
         found += [find_run(workdir, runs)] if is_run else _runs_inside(workdir)
-    return list(dict.fromkeys(found))
+    return list({path.resolve(): path for path in found}.values())
 
 
 def short_names(workdirs: Iterable[str]) -> dict[str, str]:

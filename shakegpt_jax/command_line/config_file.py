@@ -43,4 +43,4 @@ def load_config(path: str) -> Config:
         if not isinstance(section := getattr(config, name), type(default)):
             right = f"must be of type {type(default).__name__}"
             raise UserError(f"config.{name} of {path} is {section!r}; it {right}")
-    return config
+    return config.copy()

@@ -12,7 +12,7 @@ _FILE_NAME = "metrics.jsonl"
 
 
 def read_metrics(workdir: str | Path) -> list[MetricsRow]:
-    """Read the metrics of a run; empty if there is no file. An incomplete last line is ignored.
+    """Read the metrics of a run; empty if there is no file. A partial last line is ignored.
 
     Raises:
         UserError: naming a line that is not a row of metrics.
@@ -26,13 +26,14 @@ def read_metrics(workdir: str | Path) -> list[MetricsRow]:
 
 def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
     """Return the rows of a file and the line numbers of invalid rows."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     rows, corrupt = [], []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(MetricsRow.from_json(json.loads(line)))
-        except (ValueError, AttributeError):
-            corrupt.append(number)
+        except (ValueError, AttributeError, RecursionError):
+            if number < len(lines):  # the last one was being written
+                corrupt.append(number)
     return rows, corrupt
 
 

@@ -174,17 +174,14 @@ class TrainingRun:
         return f"{saved}; run the same command again to resume"
 
     def _describe_target(self) -> str:
-        """Say at which evaluation the target loss was reached first, if that is still known."""
-        target, every = self.config.target_loss, self.config.eval_every
-        evaluated = {row.step: row for row in self.metrics.rows if row.evaluation}
-        text = f"reached the target loss of {target}"
-        for step in range(every, self.step + 1, every):
-            row = evaluated.get(step)
-            if row is None or row.evaluation is None:  # lost, and perhaps the first
+        """Say by which evaluation the target loss was reached, as far as the metrics tell."""
+        text = f"reached the target loss of {self.config.target_loss}"
+        for row in self.metrics.rows:
+            if row.evaluation and row.evaluation.loss <= self.config.target_loss:
+                text += f" by step {row.step}"
+                if row.train_time is not None:
+                    text += f", after {format_duration(row.train_time)} of training"
                 break
-            if row.evaluation.loss <= target:
-                after = "" if row.train_time is None else format_duration(row.train_time)
-                return f"{text} at step {step}" + (f" after {after}" if after else "")
         return text
 
     def summarize(self) -> None:
