@@ -96,7 +96,10 @@ class ConfigArgumentParser(ArgumentParser):
 
 
 class StoreOnce(argparse.Action):
-    """Stores a value, and rejects a repeated option, where argparse would keep the last value."""
+    """Stores a value, and rejects a repeated option, where argparse would keep the last value.
+
+    A parser with such an option can parse once.
+    """
 
     _used = False
 

@@ -1,4 +1,4 @@
-"""How one character is chosen: temperature, top-k, top-p and reproducible noise.
+"""Sampling of one character: temperature, top-k and top-p, with reproducible noise.
 
 Axes: B rows, T characters, V vocabulary.
 """
