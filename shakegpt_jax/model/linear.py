@@ -1,7 +1,4 @@
-"""The matrix product of linear layers, with a faster gradient.
-
-Axes: D inputs, E outputs; any axes may come before them.
-"""
+"""The matrix product of linear layers, with a faster gradient."""
 
 from typing import Any
 
@@ -9,30 +6,12 @@ import jax
 
 
 def dot_general(x: jax.Array, w_DxE: jax.Array, dimension_numbers: Any, **_: Any) -> jax.Array:
-    """Stand in for `jax.lax.dot_general` in `flax.linen.Dense`, which asks for x @ w alone."""
-    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
-    return _matmul(x, w_DxE)
+    """Multiply (..., D) by (D, E): a `dot_general` for `flax.linen.Dense`.
 
-
-@jax.custom_vjp
-def _matmul(x: jax.Array, w_DxE: jax.Array) -> jax.Array:
-    """Multiply (..., D) by (D, E).
-
-    JAX derives the gradient of w as the transpose of dy.T @ x, for which XLA copies dy in another
-    layout on a CPU. Without that, a train step takes 1 to 3% less.
+    Dense contracts rows and positions at once for the gradient of its kernel. On a CPU, XLA then
+    copies an operand into another layout first. With these axes merged there is no copy, and a
+    train step takes 4 to 13% less.
     """
-    return x @ w_DxE
-
-
-def _forward(x: jax.Array, w_DxE: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _matmul(x, w_DxE), (x, w_DxE)
-
-
-def _backward(operands: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, w_DxE = operands
-    rows = tuple(range(x.ndim - 1))
-    dw_DxE = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
-    return dy @ w_DxE.T, dw_DxE
-
-
-_matmul.defvjp(_forward, _backward)
+    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
+    y_NxE = x.reshape(-1, x.shape[-1]) @ w_DxE
+    return y_NxE.reshape(*x.shape[:-1], w_DxE.shape[1])
