@@ -13,7 +13,13 @@ from shakegpt_jax.errors import UserError
 
 # Fields added after the first release. Older checkpoints lack them, and their defaults keep the old
 # behavior. List every new field here.
-_ADDED_FIELDS = {"optimizer.adam_weight_decay", "train.target_loss"}
+_ADDED_FIELDS = {
+    "model.remat",
+    "optimizer.adam_weight_decay",
+    "train.accumulate_steps",
+    "train.target_loss",
+    "mesh.tensor",
+}
 
 
 class Rule(NamedTuple):
@@ -31,11 +37,13 @@ def _one_of(*names: str) -> Rule:
     return Rule(lambda v: v in names, f"one of {', '.join(names)}")
 
 
+_BOOLEANS = {"true": True, "false": False}
 _LARGEST = 1e38  # about the largest float32
 _FRACTION = Rule(lambda v: 0 <= v <= 1 - 1e-7, "from 0 to 1 - 1e-7, below 1 in float32")
 _POSITIVE = Rule(lambda v: 0 < v <= _LARGEST, f"above 0 and at most {_LARGEST}")
 _NONNEGATIVE = Rule(lambda v: 0 <= v <= _LARGEST, f"from 0 to {_LARGEST}")
 _PATH = Rule(lambda v: "\0" not in v, "a file name, without a null byte")
+_BOOLEAN = Rule(lambda v: True, "True or False")
 _MESH_AXIS = Rule(
     lambda v: v == -1 or 1 <= v < 2**31, "1 or above, or -1 for all remaining devices"
 )
@@ -74,6 +82,9 @@ class ModelConfig(_Section):
         "auto",
         "dtype of the matmuls; auto: bfloat16 on accelerators, float32 on CPU",
         _one_of("auto", "float32", "bfloat16"),
+    )
+    remat: bool = _field(
+        False, "recompute the blocks in the backward pass: less memory, more time", _BOOLEAN
     )
 
 
@@ -124,6 +135,9 @@ class TrainConfig(_Section):
         0.0, "validation loss at which to stop before num_steps; 0: never", _NONNEGATIVE
     )
     seed: int = _field(0, "seed of the parameters, windows and dropout", _integer(0))
+    accumulate_steps: int = _field(
+        1, "parts of a batch to process one after another: less memory", _integer(1)
+    )
     steps_per_dispatch: int = _field(50, "steps per compiled call and metrics row", _integer(1))
     keep_checkpoints: int = _field(2, "latest checkpoints to keep, besides the best", _integer(1))
     sample_length: int = _field(200, "characters to sample at evaluations; 0: none", _integer(0))
@@ -133,8 +147,9 @@ class TrainConfig(_Section):
 class MeshConfig(_Section):
     """Devices per mesh axis. Their product is the number of devices in use."""
 
-    data: int = _field(-1, "data-parallel devices; -1: all, divided by fsdp", _MESH_AXIS)
-    fsdp: int = _field(1, "devices to shard parameters and optimizer state over", _integer(1))
+    data: int = _field(-1, "data-parallel devices; -1: all that the other axes leave", _MESH_AXIS)
+    fsdp: int = _field(1, "devices to shard parameters and optimizer state over", _MESH_AXIS)
+    tensor: int = _field(1, "devices to shard the heads and the MLPs over", _MESH_AXIS)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -189,8 +204,8 @@ class Config(_Section):
             raise UserError(f"no config field {path}; did you mean {near[0]}?")
         kind, field = known[path]
         try:
-            value = kind(text)
-        except ValueError as error:
+            value = _BOOLEANS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
             right = field.metadata["rule"].description
             raise UserError(f"config.{path} is {text!r}; it must be {right}") from error
         section, name = path.split(".")
@@ -260,6 +275,14 @@ def validate(config: Config) -> None:
         right = f"0 with {opt.name}, which takes weight_decay"
         raise UserError(
             f"config.optimizer.adam_weight_decay is {opt.adam_weight_decay}; it must be {right}"
+        )
+    rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
+    if len(rest) > 1:
+        raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")
+    if config.data.batch_size % config.train.accumulate_steps:
+        right = f"a divisor of data.batch_size ({config.data.batch_size})"
+        raise UserError(
+            f"config.train.accumulate_steps is {config.train.accumulate_steps}; it must be {right}"
         )
     model = config.model
     if model.n_embd % model.n_head:

@@ -16,10 +16,9 @@ os.environ["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"  # there is nothing to ti
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from shakegpt_jax.command_line.config_file import load_config
 from shakegpt_jax.inference.decoding import decode, decode_drafted, prefill, start_drafting
@@ -28,6 +27,7 @@ from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import _window_losses
 from shakegpt_jax.model import gpt
 from shakegpt_jax.model.precision import cast_blocks
+from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.training.chunk import make_chunk
 
 VOCAB = 65
@@ -49,8 +49,7 @@ def lower_all(name: str) -> dict[str, jax.stages.Lowered]:
     topology = topologies.get_topology_desc(
         platform="cuda", topology="1x1x1", target_config=TARGET.read_text()
     )
-    devices = np.array(topology.devices).reshape(1, 1)
-    mesh = Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    mesh = make_mesh(config, topology.devices)
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def put(tree):

@@ -135,7 +135,7 @@ def test_four_devices_train_as_one(config, corpus, tmp_path):
     moment = optax.tree.get(trainer.state.opt_state, "mu")["block_0"]["attn"]["c_attn"]["kernel"]
     assert len(kernel.sharding.device_set) == 4
     for array in (kernel, moment):
-        assert array.addressable_shards[0].data.shape == (16, 24)
+        assert array.addressable_shards[0].data.shape == (8, 48)
 
     # A checkpoint of four devices restores onto one.
     with CheckpointWriter(tmp_path / "run", 1, pytest.fail) as checkpoints:
@@ -150,9 +150,9 @@ def test_four_devices_train_as_one(config, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("data", "fsdp", "message"),
     [
-        (9, 1, "9 x 1 devices and there are 8"),
-        (3, 1, "must be a multiple of the 3 devices"),
-        (-1, 3, "must divide the 8 devices"),
+        (9, 1, "data 9 x fsdp 1 x tensor 1 devices and there are 8"),
+        (3, 1, "must be a multiple of 3, the devices of mesh.data and mesh.fsdp"),
+        (-1, 3, "3 must divide the 8 devices"),
     ],
 )
 def test_refuses_a_mesh_that_does_not_fit(config, data, fsdp, message):

@@ -20,7 +20,7 @@ def attend(
     scores_NxTxS = _scores(q_NxTxK, k_NxSxK) * q_NxTxK.shape[-1] ** -0.5
     scores_NxTxS = jnp.where(mask_NxTxS, scores_NxTxS, jnp.finfo(jnp.float32).min)
     weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
-    return jnp.einsum("nts,nsk->ntk", weights_NxTxS, v_NxSxK)
+    return jnp.einsum("...ts,...sk->...tk", weights_NxTxS, v_NxSxK)
 
 
 @jax.custom_vjp
@@ -29,7 +29,7 @@ def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
 
     JAX's own gradient would upcast the operands to float32.
     """
-    return jnp.einsum("ntk,nsk->nts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
+    return jnp.einsum("...tk,...sk->...ts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
 
 
 def _scores_forward(
@@ -43,8 +43,8 @@ def _scores_backward(
 ) -> tuple[jax.Array, jax.Array]:
     q_NxTxK, k_NxSxK = operands
     grad_NxTxS = grad_NxTxS.astype(q_NxTxK.dtype)
-    dq_NxTxK = jnp.einsum("nts,nsk->ntk", grad_NxTxS, k_NxSxK)
-    return dq_NxTxK, jnp.einsum("nts,ntk->nsk", grad_NxTxS, q_NxTxK)
+    dq_NxTxK = jnp.einsum("...ts,...sk->...tk", grad_NxTxS, k_NxSxK)
+    return dq_NxTxK, jnp.einsum("...ts,...tk->...sk", grad_NxTxS, q_NxTxK)
 
 
 _scores.defvjp(_scores_forward, _scores_backward)

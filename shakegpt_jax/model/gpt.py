@@ -16,6 +16,7 @@ from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.kv_cache import KVCache
 from shakegpt_jax.model.linear import dot_general
 from shakegpt_jax.model.precision import compute_dtype
+from shakegpt_jax.parallel.mesh import constrain, shard_batch
 
 _LAYER_NORM_EPSILON = 1e-5
 
@@ -37,13 +38,39 @@ def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=compute_dtype(config))
 
 
+class QKV(nn.Module):
+    """Linear layer of queries, keys and values, whose heads can be sharded.
+
+    A parameter has the layout of GPT-2, three matrices side by side.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> list[jax.Array]:
+        """Map (B, T, D) to three of (B, T, H, K)."""
+        n_embd, n_head = self.config.n_embd, self.config.n_head
+        kernel = self.param("kernel", _init(self.config), (n_embd, 3 * n_embd))
+        bias = self.param("bias", nn.initializers.zeros, (3 * n_embd,))
+        x_BxTxD, kernel, bias = nn.dtypes.promote_dtype(
+            x_BxTxD, kernel, bias, dtype=compute_dtype(self.config)
+        )
+        # In two steps, each of which XLA can do: take the own heads, then gather them.
+        kernel_Dx3xD = constrain(kernel.reshape(n_embd, 3, n_embd), "fsdp", None, "tensor")
+        kernel_Dx3xD = constrain(kernel_Dx3xD, None, None, "tensor")
+        y_Nx3xD = jnp.tensordot(x_BxTxD.reshape(-1, n_embd), kernel_Dx3xD, 1)
+        y_Nx3xD += constrain(bias.reshape(1, 3, n_embd), None, None, "tensor")
+        # Split before the heads: the gradient of a split is one concatenation.
+        return [y_Nx3xD[:, i].reshape(*x_BxTxD.shape[:2], n_head, -1) for i in range(3)]
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention. Each character attends to itself and to those before it."""
 
     config: ModelConfig
 
     def setup(self) -> None:
-        self.c_attn = _dense(3 * self.config.n_embd, self.config)
+        self.c_attn = QKV(self.config)
         self.c_proj = _dense(self.config.n_embd, self.config, residual=True)
 
     def __call__(
@@ -65,28 +92,25 @@ class CausalSelfAttention(nn.Module):
         Returns:
             (B, T, D), and with a cache its new keys and values.
         """
-        n_row, n_time, n_embd = x_BxTxD.shape
-        n_head, head_dim = self.config.n_head, n_embd // self.config.n_head
-        # Split before the heads: the gradient of a split is one concatenation.
-        qkv = [
-            part_BxTxD.reshape(n_row, n_time, n_head, head_dim)
-            for part_BxTxD in jnp.split(self.c_attn(x_BxTxD), 3, axis=-1)
-        ]
+        _, n_time, n_embd = x_BxTxD.shape
+        qkv = self.c_attn(x_BxTxD)
         whole_window = cached is None and n_time == self.config.block_size
         if whole_window and cudnn_attends(self.config):
             y_BxTxHxK = attend_causally_by_cudnn(*qkv)
             return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), None
-        q_NxTxK, k_NxSxK, v_NxSxK = (
-            part_BxTxHxK.transpose(0, 2, 1, 3).reshape(-1, n_time, head_dim) for part_BxTxHxK in qkv
-        )
-        if cached is not None:
+        q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (part.transpose(0, 2, 1, 3) for part in qkv)
+        cache = None
+        if cached is None:
+            y_BxHxTxK = attend(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, mask_NxTxS[None])
+        else:
+            q_NxTxK, k_NxTxK, v_NxTxK = (
+                part.reshape(-1, n_time, n_embd // self.config.n_head)
+                for part in (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
+            )
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
-            k_NxSxK = write(cached[0], k_NxSxK, starts_N)
-            v_NxSxK = write(cached[1], v_NxSxK, starts_N)
-        y_NxTxK = attend(q_NxTxK, k_NxSxK, v_NxSxK, mask_NxTxS)
-        y_BxTxHxK = y_NxTxK.reshape(n_row, n_head, n_time, head_dim).transpose(0, 2, 1, 3)
-        cache = None if cached is None else (k_NxSxK, v_NxSxK)
-        return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), cache
+            cache = write(cached[0], k_NxTxK, starts_N), write(cached[1], v_NxTxK, starts_N)
+            y_BxHxTxK = attend(q_NxTxK, *cache, mask_NxTxS).reshape(q_BxHxTxK.shape)
+        return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape)), cache
 
 
 @jax.checkpoint
@@ -127,10 +151,11 @@ class Block(nn.Module):
         mask_NxTxS: jax.Array,
         cached: tuple[jax.Array, jax.Array] | None = None,
         starts_N: jax.Array | None = None,
-        *,
         train: bool = False,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Map (B, T, D) to (B, T, D). See `CausalSelfAttention` for the rest."""
+        # Otherwise XLA takes over the sharding of the parameters, and moves activations instead.
+        x_BxTxD = shard_batch(x_BxTxD)
         y_BxTxD, kv = self.attn(self.ln_1(x_BxTxD), mask_NxTxS, cached, starts_N)
         x_BxTxD = x_BxTxD + self.drop(y_BxTxD, deterministic=not train)
         y_BxTxD = self.mlp(self.ln_2(x_BxTxD))
@@ -149,7 +174,9 @@ class GPT(nn.Module):
         self.wte = nn.Embed(self.vocab_size, config.n_embd, embedding_init=init)
         self.wpe = nn.Embed(config.block_size, config.n_embd, embedding_init=init)
         self.drop = Dropout(config.dropout)
-        self.block = [Block(config) for _ in range(config.n_layer)]
+        # The fifth argument, after self, is `train`.
+        block_class = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
+        self.block = [block_class(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=jnp.float32)
         # By default, GPUs would round the operands to TF32.
         self.lm_head = nn.Dense(
@@ -180,7 +207,7 @@ class GPT(nn.Module):
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
         mask_1xTxT = jnp.tril(jnp.ones((1, n_time, n_time), bool))
         for block in self.block:
-            x_BxTxD, _ = block(x_BxTxD, mask_1xTxT, train=train)
+            x_BxTxD, _ = block(x_BxTxD, mask_1xTxT, None, None, train)
         return self.head(x_BxTxD)
 
     def extend(self, idx_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:

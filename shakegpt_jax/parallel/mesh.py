@@ -1,97 +1,145 @@
 """Device mesh and sharding rules.
 
-The mesh has two axes. The batch is sharded over both, parameters and optimizer state over `fsdp`
-alone. One device is the smallest mesh, not a special case. All devices belong to one process.
+The mesh has three axes. The batch is sharded over `data` and `fsdp`. Parameters and optimizer state
+are sharded over `fsdp` (Rajbhandari et al. 2020, ZeRO stage 3), and the blocks' matrices also over
+`tensor` (Shoeybi et al. 2019, Megatron-LM). One device is the smallest mesh, not a special case.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 
+_AXES = ("data", "fsdp", "tensor")
 _BATCH_AXES = ("data", "fsdp")
 
+_Axis = str | tuple[str, ...] | None  # mesh axes that one dimension is sharded over
 
-def make_mesh(config: Config) -> Mesh:
-    """Build the mesh that the config asks for, from the first available devices.
+# Mesh axis of each dimension, by the name of the parameter. All others are replicated. A dimension
+# that its axis does not divide is not sharded.
+_RULES = {
+    "c_attn/kernel": ("fsdp", None),  # its columns are not in the order of the heads
+    "c_fc/kernel": ("fsdp", "tensor"),
+    "c_fc/bias": ("tensor",),
+    "c_proj/kernel": ("tensor", "fsdp"),
+}
+
+
+def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
+    """Build the mesh that the config asks for.
+
+    Args:
+        config: at most one axis of `config.mesh` is -1: all devices that the others leave.
+        devices: None: those of all processes. The first ones are used.
 
     Raises:
-        UserError: if there are too few devices or the batch size is not a multiple of them.
+        UserError: if there are too few devices, several processes do not use all of them, or the
+            batch size or the model does not divide into parts.
     """
-    n_device, fsdp = jax.device_count(), config.mesh.fsdp
-    if config.mesh.data == -1 and n_device % fsdp:
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: getattr(config.mesh, axis) for axis in _AXES}
+    given = math.prod(size for size in sizes.values() if size != -1)
+    asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if -1 in sizes.values():
+        if len(devices) % given:
+            raise UserError(
+                f"config.mesh asks for {asked} devices; {given} must divide the {len(devices)} "
+                "devices, or give each axis a size"
+            )
+        sizes = {k: len(devices) // given if v == -1 else v for k, v in sizes.items()}
+    n_device = math.prod(sizes.values())
+    if n_device > len(devices):
         raise UserError(
-            f"config.mesh.fsdp is {fsdp}; it must divide the {n_device} devices, "
-            "or set config.mesh.data to the number of devices to use"
+            f"config.mesh asks for {asked} devices and there are {len(devices)}; "
+            f"the product must be at most {len(devices)}"
         )
-    data = n_device // fsdp if config.mesh.data == -1 else config.mesh.data
-    if data * fsdp > n_device:
+    if n_device < len(devices) and jax.process_count() > 1:
         raise UserError(
-            f"config.mesh asks for {data} x {fsdp} devices and there are {n_device}; "
-            f"data times fsdp must be at most {n_device}"
+            f"config.mesh asks for {asked} devices; several processes must use all "
+            f"{len(devices)} devices"
         )
-    if config.data.batch_size % (data * fsdp):
+    accumulate = config.train.accumulate_steps
+    if config.data.batch_size % (n_batch := sizes["data"] * sizes["fsdp"] * accumulate):
         raise UserError(
-            f"config.data.batch_size is {config.data.batch_size}; "
-            f"it must be a multiple of the {data * fsdp} devices that config.mesh uses"
+            f"config.data.batch_size is {config.data.batch_size}; it must be a multiple of "
+            f"{n_batch}, the devices of mesh.data and mesh.fsdp"
+            + f" times train.accumulate_steps ({accumulate})"
+            * (accumulate > 1)
         )
-    return _mesh(data, fsdp)
+    if config.model.n_head % sizes["tensor"]:
+        raise UserError(
+            f"config.mesh.tensor is {sizes['tensor']}; it must divide "
+            f"config.model.n_head ({config.model.n_head})"
+        )
+    # Neighbors, which have the fastest links, share the axes that communicate most.
+    return _mesh(sorted(devices, key=lambda device: device.id)[:n_device], *sizes.values())
 
 
 def shard_state(mesh: Mesh, abstract_state: Any) -> Any:
-    """Shard each matrix over `fsdp`, along its longest divisible axis; replicate the rest.
+    """Shard the parameters and the optimizer state.
 
     Args:
         mesh: device mesh.
-        abstract_state: pytree of `ShapeDtypeStruct`.
+        abstract_state: pytree of `ShapeDtypeStruct`; the paths of parameters and of their moments
+            end with the name of the layer and the parameter.
 
     Returns:
         The same pytree with a `NamedSharding` in each leaf.
     """
-    fsdp = mesh.shape["fsdp"]
 
-    def shard(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = [axis for axis, size in enumerate(array.shape) if size % fsdp == 0]
+    def shard(path: Any, array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axes = _RULES.get(jax.tree_util.keystr(path[-2:], simple=True, separator="/"), ())
         spec = P()
-        if fsdp > 1 and len(array.shape) >= 2 and axes:
-            longest = max(axes, key=lambda axis: array.shape[axis])
-            spec = P(*(None,) * longest, "fsdp")
+        if len(axes) == len(array.shape):
+            spec = P(*map(functools.partial(_fit, mesh), axes, array.shape))
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(shard, abstract_state)
+    return jax.tree_util.tree_map_with_path(shard, abstract_state)
+
+
+def _fit(mesh: Mesh | AbstractMesh, axis: _Axis, size: int) -> _Axis:
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return None if size % math.prod(mesh.shape[name] for name in names) else axis
 
 
 def on_one_device(abstract_state: Any) -> Any:
     """Add to each `ShapeDtypeStruct` of a pytree the sharding of the first device alone."""
-    return shard_state(_mesh(1, 1), abstract_state)
+    return shard_state(_mesh(jax.local_devices()[:1], 1, 1, 1), abstract_state)
 
 
 def replicate(mesh: Mesh, array: Any) -> jax.Array:
-    """Copy an array to every device of a mesh."""
-    return jax.device_put(array, NamedSharding(mesh, P()))
+    """Copy an array, the same in all processes, to every device of a mesh."""
+    sharding = NamedSharding(mesh, P())
+    # device_put would compare the array among processes.
+    return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
 
 
 def shard_batch(batch: Any) -> Any:
-    """Inside jit, shard the first axis of a batch over all devices of the current mesh.
+    """Inside jit, shard the first axis of each array over `data` and `fsdp`."""
+    return jax.tree.map(lambda array: constrain(array, _BATCH_AXES), batch)
 
-    Without a mesh, or where the axis is not divisible, the batch is returned unchanged.
+
+def constrain(array: jax.Array, *axes: _Axis) -> jax.Array:
+    """Inside jit, shard the first dimensions of an array; the others are replicated.
+
+    Without a mesh, or where a dimension is not divisible, the array is returned unchanged.
     """
-    n_device = jax.sharding.get_abstract_mesh().size
-
-    def constrain(array: jax.Array) -> jax.Array:
-        if n_device <= 1 or array.shape[0] % n_device:
-            return array
-        return jax.lax.with_sharding_constraint(array, P(_BATCH_AXES))
-
-    return jax.tree.map(constrain, batch)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return array
+    if [*map(functools.partial(_fit, mesh), axes, array.shape)] != [*axes]:
+        return array
+    return jax.lax.with_sharding_constraint(array, P(*axes))
 
 
-def _mesh(data: int, fsdp: int) -> Mesh:
-    devices = jax.devices()[: data * fsdp]
-    # Linen modules do not support explicit axes, the default of make_mesh.
-    auto = (AxisType.Auto,) * 2
-    return jax.make_mesh((data, fsdp), _BATCH_AXES, axis_types=auto, devices=devices)
+def _mesh(devices: list[jax.Device], *sizes: int) -> Mesh:
+    # Linen modules do not support explicit axes. jax.make_mesh refuses devices of several hosts.
+    auto = (AxisType.Auto,) * len(sizes)
+    return Mesh(np.array(devices).reshape(sizes), _AXES, axis_types=auto)

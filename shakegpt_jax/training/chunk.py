@@ -4,7 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.windows import sample_windows
@@ -32,10 +32,17 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     """
     tx = make_optimizer(config.optimizer, config.train.num_steps)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    step = functools.partial(train_step, model=model, tx=tx, schedule=schedule)
+    step = functools.partial(
+        train_step,
+        model=model,
+        tx=tx,
+        schedule=schedule,
+        accumulate_steps=config.train.accumulate_steps,
+    )
     create = functools.partial(create_state, model, tx)
     abstract_state = shard_state(mesh, jax.eval_shape(create, config.train.seed))
     shardings = jax.tree.map(lambda array: array.sharding, abstract_state)
+    replicated = NamedSharding(mesh, PartitionSpec())  # metrics: every process reads them
 
     def run(
         state: TrainState, ids: jax.Array, seed: jax.Array, n: int
@@ -51,5 +58,5 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     return Chunk(
         abstract_state,
         jax.jit(create, out_shardings=shardings),
-        jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(shardings, None)),
+        jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(shardings, replicated)),
     )

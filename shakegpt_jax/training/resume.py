@@ -14,8 +14,11 @@ _RESUMABLE_FIELDS = {
     "train.steps_per_dispatch",
     "train.keep_checkpoints",
     "train.sample_length",
+    "train.accumulate_steps",
+    "model.remat",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.tensor",
 }
 
 

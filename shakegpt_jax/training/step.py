@@ -3,6 +3,8 @@
 Axes: B windows per batch, T characters per window, V vocabulary.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -11,6 +13,7 @@ import optax
 from flax import struct
 
 from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.parallel.mesh import shard_batch
 
 Metrics = dict[str, jax.Array]
 
@@ -48,6 +51,7 @@ def train_step(
     model: GPT,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    accumulate_steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Take one optimizer step.
 
@@ -58,6 +62,7 @@ def train_step(
         model: maps (B, T) ids to (B, T, V) logits.
         tx: the optimizer of `state.opt_state`.
         schedule: its learning rate by step.
+        accumulate_steps: how many parts of the batch to process one after another; divides B.
 
     Returns:
         The state after the step, and the metrics `loss` (nats per character, mean over the batch,
@@ -65,15 +70,19 @@ def train_step(
         `consecutive_nonfinite` (how many steps up to this one had non-finite gradients, counted
         by an optimizer that skips such updates).
     """
-    inputs_BxT, targets_BxT = batch
 
-    def loss_fn(params: Any) -> jax.Array:
+    def loss_fn(params: Any, part: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
+        inputs_BxT, targets_BxT = part
         logits_BxTxV = model.apply(
-            {"params": params}, inputs_BxT, train=True, rngs={"dropout": dropout_key}
+            {"params": params}, inputs_BxT, train=True, rngs={"dropout": key}
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, targets_BxT).mean()
 
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    loss_and_grad = functools.partial(jax.value_and_grad(loss_fn), state.params)
+    if accumulate_steps == 1:
+        loss, grads = loss_and_grad(batch, dropout_key)
+    else:
+        loss, grads = _mean_over_parts(loss_and_grad, batch, dropout_key, accumulate_steps)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # An optimizer that skips updates counts them, and its schedule does not advance then.
@@ -85,3 +94,25 @@ def train_step(
         "consecutive_nonfinite": jnp.asarray(optax.tree.get(opt_state, "notfinite_count", 0)),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _mean_over_parts(
+    compute: Callable[[Any, jax.Array], Any], batch: Any, key: jax.Array, n_part: int
+) -> Any:
+    """Average compute(part, key) over equal parts of a batch, one after another."""
+
+    # Part i has rows i, i + n_part, ...: as many from each device, so that none moves.
+    def divide(array: jax.Array) -> jax.Array:
+        rows = shard_batch(array.reshape(-1, n_part, *array.shape[1:]))
+        return rows.swapaxes(0, 1)
+
+    parts = jax.tree.map(divide, batch), jax.random.split(key, n_part)
+    zeros = jax.tree.map(
+        jnp.zeros_like, jax.eval_shape(compute, *jax.tree.map(lambda a: a[0], parts))
+    )
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, compute(shard_batch(part[0]), part[1])), None
+
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda a: a / n_part, total)
