@@ -17,6 +17,7 @@ from shakegpt_jax.checkpoints.integrity import read_metadata, verify_digests
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.parallel.processes import is_primary
 
 ARRAYS = ("params", "opt_state")
 
@@ -106,7 +107,8 @@ class CheckpointReader:
             CorruptCheckpointError: if a file is missing or has changed.
             UserError: if the arrays in the checkpoint have other shapes or dtypes.
         """
-        verify_digests(self.path(step), skip=[name for name in ARRAYS if name not in abstract])
+        if is_primary():
+            verify_digests(self.path(step), skip=[n for n in ARRAYS if n not in abstract])
         path = self.path(step).absolute()  # Orbax refuses relative paths
         restored = {}
         for name, arrays in abstract.items():

@@ -21,6 +21,7 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import CorruptCheckpointError, SaveError, UserError
+from shakegpt_jax.parallel.processes import highest, is_primary, on_primary
 
 _MAX_FAILURES = 3  # consecutive failed saves
 
@@ -51,11 +52,17 @@ class CheckpointWriter(CheckpointReader):
         self._saving: tuple[int, RunMetadata, Metrics, Future[None]] | None = None
         self._n_failure = 0
         self._known: dict[int, tuple[RunMetadata, Metrics]] = {}
-        self._set_aside_corrupt()
         self._temporary = self.workdir / CHECKPOINTS / "tmp"
+        on_primary("open checkpoints", self._clean_up)
+        if not is_primary():
+            for step in checkpoint_steps(workdir):
+                self._known[step] = super()._read(step)
+        self._pool = ThreadPoolExecutor(1)
+
+    def _clean_up(self) -> None:
+        self._set_aside_corrupt()
         self._temporary.mkdir(parents=True, exist_ok=True)
         self._clear_temporary()  # left by a process that was killed
-        self._pool = ThreadPoolExecutor(1)
 
     def _set_aside_corrupt(self) -> None:
         corrupt: dict[int, CorruptCheckpointError] = {}
@@ -89,7 +96,8 @@ class CheckpointWriter(CheckpointReader):
                     self.wait()
         finally:
             self._pool.shutdown()
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            if is_primary():
+                shutil.rmtree(self._temporary, ignore_errors=True)
             if not self._n_failure:  # threads of a failed save may log later
                 logging.getLogger("absl").removeFilter(_is_not_from_orbax)
 
@@ -136,11 +144,13 @@ class CheckpointWriter(CheckpointReader):
                     folder.absolute(), {"params": params, "opt_state": opt_state}
                 )
         except Exception as error:  # Orbax and TensorStore raise many types
-            self._handle_failure(step, error)
+            self._saving = step, metadata, metrics or {}, _failed(error)
             return
 
         def finish() -> None:
             response.result()
+            if not is_primary():
+                return
             (folder / METADATA).write_text(content, encoding="utf-8")
             write_digests(folder)
             folder.rename(self.path(step))
@@ -157,8 +167,9 @@ class CheckpointWriter(CheckpointReader):
         if self._saving is None:
             return
         (step, metadata, metrics, future), self._saving = self._saving, None
-        if failure := future.exception():
-            self._handle_failure(step, failure)
+        failure = future.exception()
+        if highest(failure is not None):
+            self._handle_failure(step, failure or OSError("another process failed"))
             return
         self._n_failure = 0
         self._known[step] = metadata, metrics
@@ -175,7 +186,8 @@ class CheckpointWriter(CheckpointReader):
 
     def _handle_failure(self, step: int, error: BaseException) -> None:
         self._n_failure += 1
-        self._clear_temporary()  # on a full disk, the remains would make the next save fail
+        if is_primary():
+            self._clear_temporary()  # on a full disk, the remains would make the next save fail
         reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
         message = f"could not save the checkpoint of step {step} ({reason}); "
         if self._n_failure >= _MAX_FAILURES:
@@ -185,17 +197,25 @@ class CheckpointWriter(CheckpointReader):
 
     def _remove(self, step: int) -> None:
         # Renamed first: a partly deleted checkpoint would look corrupt.
+        del self._known[step]
+        if not is_primary():
+            return
         trash = self._temporary / f"{step}.old"
         try:
             self.path(step).rename(trash)
             shutil.rmtree(trash)
         except OSError as error:
             self._report(f"could not remove the checkpoint of step {step}: {error.strerror}")
-        del self._known[step]
 
     def _clear_temporary(self) -> None:
         for path in self._temporary.glob("*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _failed(error: Exception) -> Future[None]:
+    future: Future[None] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:

@@ -50,6 +50,26 @@ class ArgumentParser(argparse.ArgumentParser):
             help="checkpoint: best (default), latest or a step",
         )
 
+    def add_processes(self) -> None:
+        """Add --distributed and what describes this process of several."""
+        group = self.add_argument_group("several processes")
+        add = group.add_argument
+        add(
+            "--distributed",
+            action="store_true",
+            help="train with all processes that SLURM or Open MPI has started",
+        )
+        add("--coordinator_address", metavar="HOST:PORT", help="of process 0, without a launcher")
+        add("--num_processes", metavar="N", type=int, help="how many, without a launcher")
+        add("--process_id", metavar="I", type=int, help="this one, from 0, without a launcher")
+        add(
+            "--heartbeat_seconds",
+            metavar="SECONDS",
+            type=_heartbeat,
+            default=30,
+            help="after how long without a sign a process is lost (30)",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
         raise UserError(f"{message} (--help lists the arguments)")
@@ -118,6 +138,12 @@ def named(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
     return text
+
+
+def _heartbeat(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 5 <= int(text) <= 3_600):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 5 to 3600")
+    return int(text)
 
 
 def _step(text: str) -> int | str:

@@ -15,7 +15,7 @@ import optax
 
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.dispatch import one_ahead
-from shakegpt_jax.parallel.mesh import shard_batch
+from shakegpt_jax.parallel.mesh import constrain, shard_batch
 from shakegpt_jax.reporting.metrics import Evaluation
 
 # Characters per batch. On a CPU, activations that fit the cache are three times faster than those
@@ -107,7 +107,8 @@ def _map_windows(
 def _window_losses(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax.Array:
     logits_BxTxV = _window_logits(model, params, windows_BxT1)
     targets_BxT = windows_BxT1[:, 1:].astype(jnp.int32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, targets_BxT)
+    losses_BxT = optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, targets_BxT)
+    return constrain(losses_BxT)  # replicated, so that every process can read them
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -118,7 +118,17 @@ def replicate(mesh: Mesh, array: Any) -> jax.Array:
     """Copy an array, the same in all processes, to every device of a mesh."""
     sharding = NamedSharding(mesh, P())
     # device_put would compare the array among processes.
-    return jax.make_array_from_callback(np.shape(array), sharding, lambda index: array[index])
+    return jax.make_array_from_callback(
+        np.shape(array), sharding, lambda index: np.asarray(array)[index]
+    )
+
+
+def gather(mesh: Mesh, arrays: Any) -> Any:
+    """Copy a pytree of sharded arrays to the first device of each process, whole."""
+    if mesh.size == 1:
+        return arrays
+    whole = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))(arrays)
+    return jax.tree.map(lambda array: array.addressable_data(0), whole)
 
 
 def shard_batch(batch: Any) -> Any:

@@ -47,7 +47,13 @@ class MetricsFile:
     """
 
     def __init__(
-        self, workdir: str | Path, step: int, started: float, report: Callable[[str], object]
+        self,
+        workdir: str | Path,
+        step: int,
+        started: float,
+        report: Callable[[str], object],
+        *,
+        writes: bool = True,
     ):
         """Open the file of a run and drop rows after `step`: those steps are repeated.
 
@@ -56,9 +62,11 @@ class MetricsFile:
             step: where the run resumes; 0 starts a new file.
             started: `time.perf_counter()` when this process started the run.
             report: called with a line about corrupt rows; they are dropped and the file is kept.
+            writes: False: leave the file to another process, and keep only new rows.
         """
+        self._writes = writes
         self._path = Path(workdir) / _FILE_NAME
-        rows, corrupt = _read(self._path) if step else ([], [])
+        rows, corrupt = _read(self._path) if step and writes else ([], [])
         if corrupt:  # must not block training
             aside = self._path.with_suffix(".jsonl.corrupt")
             with aside.open("ab") as file:  # after the rows of an earlier time
@@ -72,6 +80,8 @@ class MetricsFile:
         self._train_time, wall_time = times.get(step, (None, None)) if step else (0.0, 0.0)
         self._started = None if wall_time is None else started - wall_time
         self._n_flushed = len(self.rows)
+        if not writes:
+            return
         text = "".join(map(_line, self.rows))
         self._size = len(text.encode())
         replacement = self._path.with_suffix(".tmp")
@@ -93,6 +103,8 @@ class MetricsFile:
         Raises:
             OSError: if they cannot be written (a full disk). The next call tries again.
         """
+        if not self._writes:
+            return
         if not self._path.exists():  # someone removed it: write what is still to come
             self._path.touch()
             self._size = 0

@@ -28,9 +28,9 @@ class _Console(Console):
 class Progress:
     """Prints the progress of a run; a context manager that shows the bar while active."""
 
-    def __init__(self, num_steps: int):
-        """Prepare to show a run of `num_steps` steps."""
-        self._console = _Console(highlight=False)
+    def __init__(self, num_steps: int, *, quiet: bool = False):
+        """Prepare to show a run of `num_steps` steps; quiet: show nothing."""
+        self._console = _Console(highlight=False, quiet=quiet)
         self._console.soft_wrap = (
             not self._console.is_terminal
         )  # do not wrap lines in redirected output
@@ -45,7 +45,7 @@ class Progress:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=num_steps, figures="compiling")
 

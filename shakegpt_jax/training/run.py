@@ -2,23 +2,27 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import math
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.command_line.signals import StopSignal, record_signal
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.corpus import load_corpus
+from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError
 from shakegpt_jax.inference.defaults import choose_prompt
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
 from shakegpt_jax.model.precision import compute_dtype
 from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.parallel.processes import check_equal, highest, is_primary
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.reporting.metrics_file import MetricsFile
 from shakegpt_jax.reporting.progress import Progress, format_duration
@@ -46,24 +50,26 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     corpus = load_corpus(config.data.path, config.model.block_size)
     if config.data.path:  # absolute, so that `evaluate` finds the text from any folder
         config = config.replace({"data.path": str(Path(config.data.path).expanduser().absolute())})
+    check_equal("start", _identity(config, corpus, workdir))
     mesh = make_mesh(config)
     with (
         record_signal() as signal,
-        run_lock(workdir),
-        Progress(config.train.num_steps) as progress,
+        run_lock(workdir) if is_primary() else contextlib.nullcontext(),
+        Progress(config.train.num_steps, quiet=not is_primary()) as progress,
     ):
+        _check_shared(workdir)
         config = adapt_to_cpu(config, corpus, progress.note)
         check_resumable(CheckpointReader(workdir), run_metadata(config, corpus))
         with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)
             run.restore_or_initialize(started)
-            while not (run.finished or signal.received):
+            while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
                 run.save()
                 run.show_sample()
             run.finish_saving()
-            if signal.received and not run.finished:
-                raise StoppedBySignalError(run.describe_stop(), signal.received)
+            if run.stopped and not run.finished:
+                raise StoppedBySignalError(run.describe_stop(), run.stopped)
             run.summarize()
 
 
@@ -87,6 +93,7 @@ class TrainingRun:
         self.prompt = choose_prompt(tokenizer.vocabulary, val_text)
         self.step = 0
         self.evaluation: Evaluation | None = None  # of the current parameters
+        self.stopped = 0  # number of a signal that a process has received
 
     @property
     def finished(self) -> bool:
@@ -106,6 +113,7 @@ class TrainingRun:
     def restore_or_initialize(self, started: float) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         self.step = self.checkpoints.latest_step
+        check_equal("checkpoints", {"the latest checkpoint": self.step})
         if self.step:
             self.trainer.restore(self.checkpoints, self.step)
             verb = "has finished" if self.finished else "resumes"
@@ -114,7 +122,9 @@ class TrainingRun:
             )
         else:
             self.trainer.initialize()
-        self.metrics = MetricsFile(self.workdir, self.step, started, self.progress.note)
+        self.metrics = MetricsFile(
+            self.workdir, self.step, started, self.progress.note, writes=is_primary()
+        )
         self.progress.begin(self.step, _peak_characters_per_second(self.trainer))
 
     def train_to_next_evaluation(self) -> None:
@@ -122,7 +132,7 @@ class TrainingRun:
         every = self.config.eval_every
         until = min(self.config.num_steps, (self.step // every + 1) * every)
         self.evaluation = None
-        for train in self.trainer.run(self.step, until, lambda: self.signal.received):
+        for train in self.trainer.run(self.step, until, self._check_signal):
             self._check_finite(train, loss=train.train_loss, gradient_norm=train.gradient_norm)
             if train.step == until:
                 self.evaluation = self.trainer.evaluate()
@@ -135,6 +145,11 @@ class TrainingRun:
             self.progress.show(self.metrics.append(train, self.evaluation))
             with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
                 self.metrics.flush()
+
+    def _check_signal(self) -> bool:
+        """Learn whether a process has received a signal, at the same step in all of them."""
+        self.stopped = highest(self.signal.received or 0)
+        return bool(self.stopped)
 
     def _check_finite(self, train: TrainMetrics, **values: float | None) -> None:
         bad = [f"{k} is {v}" for k, v in values.items() if v is not None and not math.isfinite(v)]
@@ -155,7 +170,7 @@ class TrainingRun:
 
     def show_sample(self) -> None:
         """Print sample text."""
-        if self.config.sample_length and not self.signal.received:
+        if self.config.sample_length and not self.stopped:
             self.progress.sample(self.trainer.sample(self.prompt, self.config.sample_length))
 
     def finish_saving(self) -> None:
@@ -199,6 +214,23 @@ class TrainingRun:
         )
         command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(self.workdir))}"
         self.progress.note(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
+
+
+def _identity(config: Config, corpus: Corpus, workdir: str | Path) -> dict[str, Any]:
+    """Return what all processes of a run must have in common."""
+    fields = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
+    packages = ("shakegpt_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    devices = {"devices per process": jax.local_device_count()}
+    return fields | versions | devices | {"text": corpus.sha256, "--workdir": str(workdir)}
+
+
+def _check_shared(workdir: str | Path) -> None:
+    """Check that all processes see the run folder of process 0."""
+    highest(0)  # it has written its lock
+    lock = Path(workdir) / "lock"
+    name = f"{lock}, which lies in a folder that all must share"
+    check_equal("lock", {name: lock.read_text() if lock.exists() else "missing"})
 
 
 def _peak_characters_per_second(trainer: Trainer) -> float | None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,7 +17,8 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.dispatch import one_ahead
-from shakegpt_jax.parallel.mesh import replicate
+from shakegpt_jax.parallel.mesh import gather, replicate
+from shakegpt_jax.parallel.processes import is_primary
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.training.chunk import make_chunk
 from shakegpt_jax.training.step import Metrics, TrainState
@@ -135,9 +135,12 @@ class Trainer:
             return evaluate(self.model, self.state.params, self.corpus.val_ids)
 
     def sample(self, prompt: str, length: int) -> str:
-        """Continue a prompt by `length` characters with the current parameters."""
+        """Continue a prompt by `length` characters with the current parameters, in process 0."""
         tokenizer, digest = self.corpus.tokenizer, self.corpus.sha256
-        lm = LanguageModel(self.model, self.state.params, tokenizer, self.config, digest)
+        params = gather(self.mesh, self.state.params)
+        if not is_primary():
+            return ""
+        lm = LanguageModel(self.model, params, tokenizer, self.config, digest)
         return lm.generate(prompt, length)
 
     def save(
@@ -153,7 +156,6 @@ class Trainer:
             "params": self._chunk.abstract_state.params,
             "opt_state": self._chunk.abstract_state.opt_state,
         }
-        sharding = self._chunk.abstract_state.step.sharding
         self.state = TrainState(
-            step=jax.device_put(jnp.int32(step), sharding), **checkpoints.restore(step, abstract)
+            step=replicate(self.mesh, np.int32(step)), **checkpoints.restore(step, abstract)
         )
