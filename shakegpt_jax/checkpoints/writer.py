@@ -21,7 +21,7 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import CorruptCheckpointError, SaveError, UserError
-from shakegpt_jax.parallel.processes import highest, is_primary, on_primary
+from shakegpt_jax.parallel.processes import highest, is_primary, primary_first
 
 _MAX_FAILURES = 3  # consecutive failed saves
 
@@ -53,7 +53,7 @@ class CheckpointWriter(CheckpointReader):
         self._n_failure = 0
         self._known: dict[int, tuple[RunMetadata, Metrics]] = {}
         self._temporary = self.workdir / CHECKPOINTS / "tmp"
-        on_primary("open checkpoints", self._clean_up)
+        primary_first(self._clean_up)
         if not is_primary():
             for step in checkpoint_steps(workdir):
                 self._known[step] = super()._read(step)

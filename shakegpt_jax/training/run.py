@@ -227,7 +227,7 @@ def _identity(config: Config, corpus: Corpus, workdir: str | Path) -> dict[str, 
 
 def _check_shared(workdir: str | Path) -> None:
     """Check that all processes see the run folder of process 0."""
-    highest(0)  # it has written its lock
+    highest(0)  # process 0 has written its lock
     lock = Path(workdir) / "lock"
     name = f"{lock}, which lies in a folder that all must share"
     check_equal("lock", {name: lock.read_text() if lock.exists() else "missing"})

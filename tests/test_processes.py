@@ -1,0 +1,204 @@
+"""Several real processes that train one run."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from shakegpt_jax import load
+from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.command_line.config_file import load_config
+from shakegpt_jax.reporting.metrics_file import read_metrics
+from shakegpt_jax.training.run import train
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from shakegpt_jax.config import Config
+
+
+def get_config():
+    config = Config()
+    config.model.n_layer, config.model.n_head, config.model.n_embd = 1, 2, 16
+    config.model.block_size = config.data.batch_size = 8
+    config.data.path = {path!r}
+    config.train.num_steps, config.train.eval_every = 12, 6
+    config.train.steps_per_dispatch, config.train.sample_length = 3, 20
+    return config
+"""
+
+
+class Processes:
+    """Starts processes of one run and collects what they print."""
+
+    def __init__(self, folder: Path, text_file: Path):
+        self.folder, self.workdir = folder, folder / "run"
+        self.config = folder / "small.py"
+        self.config.write_text(CONFIG.format(path=str(text_file)))
+        self.running: list[subprocess.Popen[str]] = []
+
+    def command(self, *args: object) -> list[str]:
+        fixed = ["--config", self.config, "--workdir", self.workdir]
+        return [sys.executable, ROOT / "run_train.py", *map(str, fixed), *map(str, args)]
+
+    def start(self, n: int, *args: object, n_device: int = 1, each=lambda rank: ()) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(n_device)}
+        self.running = []
+        for rank in range(n):
+            distributed = f"--coordinator_address={address} --num_processes={n} --process_id={rank}"
+            self.running.append(
+                subprocess.Popen(
+                    self.command(*(distributed.split() if n > 1 else ()), *args, *each(rank)),
+                    env=environment,
+                    cwd=self.folder,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
+
+    def finish(self) -> list[tuple[int, str, list[str]]]:
+        """Return exit code, standard output and lines of standard error of each process."""
+        ended = []
+        for process in self.running:
+            out, err = process.communicate(timeout=120)
+            # What JAX's libraries log is not ours.
+            lines = [
+                e for e in err.splitlines() if re.match(r"(error: )?(process|stopped|the) ", e)
+            ]
+            ended.append((process.returncode, out, lines))
+        return ended
+
+    def run(self, n: int, *args: object, **options) -> list[tuple[int, str, list[str]]]:
+        self.start(n, *args, **options)
+        return self.finish()
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 60
+        while max((row.step for row in read_metrics(self.workdir)), default=0) < step:
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in self.running)
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def many(tmp_path, text_file):
+    processes = Processes(tmp_path, text_file)
+    yield processes
+    for process in processes.running:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def losses(workdir: Path) -> list[float]:
+    return [row.train_loss for row in read_metrics(workdir)]
+
+
+def test_two_processes_train_as_one(many):
+    ended = many.run(2)
+    assert [code for code, _, _ in ended] == [0, 0]
+    for rank, (_, _, lines) in enumerate(ended):
+        assert re.fullmatch(rf"process {rank} of 2 on \S+, coordinator 127\.0\.0\.1:\d+", lines[0])
+        assert lines[1:] == [f"process {rank} has 1 of 2 devices (cpu)"]
+    assert "step 12/12" in ended[0][1] and "Generate more" in ended[0][1]
+    assert not re.sub(r"\[Gloo\].*\n", "", ended[1][1])
+
+    # One process with two devices writes the same, and reads what two have written.
+    alone = many.folder / "alone"
+    config = load_config(str(many.config)).freeze().replace({"mesh.data": 2})
+    train(config, alone)
+    np.testing.assert_allclose(losses(many.workdir), losses(alone), rtol=1e-4)
+    for ours, theirs in zip(
+        *(jax.tree.leaves(load(w).params) for w in (many.workdir, alone)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_processes_that_differ_are_refused(many):
+    def each(rank):
+        return [f"--config.train.seed={rank}", f"--config.optimizer.b1=0.{rank + 8}"]
+
+    ended = many.run(2, each=each)
+    assert [code for code, _, _ in ended] == [2, 2]
+    (line,) = [line for _, _, lines in ended for line in lines if line.startswith("error")]
+    assert line == (
+        "error: the processes differ in config.optimizer.b1 (0.8 in process 0, 0.9 in process 1), "
+        "config.train.seed (0 in process 0, 1 in process 1); start all alike"
+    )
+    assert not many.workdir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 4])
+def test_any_split_of_devices_trains_alike_and_resumes(many, n):
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.train.num_steps=60"]
+    assert [code for code, _, _ in many.run(n, *mesh, n_device=4 // n)] == [0] * n
+    split, many.workdir = many.workdir, many.folder / "alone"
+    assert many.run(1, *mesh, n_device=4)[0][0] == 0
+    np.testing.assert_allclose(losses(split), losses(many.workdir), rtol=2e-4)
+    # Checkpoints move both ways.
+    longer = "--config.train.num_steps=60", "--config.mesh.data=-1"
+    for workdir, count, devices in ((many.workdir, n, 4 // n), (split, 1, 4)):
+        for path in (workdir / "checkpoints").iterdir():
+            if path.name == "60":  # resume from step 54
+                path.rename(many.folder / f"removed{count}")
+        many.workdir = workdir
+        assert {code for code, _, _ in many.run(count, *longer, n_device=devices)} == {0}
+        assert CheckpointReader(workdir).steps[-1] == 60
+    np.testing.assert_allclose(losses(split), losses(many.workdir), rtol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(many, rank):
+    many.start(2, "--config.train.num_steps=100000")
+    many.wait_for_step(9)
+    many.running[rank].send_signal(signal.SIGTERM)
+    ended = many.finish()
+    assert [code for code, _, _ in ended] == [143, 143]
+    (line,) = [line for _, _, lines in ended for line in lines if line.startswith("stopped")]
+    step = int(re.search(r"step (\d+), saved", line)[1])
+    assert CheckpointReader(many.workdir).steps[-1] == step
+    assert read_metrics(many.workdir)[-1].step == step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_the_others_end_if_a_process_is_lost(many, rank, how):
+    args = "--config.train.num_steps=100000", "--heartbeat_seconds=5"
+    many.start(2, *args)
+    many.wait_for_step(9)
+    start = time.monotonic()
+    many.running[rank].send_signal(how)
+    other = many.running[1 - rank]
+    _, err = other.communicate(timeout=60)
+    assert time.monotonic() - start < 5 + 15 + 5
+    assert other.returncode == 1
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert f"lost process {rank}" in lines[0] and "run the same command again" in lines[0]
+    many.running[rank].kill()
+    many.running[rank].communicate()
+    assert {code for code, _, _ in many.run(2, "--config.train.num_steps=12")} <= {0, 2}
+    done = CheckpointReader(many.workdir).steps[-1]
+    assert done % 6 == 0
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all(many):
+    ended = many.run(2, each=lambda rank: ["--config.data.path=nowhere"] * rank)
+    assert [code for code, _, _ in ended] == [2, 2]
+    lines = [line for _, _, found in ended for line in found if line.startswith("error")]
+    assert lines == ["error: process 1: no such file: nowhere; give a UTF-8 text file"]
