@@ -1,7 +1,9 @@
 """Several real processes that train one run."""
 
+import functools
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -48,7 +50,14 @@ class Processes:
         fixed = ["--config", self.config, "--workdir", self.workdir]
         return [sys.executable, ROOT / "run_train.py", *map(str, fixed), *map(str, args)]
 
-    def start(self, n: int, *args: object, n_device: int = 1, each=lambda rank: ()) -> None:
+    def start(
+        self,
+        n: int,
+        *args: object,
+        n_device: int = 1,
+        each=lambda rank: (),
+        prepare=lambda rank: None,
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -64,6 +73,7 @@ class Processes:
                     text=True,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
+                    preexec_fn=functools.partial(prepare, rank),
                 )
             )
 
@@ -202,3 +212,19 @@ def test_an_error_in_one_process_ends_all(many):
     assert [code for code, _, _ in ended] == [2, 2]
     lines = [line for _, _, found in ended for line in found if line.startswith("error")]
     assert lines == ["error: process 1: no such file: nowhere; give a UTF-8 text file"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_of_one_process_ends_all(many, rank):
+    def limit(each: int) -> None:
+        if each == rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+
+    mesh = "--config.mesh.data=1", "--config.mesh.fsdp=2"
+    ended = many.run(2, *mesh, "--config.train.num_steps=100", prepare=limit)
+    assert [code for code, _, _ in ended] == [1, 1]
+    lines = [line for _, _, found in ended for line in found if line.startswith("error")]
+    (line,) = lines
+    assert line.startswith(f"error: process {rank}: could not save the checkpoint of step 6")
+    assert line.endswith("; there is no earlier checkpoint")

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from shakegpt_jax.checkpoints.integrity import (
@@ -21,7 +22,7 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import CorruptCheckpointError, SaveError, UserError
-from shakegpt_jax.parallel.processes import highest, is_primary, primary_first
+from shakegpt_jax.parallel.processes import is_primary, primary_first
 
 _MAX_FAILURES = 3  # consecutive failed saves
 
@@ -130,7 +131,8 @@ class CheckpointWriter(CheckpointReader):
             metadata: stored beside the arrays.
 
         Raises:
-            SaveError: if this save or the one before it is the third consecutive failure.
+            SaveError: if this save or the one before it is the third consecutive failure, or the
+                first with several processes.
         """
         self.wait()
         folder = self._temporary / str(step)
@@ -144,7 +146,7 @@ class CheckpointWriter(CheckpointReader):
                     folder.absolute(), {"params": params, "opt_state": opt_state}
                 )
         except Exception as error:  # Orbax and TensorStore raise many types
-            self._saving = step, metadata, metrics or {}, _failed(error)
+            self._handle_failure(step, error)
             return
 
         def finish() -> None:
@@ -167,9 +169,8 @@ class CheckpointWriter(CheckpointReader):
         if self._saving is None:
             return
         (step, metadata, metrics, future), self._saving = self._saving, None
-        failure = future.exception()
-        if highest(failure is not None):
-            self._handle_failure(step, failure or OSError("another process failed"))
+        if failure := future.exception():
+            self._handle_failure(step, failure)
             return
         self._n_failure = 0
         self._known[step] = metadata, metrics
@@ -193,6 +194,8 @@ class CheckpointWriter(CheckpointReader):
         if self._n_failure >= _MAX_FAILURES:
             message += f"this is the third failure in a row; {self.describe_last_good()}"
             raise SaveError(message) from error
+        if jax.process_count() > 1:  # in Orbax, the others would wait for this one
+            raise SaveError(message + self.describe_last_good()) from error
         self._report(message + self.describe_last_good())
 
     def _remove(self, step: int) -> None:
@@ -210,12 +213,6 @@ class CheckpointWriter(CheckpointReader):
     def _clear_temporary(self) -> None:
         for path in self._temporary.glob("*"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _failed(error: Exception) -> Future[None]:
-    future: Future[None] = Future()
-    future.set_exception(error)
-    return future
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
