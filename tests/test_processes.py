@@ -1,9 +1,7 @@
 """Several real processes that train one run."""
 
-import functools
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -56,7 +54,7 @@ class Processes:
         *args: object,
         n_device: int = 1,
         each=lambda rank: (),
-        prepare=lambda rank: None,
+        prefix=lambda rank: (),
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -67,13 +65,15 @@ class Processes:
             distributed = f"--coordinator_address={address} --num_processes={n} --process_id={rank}"
             self.running.append(
                 subprocess.Popen(
-                    self.command(*(distributed.split() if n > 1 else ()), *args, *each(rank)),
+                    [
+                        *prefix(rank),
+                        *self.command(*(distributed.split() if n > 1 else ()), *args, *each(rank)),
+                    ],
                     env=environment,
                     cwd=self.folder,
                     text=True,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    preexec_fn=functools.partial(prepare, rank),
                 )
             )
 
@@ -217,12 +217,11 @@ def test_an_error_in_one_process_ends_all(many):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_of_one_process_ends_all(many, rank):
-    def limit(each: int) -> None:
-        if each == rank:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+    def limit(each: int) -> list[str]:
+        return ["prlimit", "--fsize=20:"] * (each == rank)  # bytes per file
 
     mesh = "--config.mesh.data=1", "--config.mesh.fsdp=2"
-    ended = many.run(2, *mesh, "--config.train.num_steps=100", prepare=limit)
+    ended = many.run(2, *mesh, "--config.train.num_steps=100", prefix=limit)
     assert [code for code, _, _ in ended] == [1, 1]
     lines = [line for _, _, found in ended for line in found if line.startswith("error")]
     (line,) = lines

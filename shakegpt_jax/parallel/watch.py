@@ -88,12 +88,12 @@ class Watch:
         """Tell the others of an error; return whether all of them end with the same."""
         with contextlib.suppress(Exception):  # process 0 may be gone
             self._client.key_value_set(f"error/{self._rank}", error)
-            deadline = time.monotonic() + 4 * _BEAT_SECONDS
+            # Process 0 leaves last: it answers the others.
+            deadline = time.monotonic() + (4 if self._rank else 10) * _BEAT_SECONDS
             while time.monotonic() < deadline:
                 errors = self._read("error")
                 if len(errors) == self._n:
-                    if self._rank == 0:  # which answers the others
-                        time.sleep(_BEAT_SECONDS)
+                    time.sleep(0 if self._rank else _BEAT_SECONDS)
                     return len(set(errors.values())) == 1
                 time.sleep(0.05)
         return False
