@@ -17,6 +17,7 @@ _ADDED_FIELDS = {
     "model.remat",
     "optimizer.adam_weight_decay",
     "train.accumulate_steps",
+    "train.eval_characters",
     "train.target_loss",
     "mesh.tensor",
 }
@@ -92,7 +93,9 @@ class ModelConfig(_Section):
 class DataConfig(_Section):
     """Training text and batch size."""
 
-    path: str = _field("", "UTF-8 text file; empty: the bundled Tiny Shakespeare", _PATH)
+    path: str = _field(
+        "", "UTF-8 text file or prepared folder; empty: the bundled Tiny Shakespeare", _PATH
+    )
     batch_size: int = _field(128, "windows per step, over all devices", _integer(1, 1_000_000))
 
 
@@ -131,6 +134,9 @@ class TrainConfig(_Section):
 
     num_steps: int = _field(5_000, "optimizer steps", _integer(1))
     eval_every: int = _field(250, "steps between evaluations, each with a checkpoint", _integer(1))
+    eval_characters: int = _field(
+        2**20, "validation characters to score, evenly spread over the split; 0: all", _integer(0)
+    )
     target_loss: float = _field(
         0.0, "validation loss at which to stop before num_steps; 0: never", _NONNEGATIVE
     )

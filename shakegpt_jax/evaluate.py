@@ -2,7 +2,7 @@
 
 from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
 
-_OPTIONS = ("step", "split", "path", "stride", "memorization")
+_OPTIONS = ("step", "split", "path", "stride", "characters", "memorization")
 
 
 def main() -> None:
@@ -27,9 +27,12 @@ def main() -> None:
         help="another UTF-8 text; with --split: the new path of the training text",
     )
     add("--stride", type=int, help="characters from window to window; smaller is slower")
+    add("--characters", type=int, help="score this many of a long text; 0: all (as in training)")
     add("--json", action="store_true", help="print one JSON object per run")
     add("--memorization", action="store_true", help="find the longest copy of training text")
     args = parser.parse_args()
+    if args.characters is not None and args.characters < 0:
+        parser.error(f"--characters is {args.characters}; it must be 0 or more")
     workdirs = find_runs(args.workdir)
 
     from shakegpt_jax.inference.run_evaluation import COLUMNS, COPY_COLUMNS, evaluate_run

@@ -391,10 +391,10 @@ def test_names_an_unreadable_file(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.touch()
 
-    def refuse(self):  # a file's mode would not refuse root
+    def refuse(self, mode):  # a file's mode would not refuse root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match="Permission denied"):
         read_text(str(path))
 

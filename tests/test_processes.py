@@ -42,11 +42,12 @@ class Processes:
         self.folder, self.workdir = folder, folder / "run"
         self.config = folder / "small.py"
         self.config.write_text(CONFIG.format(path=str(text_file)))
+        self.program: list[object] = [ROOT / "run_train.py"]
         self.running: list[subprocess.Popen[str]] = []
 
     def command(self, *args: object) -> list[str]:
         fixed = ["--config", self.config, "--workdir", self.workdir]
-        return [sys.executable, ROOT / "run_train.py", *map(str, fixed), *map(str, args)]
+        return [sys.executable, *map(str, [*self.program, *fixed, *args])]
 
     def start(
         self,
@@ -167,6 +168,25 @@ def test_any_split_of_devices_trains_alike_and_resumes(many, n):
         assert {code for code, _, _ in many.run(count, *longer, n_device=devices)} == {0}
         assert CheckpointReader(workdir).steps[-1] == 60
     np.testing.assert_allclose(losses(split), losses(many.workdir), rtol=2e-4)
+
+
+ON_HOST = """
+from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.train import main
+from shakegpt_jax.training import trainer
+
+trainer._MAX_DEVICE_BYTES = 0
+run_command(main)
+"""
+
+
+@pytest.mark.slow
+def test_each_process_reads_its_windows_of_a_text_on_the_host(many):
+    assert [code for code, _, _ in many.run(2)] == [0, 0]
+    on_device, many.workdir = many.workdir, many.folder / "on_host"
+    many.program = ["-c", ON_HOST]
+    assert [code for code, _, _ in many.run(2)] == [0, 0]
+    np.testing.assert_allclose(losses(on_device), losses(many.workdir), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -2,14 +2,17 @@
 
 import dataclasses
 import hashlib
+import os
 
 import numpy as np
 
-from shakegpt_jax.data.text import read_text
+from shakegpt_jax.data.prepared import load_prepared
+from shakegpt_jax.data.text import MAX_CHARACTERS, read_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 
 TRAIN_FRACTION = 0.9  # of the text, from its start; the rest is the validation split
+_PIECES = 64  # with 2**20 characters to score, each fills a batch of an evaluation on a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +26,23 @@ class Corpus:
 
 
 def load_corpus(path: str, block_size: int) -> Corpus:
-    """Read a text, tokenize it and split it. See `read_text` and `split`."""
-    text = read_text(path)
-    tokenizer = CharTokenizer.from_text(text)
-    train_ids, val_ids = split(tokenizer.encode(text), block_size)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return Corpus(tokenizer, train_ids, val_ids, digest)
+    """Read a text and split it: a file, which is tokenized, or a folder of prepared ids.
+
+    Both forms of a text give the same ids and the same digest. Those of a folder stay on disk.
+
+    Raises:
+        UserError: see `read_text`, `load_prepared` and `split`; also if the text has only one
+            distinct character.
+    """
+    if os.path.isdir(os.path.expanduser(path)):
+        tokenizer, ids, digest = load_prepared(path)
+    else:
+        text = read_text(path)
+        tokenizer = CharTokenizer.from_text(text)
+        ids, digest = tokenizer.encode(text), hashlib.sha256(text.encode()).hexdigest()
+    if tokenizer.vocab_size < 2:
+        raise UserError("the text repeats one character; there is nothing to learn from it")
+    return Corpus(tokenizer, *split(ids, block_size), digest)
 
 
 def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +56,7 @@ def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
         Views of the training and the validation ids.
 
     Raises:
-        UserError: if the text is too short or has only one distinct character.
+        UserError: if the text is too short or too long.
     """
     cut = int(len(ids) * TRAIN_FRACTION)
     shortest = min(cut, len(ids) - cut)
@@ -51,6 +65,27 @@ def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
             f"the text has {len(ids)} characters, so its smaller split has {shortest}; "
             f"a window of {block_size} and its target need {block_size + 1} in each"
         )
-    if len(np.unique(ids)) < 2:
-        raise UserError("the text repeats one character; there is nothing to learn from it")
+    if len(ids) > MAX_CHARACTERS:
+        raise UserError(f"the text has {len(ids):,} characters; at most {MAX_CHARACTERS:,} work")
     return ids[:cut], ids[cut:]
+
+
+def spread_pieces(ids: np.ndarray, most: int, block_size: int) -> list[np.ndarray]:
+    """Choose evenly spread pieces of a text that stand for all of it in an evaluation.
+
+    Args:
+        ids: (n,) the text.
+        most: how many characters to score, at least one window; 0: all.
+        block_size: characters per window.
+
+    Returns:
+        The text itself if it is short enough; else copies of up to 64 pieces. Each is whole
+        windows and a target, so that a character has as much context as in all of the text.
+    """
+    if not most or len(ids) - 1 <= most:
+        return [ids]
+    n_window = max(1, most // block_size)
+    n_piece = min(_PIECES, n_window)
+    length = n_window // n_piece * block_size + 1
+    starts = np.linspace(0, len(ids) - length, n_piece).astype(int)
+    return [np.array(ids[start : start + length]) for start in starts]

@@ -1,12 +1,20 @@
 """Reading text: the bundled Tiny Shakespeare or a UTF-8 file."""
 
+import codecs
+import contextlib
 import hashlib
 import importlib.metadata
+import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from shakegpt_jax.errors import UserError
 
 _TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+_PIECE_BYTES = 2**20  # of text decoded at a time
+
+MAX_CHARACTERS = 2**31 - 1  # of a text: the starts of windows are int32
 
 
 def tiny_shakespeare() -> str:
@@ -41,13 +49,49 @@ def read_text(path: str) -> str:
     """
     if not path:
         return tiny_shakespeare()
+    with open_text(path) as file:
+        raw = file.read()
+    return decode_text(raw, path)
+
+
+def read_pieces(path: str) -> Iterator[str]:
+    """Read a UTF-8 text file as `read_text` does, in pieces of bounded size.
+
+    Raises:
+        UserError: see `read_text`.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
+    n_character, ended = 0, False
+    with open_text(path) as file:
+        while not ended:
+            raw = file.read(_PIECE_BYTES)
+            ended = not raw
+            try:
+                piece = newlines.decode(raw, final=ended)
+            except UnicodeDecodeError as error:  # its object ends where the file was read to
+                raise _not_utf8(path, error, file.tell() - len(error.object)) from error
+            n_character += len(piece)
+            yield piece
+    if not n_character:
+        raise UserError(f"{path} is empty; give UTF-8 text")
+
+
+@contextlib.contextmanager
+def open_text(path: str) -> Iterator[BinaryIO]:
+    """Open a text file for reading bytes.
+
+    Raises:
+        UserError: if the file does not exist or cannot be read.
+    """
     try:
         file = Path(path).expanduser()
         if file.exists() and not (
             file.is_file() or file.is_dir()
         ):  # reading a device may never finish
             raise UserError(f"{path} is not a regular file; give a UTF-8 text file")
-        raw = file.read_bytes()
+        with file.open("rb") as opened:
+            yield opened
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}; give a UTF-8 text file") from error
     except IsADirectoryError as error:
@@ -56,7 +100,6 @@ def read_text(path: str) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (RuntimeError, UnicodeEncodeError) as error:  # ~nobody/x, a lone surrogate
         raise UserError(f"cannot read {path!r}: {error}") from error
-    return decode_text(raw, path)
 
 
 def decode_text(raw: bytes, name: str) -> str:
@@ -72,8 +115,12 @@ def decode_text(raw: bytes, name: str) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        where = f"byte {error.start} (0x{raw[error.start]:02x})"
-        raise UserError(f"{name} is not UTF-8: {error.reason} at {where}") from error
+        raise _not_utf8(name, error, len(raw) - len(error.object)) from error
     if not text:
         raise UserError(f"{name} is empty; give UTF-8 text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_utf8(name: str, error: UnicodeDecodeError, offset: int) -> UserError:
+    where = f"byte {offset + error.start} (0x{error.object[error.start]:02x})"
+    return UserError(f"{name} is not UTF-8: {error.reason} at {where}")

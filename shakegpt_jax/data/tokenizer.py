@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import numpy as np
 
@@ -33,10 +34,8 @@ class CharTokenizer:
         Raises:
             UserError: naming each character outside the vocabulary and its first position.
         """
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        known = self._points
-        ids = np.searchsorted(known, points).clip(max=len(known) - 1)
-        if len(unknown := np.flatnonzero(known[ids] != points)):
+        ids = self._ids.take(code_points(text))
+        if len(unknown := np.flatnonzero(ids < 0)):
             first = {text[i]: i for i in reversed(unknown.tolist())}
             shown = [f"{c!r} at position {i}" for c, i in sorted(first.items(), key=lambda x: x[1])]
             more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
@@ -62,4 +61,16 @@ class CharTokenizer:
 
     @functools.cached_property
     def _points(self) -> np.ndarray:
-        return np.array([ord(c) for c in self.vocabulary], np.uint32)
+        return code_points(self.vocabulary)
+
+    @functools.cached_property
+    def _ids(self) -> np.ndarray:
+        """The id of every code point; -1 for those outside the vocabulary."""
+        ids = np.full(sys.maxunicode + 1, -1, np.int32)
+        ids[self._points] = np.arange(self.vocab_size)
+        return ids
+
+
+def code_points(text: str) -> np.ndarray:
+    """Return the (len(text),) uint32 code points of a text."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

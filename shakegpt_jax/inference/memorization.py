@@ -1,8 +1,13 @@
 """Memorization: the longest training text that a model reproduces verbatim."""
 
+import numpy as np
+
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 
 N_GENERATED = 10_000  # characters to search
+
+_LONGEST_SEARCH = 2**27  # characters of text; it is held in memory and searched many times
 
 
 def longest_copy(text: str, source: str) -> str:
@@ -14,18 +19,27 @@ def longest_copy(text: str, source: str) -> str:
     return text[end - length : end]
 
 
-def longest_copies(lm: LanguageModel, train_text: str, val_text: str) -> dict[str, str]:
+def longest_copies(lm: LanguageModel, train_ids: np.ndarray, val_ids: np.ndarray) -> dict[str, str]:
     """Find the longest copy of the training text in text that a model generates.
 
     Args:
         lm: the model; generates N_GENERATED characters with the default options.
-        train_text: what it was trained on.
-        val_text: the validation text, a baseline for matches by chance.
+        train_ids: the text that it was trained on.
+        val_ids: the validation text, a baseline for matches by chance.
 
     Returns:
         `longest_copy`, and `in_validation_text`, the longest copy in as many characters of the
         validation text.
+
+    Raises:
+        UserError: if the training text is too long to search.
     """
+    if len(train_ids) > _LONGEST_SEARCH:
+        raise UserError(
+            f"the training text has {len(train_ids):,} characters; --memorization can search at "
+            f"most {_LONGEST_SEARCH:,}"
+        )
+    train_text, val_text = (lm.tokenizer.decode(ids) for ids in (train_ids, val_ids))
     prompt = val_text[0]
     generated = lm.generate(prompt, N_GENERATED)[len(prompt) :]
     return {

@@ -4,6 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from shakegpt_jax.data.corpus import spread_pieces
 from shakegpt_jax.data.text import read_text
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import load
@@ -25,12 +28,15 @@ class RunEvaluation:
     parameters: int
     train_time: float | None  # seconds of training up to the checkpoint, if known
     evaluation: Evaluation
+    sampled_from: int | None  # characters of the text, if only a sample of them was scored
     copies: dict[str, str]  # see `longest_copies`; empty if they were not asked for
 
     def to_json(self) -> dict[str, Any]:
         """Return a flat JSON object."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         evaluation, copies = fields.pop("evaluation"), fields.pop("copies")
+        if fields["sampled_from"] is None:
+            del fields["sampled_from"]
         return fields | dataclasses.asdict(evaluation) | copies
 
     def cells(self) -> list[str]:
@@ -54,7 +60,8 @@ class RunEvaluation:
             "standard error": f"{self.evaluation.standard_error:.4f}",
             "perplexity": f"{self.evaluation.perplexity:.4f}",
             "bits per character": f"{self.evaluation.bits_per_character:.4f}",
-            "count": str(self.evaluation.count),
+            "count": str(self.evaluation.count)
+            + (f", evenly spread over {self.sampled_from}" if self.sampled_from else ""),
         }
         for name, copy in self.copies.items():
             lines[name.replace("_", " ")] = f"{len(copy)} characters: {copy!r}"
@@ -68,6 +75,7 @@ def evaluate_run(
     split: Literal["train", "val"] | None = None,
     path: str | None = None,
     stride: int | None = None,
+    characters: int | None = None,
     memorization: bool = False,
 ) -> RunEvaluation:
     """Evaluate a checkpoint of a run.
@@ -79,6 +87,8 @@ def evaluate_run(
             of `path`.
         path: another text; with `split`, the new path of the text that the run was trained on.
         stride: see `LanguageModel.evaluate`.
+        characters: how many to score, evenly spread over the text; 0: all. None: for a split as
+            many as in training, for another text all.
         memorization: whether to search for copies of the training text.
 
     Raises:
@@ -94,9 +104,15 @@ def evaluate_run(
                 f"{error}; pass --path FILE to evaluate another text or, if the training text has "
                 "moved, --path FILE --split val"
             ) from error
-        splits["train"] = lm.tokenizer.decode(corpus.train_ids)
-        splits["val"] = lm.tokenizer.decode(corpus.val_ids)
-    text = read_text(path) if path is not None and split is None else splits[split or "val"]
+        splits = {"train": corpus.train_ids, "val": corpus.val_ids}
+    if path is not None and split is None:
+        ids, most = lm.tokenizer.encode(read_text(path)), 0
+    else:
+        ids, most = splits[split or "val"], lm.config.train.eval_characters
+    pieces = spread_pieces(
+        ids, most if characters is None else characters, lm.model.config.block_size
+    )
+    losses = [-lm.score(lm.tokenizer.decode(piece), stride=stride) for piece in pieces]
     assert lm.checkpoint  # load() sets it
     saved_step = int(lm.checkpoint.name)
     return RunEvaluation(
@@ -104,7 +120,8 @@ def evaluate_run(
         step=saved_step,
         parameters=lm.n_params,
         train_time=_train_time(workdir, saved_step),
-        evaluation=lm.evaluate(text, stride=stride),
+        evaluation=Evaluation.from_losses(np.concatenate(losses)),
+        sampled_from=len(ids) if len(pieces[0]) < len(ids) else None,
         copies=longest_copies(lm, splits["train"], splits["val"]) if memorization else {},
     )
 

@@ -23,9 +23,10 @@ from shakegpt_jax.reporting.metrics import Evaluation
 _CPU_BATCH, _BATCH = 1_024, 16_384
 
 
-def evaluate(model: GPT, params: Any, ids: np.ndarray, *, stride: int | None = None) -> Evaluation:
-    """Evaluate a model on a text. See `character_losses`."""
-    return Evaluation.from_losses(character_losses(model, params, ids, stride=stride))
+def evaluate(model: GPT, params: Any, *texts: np.ndarray, stride: int | None = None) -> Evaluation:
+    """Evaluate a model on the ids of one text or more. See `character_losses`."""
+    losses = [character_losses(model, params, ids, stride=stride) for ids in texts]
+    return Evaluation.from_losses(np.concatenate(losses))
 
 
 def character_losses(

@@ -1,8 +1,9 @@
-"""Keep the device busy while the host reads results."""
+"""Keep the device busy while the host reads results or prepares inputs."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -18,3 +19,11 @@ def one_ahead(results: Iterable[T]) -> Iterator[T]:
     """
     for result, _ in itertools.pairwise(itertools.chain(results, [None])):
         yield result  # type: ignore[misc]  # the padding None is never yielded
+
+
+def in_background(function: Callable[..., T], *arguments: Iterable[Any]) -> Iterator[T]:
+    """Map a function as `map` does, in a thread that computes the next result ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        calls = zip(*arguments, strict=False)
+        for future in one_ahead(thread.submit(function, *each) for each in calls):
+            yield future.result()

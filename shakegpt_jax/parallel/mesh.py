@@ -136,6 +136,11 @@ def shard_batch(batch: Any) -> Any:
     return jax.tree.map(lambda array: constrain(array, _BATCH_AXES), batch)
 
 
+def batches_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of several batches in one array, over its second axis."""
+    return NamedSharding(mesh, P(None, _BATCH_AXES))
+
+
 def constrain(array: jax.Array, *axes: _Axis) -> jax.Array:
     """Inside jit, shard the first dimensions of an array; the others are replicated.
 

@@ -30,6 +30,8 @@ from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.profiling.timing import REPEATS, measure_ceilings, median_seconds
 from shakegpt_jax.training.trainer import Trainer
 
+_MAX_EVALUATED = 2**20  # characters of a long validation split to time
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
@@ -134,7 +136,7 @@ def benchmark(config: Config, corpus: Corpus, sample_batches: list[int]) -> dict
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     measurements = [
         measure_training(config, corpus),
-        measure_evaluation(model, params, corpus.val_ids),
+        measure_evaluation(model, params, corpus.val_ids[:_MAX_EVALUATED]),
         measure_prefill(model, params, 1),
         *(measure_sampling(model, params, size) for size in sample_batches),
     ]

@@ -59,7 +59,7 @@ class MetricsRow:
     learning_rate: float
     gradient_norm: float | None
     skipped_updates: int = 0
-    evaluation: Evaluation | None = None  # of the whole validation split
+    evaluation: Evaluation | None = None  # of the validation split
     train_time: float | None  # seconds of the run so far in training steps, if known
     wall_time: float | None  # seconds of the run so far, compilation, evaluation, saving included
 

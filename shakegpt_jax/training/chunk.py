@@ -1,4 +1,7 @@
-"""A chunk: several train steps, with the windows that they draw, as one compiled program."""
+"""A chunk: several train steps, with the windows that they draw, as one compiled program.
+
+Axes: K steps, B windows per batch, T characters per window.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.windows import sample_windows
+from shakegpt_jax.data.windows import sample_windows, split_windows
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.mesh import shard_batch, shard_state
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
@@ -15,11 +18,12 @@ from shakegpt_jax.training.step import Metrics, TrainState, create_state, random
 
 
 class Chunk(NamedTuple):
-    """Jitted functions of a run. Both can be lowered from abstract arguments, without devices."""
+    """Jitted functions of a run. All can be lowered from abstract arguments, without devices."""
 
     abstract_state: TrainState  # shapes, dtypes and shardings
     create: Any  # seed -> TrainState before the first step
     run: Any  # TrainState (donated), ids, seed, n -> TrainState n steps later, (n,) metrics
+    run_windows: Any  # TrainState (donated), (n, B, T + 1) windows, seed -> the same
 
 
 def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
@@ -44,19 +48,31 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     shardings = jax.tree.map(lambda array: array.sharding, abstract_state)
     replicated = NamedSharding(mesh, PartitionSpec())  # metrics: every process reads them
 
+    def take_step(state: TrainState, batch: Any, seed: jax.Array) -> tuple[TrainState, Metrics]:
+        return step(state, shard_batch(batch), random_key(seed, "dropout", state.step))
+
     def run(
         state: TrainState, ids: jax.Array, seed: jax.Array, n: int
     ) -> tuple[TrainState, Metrics]:
         def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             window_key = random_key(seed, "windows", state.step)
             batch = sample_windows(window_key, ids, config.data.batch_size, config.model.block_size)
-            dropout_key = random_key(seed, "dropout", state.step)
-            return step(state, shard_batch(batch), dropout_key)
+            return take_step(state, batch, seed)
 
         return jax.lax.scan(body, state, length=n)
 
+    def run_windows(
+        state: TrainState, windows_KxBxT1: jax.Array, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, windows_BxT1: jax.Array) -> tuple[TrainState, Metrics]:
+            return take_step(state, split_windows(windows_BxT1), seed)
+
+        return jax.lax.scan(body, state, windows_KxBxT1)
+
+    compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated))
     return Chunk(
         abstract_state,
         jax.jit(create, out_shardings=shardings),
-        jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(shardings, replicated)),
+        compiled(run, static_argnums=3),
+        compiled(run_windows),
     )

@@ -33,7 +33,8 @@ def adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]
     flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
     step_flops = flops * config.data.batch_size * config.model.block_size
     step = step_flops / _CPU_FLOPS
-    evaluation = flops / 3 * len(corpus.val_ids) / _CPU_FLOPS
+    n_scored = min(len(corpus.val_ids), config.train.eval_characters or len(corpus.val_ids))
+    evaluation = flops / 3 * n_scored / _CPU_FLOPS
     if step + evaluation > _SLOW_SECONDS:
         n_evaluation = math.ceil(config.train.num_steps / config.train.eval_every)
         total = step * config.train.num_steps + evaluation * n_evaluation

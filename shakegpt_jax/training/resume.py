@@ -10,6 +10,7 @@ from shakegpt_jax.errors import CorruptCheckpointError, UserError
 _RESUMABLE_FIELDS = {
     "data.path",
     "train.eval_every",
+    "train.eval_characters",
     "train.target_loss",
     "train.steps_per_dispatch",
     "train.keep_checkpoints",

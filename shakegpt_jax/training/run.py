@@ -59,6 +59,11 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     ):
         _check_shared(workdir)
         config = adapt_to_cpu(config, corpus, progress.note)
+        if 0 < config.train.eval_characters < len(corpus.val_ids) - 1:
+            progress.note(
+                f"evaluations score a sample of {config.train.eval_characters:,} of the "
+                f"{len(corpus.val_ids):,} validation characters (config.train.eval_characters)"
+            )
         check_resumable(CheckpointReader(workdir), run_metadata(config, corpus))
         with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)

@@ -12,7 +12,7 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.corpus import Corpus
+from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.gpt import GPT
@@ -21,7 +21,10 @@ from shakegpt_jax.parallel.mesh import gather, replicate
 from shakegpt_jax.parallel.processes import is_primary
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.training.chunk import make_chunk
+from shakegpt_jax.training.host_windows import HostWindows
 from shakegpt_jax.training.step import Metrics, TrainState
+
+_MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host
 
 
 def run_metadata(config: Config, corpus: Corpus) -> RunMetadata:
@@ -56,14 +59,20 @@ class Trainer:
         self.mesh = mesh
         self.model = GPT(config.model, corpus.tokenizer.vocab_size)
         self._seed = np.int32(train.seed)  # an argument: other seeds do not recompile
-        self._train_ids = replicate(mesh, corpus.train_ids)
         self._chunk = make_chunk(config, self.model, mesh)
+        self._on_device = corpus.train_ids.nbytes <= _MAX_DEVICE_BYTES
+        if self._on_device:
+            self._train_ids = replicate(mesh, corpus.train_ids)
+        else:
+            self._windows = HostWindows(config, corpus.train_ids, mesh)
+        self._val_pieces = spread_pieces(
+            corpus.val_ids, train.eval_characters, config.model.block_size
+        )
         # Compiled ahead of time, so that compilation is not part of the training time and nothing
         # can recompile later.
         start = time.perf_counter()
         longest, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
         lengths = chunk_lengths(every, longest) + chunk_lengths(train.num_steps % every, longest)
-        self._abstract_arguments = (self._chunk.abstract_state, self._train_ids, self._seed)
         self._run_chunk: dict[int, jax.stages.Compiled] = {}
         self._compile(lengths)
         self.compile_seconds = time.perf_counter() - start
@@ -71,8 +80,19 @@ class Trainer:
     def _compile(self, lengths: list[int]) -> None:
         with jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
-                lowered = self._chunk.run.lower(*self._abstract_arguments, n)
-                self._run_chunk[n] = lowered.compile()
+                self._run_chunk[n] = self._lower(n).compile()
+
+    def _lower(self, n: int) -> jax.stages.Lowered:
+        state, seed = self._chunk.abstract_state, self._seed
+        if self._on_device:
+            return self._chunk.run.lower(state, self._train_ids, seed, n)
+        return self._chunk.run_windows.lower(state, self._windows.abstract(n), seed)
+
+    def _inputs(self, step: int, lengths: list[int]) -> Iterator[jax.Array]:
+        """Yield for each chunk the text to draw from, or its windows."""
+        if self._on_device:
+            return itertools.repeat(self._train_ids, len(lengths))
+        return self._windows.chunks(step, lengths)
 
     def initialize(self) -> None:
         """Create the state before the first step, sharded from the start."""
@@ -101,8 +121,10 @@ class Trainer:
         chunks = chunk_lengths(until - step, longest)
         self._compile(chunks)  # a resumed run may have other lengths
         mark = time.perf_counter()
-        lengths = itertools.takewhile(lambda _: not stop(), chunks)
-        for n, metrics in overlap((n, self._dispatch(n)) for n in lengths):
+        pairs = itertools.takewhile(
+            lambda _: not stop(), zip(chunks, self._inputs(step, chunks), strict=True)
+        )
+        for n, metrics in overlap((n, self._dispatch(n, inputs)) for n, inputs in pairs):
             host_metrics = jax.device_get(metrics)
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
             step += n
@@ -125,14 +147,14 @@ class Trainer:
             skipped_updates=int(skipped.sum()),
         )
 
-    def _dispatch(self, n: int) -> Metrics:
-        self.state, metrics = self._run_chunk[n](self.state, self._train_ids, self._seed)
+    def _dispatch(self, n: int, inputs: jax.Array) -> Metrics:
+        self.state, metrics = self._run_chunk[n](self.state, inputs, self._seed)
         return metrics
 
     def evaluate(self) -> Evaluation:
-        """Evaluate on the whole validation split."""
+        """Evaluate on the validation split, or on pieces of it if it is long."""
         with jax.set_mesh(self.mesh):
-            return evaluate(self.model, self.state.params, self.corpus.val_ids)
+            return evaluate(self.model, self.state.params, *self._val_pieces)
 
     def sample(self, prompt: str, length: int) -> str:
         """Continue a prompt by `length` characters with the current parameters, in process 0."""

@@ -1,0 +1,47 @@
+"""Prepare a text that is too long for memory: tokenize it into a folder to train from."""
+
+from shakegpt_jax.command_line.entry_point import run_command
+
+
+def main() -> None:
+    """Parse the arguments, prepare the text and say how to train from it."""
+    import os
+    import shlex
+
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.data.prepared import prepare_text
+
+    parser = ArgumentParser(
+        "python -m shakegpt_jax.prepare",
+        "Prepare a text that is too long for memory. Run again after an interruption.",
+    )
+    add = parser.add_argument
+    add("books", nargs="+", type=named, metavar="BOOK", help="UTF-8 file; joined in this order")
+    add(
+        "--output",
+        type=named,
+        action=StoreOnce,
+        required=True,
+        metavar="DIR",
+        help="folder for the prepared text",
+    )
+    args = parser.parse_args()
+
+    console = Console(stderr=True)
+    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        sizes = [os.path.getsize(book) for book in args.books if os.path.exists(book)]
+        task = bar.add_task("", total=2 * sum(sizes))  # two passes
+        text, existed = prepare_text(args.books, args.output, lambda n: bar.advance(task, n))
+    print(
+        f"{args.output} {'holds this text already' if existed else 'is ready'}: "
+        f"{len(text.ids):,} characters, {text.tokenizer.vocab_size} distinct"
+    )
+    print(f"Train: python run_train.py --config.data.path={shlex.quote(args.output)}")
+
+
+if __name__ == "__main__":
+    run_command(main)
