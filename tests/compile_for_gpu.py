@@ -28,10 +28,10 @@ from shakegpt_jax.inference.scoring import _window_losses
 from shakegpt_jax.model import gpt
 from shakegpt_jax.model.precision import cast_blocks
 from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.profiling.roofline import load_gpu
 from shakegpt_jax.training.chunk import make_chunk
 
 VOCAB = 65
-TARGET = Path(__file__).with_name("h100.txtpb")
 # Stands for the choice that autotuning would make.
 OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
@@ -47,7 +47,7 @@ def lower_all(name: str) -> dict[str, jax.stages.Lowered]:
     config.model.compute_dtype = "bfloat16"
     config.freeze()
     topology = topologies.get_topology_desc(
-        platform="cuda", topology="1x1x1", target_config=TARGET.read_text()
+        platform="cuda", topology="1x1x1", target_config=load_gpu("h100").target
     )
     mesh = make_mesh(config, topology.devices)
     sharding = NamedSharding(mesh, PartitionSpec())

@@ -36,7 +36,7 @@ TINY = [
     "--config.train.eval_every=10",
     "--config.train.sample_length=20",
 ]
-COMMANDS = ("train", "generate", "evaluate", "plot", "prepare", "benchmark", "scaling")
+COMMANDS = ("train", "generate", "evaluate", "plot", "prepare", "benchmark", "scaling", "plan")
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -355,7 +355,7 @@ def test_help_fits_80_columns(module, command, monkeypatch):
     code, out, err = command(module, "--help")
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    if module in ("train", "benchmark", "scaling"):
+    if module in ("train", "benchmark", "scaling", "plan"):
         assert "--config.model.n_layer VALUE\n" in out
         assert "number of blocks (2)" in out  # the value in configs/cpu.py
     else:

@@ -17,7 +17,14 @@ from shakegpt_jax.training.optimizer import make_optimizer
 from shakegpt_jax.training.step import create_state
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
-MILLIONS = {"base": 85.25, "cpu": 0.4, "cpu_muon": 0.4, "record": 10.8, "speedrun": 3.2}
+MILLIONS = {
+    "base": 85.25,
+    "cpu": 0.4,
+    "cpu_muon": 0.4,
+    "large": 1_210.97,
+    "record": 10.8,
+    "speedrun": 3.2,
+}
 
 
 def test_every_field_has_a_meaning_and_accepts_its_default():

@@ -71,3 +71,49 @@ def test_parameters_and_caches_are_not_copied(compiled):
 def test_training_fits_a_small_part_of_the_memory(compiled):
     _, _, peaks = compiled
     assert 0 < peaks["train"] < 16e9
+
+
+MATRICES = 12 * 12 * 768**2  # weights of base.py that fsdp shards
+REST = 12 * 13 * 768 + (2 * 65 + 128 + 2) * 768
+
+
+def plan(*arguments: str) -> dict:
+    """Return what the command plans for base.py on H100s."""
+    command = [sys.executable, "-m", "shakegpt_jax.plan", "--config=configs/base.py", "--json"]
+    process = subprocess.run(
+        [*command, *arguments],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    # XLA reports activations that it gathers to shard them in another way.
+    assert "rematerialization" not in process.stderr
+    report = json.loads(process.stdout)
+    assert report["compiled_for"] == f"{report['devices']} x NVIDIA H100 80GB HBM3"
+    return report
+
+
+@pytest.mark.parametrize("nodes", [1, 8])
+def test_collectives_are_those_of_the_textbook(nodes):
+    report = plan("--config.mesh.fsdp=8", f"--nodes={nodes}", "--gpus_per_node=8")
+    sent = {kind: each["bytes_sent"] for kind, each in report["collectives_per_step"].items()}
+    assert sent.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
+    # In bfloat16 weights are gathered once, and gradients scattered once.
+    assert sent["all-gather"] == sent["reduce-scatter"] == 2 * MATRICES * 7 / 8
+    # Small gradients, in float32 or bfloat16, are reduced everywhere; the shards among the nodes.
+    among_nodes = 2 * (nodes - 1) / nodes * 2 * MATRICES / 8
+    n_device = 8 * nodes
+    everywhere = 2 * (n_device - 1) / n_device * 4 * REST
+    assert among_nodes < sent["all-reduce"] < among_nodes + 1.1 * everywhere
+    assert report["collective_bytes_per_step"] == pytest.approx(
+        {1: 299e6, 8: 337e6}[nodes], rel=5e-3
+    )
+
+
+def test_recomputing_the_blocks_takes_less_memory_and_more_flops():
+    stored, recomputed = plan(), plan("--config.model.remat=True")
+    assert recomputed["temporary_bytes_per_device"] < 0.4 * stored["temporary_bytes_per_device"]
+    # Beside three parts, forward and backward: the blocks but for their last product, 8 of 12.
+    ratio = recomputed["flops_per_step"] / stored["flops_per_step"]
+    assert ratio == pytest.approx((3 + 8 / 12) / 3, rel=0.01)

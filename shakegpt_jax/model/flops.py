@@ -1,7 +1,5 @@
 """FLOPs that training needs and FLOP/s that devices offer."""
 
-import jax
-
 from shakegpt_jax.config import ModelConfig
 
 # Dense bfloat16 matmul peaks in FLOP/s, from the vendors' data sheets.
@@ -24,7 +22,7 @@ def train_flops_per_character(config: ModelConfig, vocab_size: int) -> float:
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Return the bfloat16 peak of a device in FLOP/s, or None if it is not known."""
-    words = device.device_kind.replace("-", " ").split()
+def peak_flops(device_kind: str) -> float | None:
+    """Return the bfloat16 peak of a kind of device in FLOP/s, or None if it is not known."""
+    words = device_kind.replace("-", " ").split()
     return next((_PEAK_FLOPS[word] for word in words if word in _PEAK_FLOPS), None)

@@ -240,7 +240,7 @@ def _check_shared(workdir: str | Path) -> None:
 
 def _peak_characters_per_second(trainer: Trainer) -> float | None:
     model = trainer.config.model
-    peak = peak_flops(trainer.mesh.devices.flat[0])
+    peak = peak_flops(trainer.mesh.devices.flat[0].device_kind)
     if peak is None or compute_dtype(model) != jnp.bfloat16:
         return None
     return peak * trainer.mesh.size / train_flops_per_character(model, trainer.model.vocab_size)

@@ -1,0 +1,77 @@
+"""Plan a run on GPUs that are not there: memory, collectives, time, largest batch."""
+
+from shakegpt_jax.command_line.entry_point import run_command
+
+_MOST = 1_000
+
+
+def main() -> None:
+    """Parse the arguments, compile and print."""
+    import json
+
+    from shakegpt_jax.command_line.arguments import ConfigArgumentParser
+
+    parser = ConfigArgumentParser(
+        "python -m shakegpt_jax.plan",
+        "Compile the train step for GPUs that need not be there (with the extra `plan`; otherwise "
+        "for virtual CPU devices) and print what it needs. Nothing runs.",
+    )
+    add = parser.add_argument
+    add("--gpu", default="h100", help="a100, h100 (default) or h200")
+    add("--nodes", type=int, default=1, help="machines (1)")
+    add("--gpus_per_node", type=int, default=1, help="GPUs in each (1)")
+    add("--network", type=float, default=50.0, help="GB/s from each GPU to other nodes (50)")
+    add("--json", action="store_true", help="print one JSON object")
+    args, config, _ = parser.parse_config()
+    for name in ("nodes", "gpus_per_node"):
+        if not 1 <= (value := getattr(args, name)) <= _MOST:
+            parser.error(f"--{name} is {value}; it must be from 1 to {_MOST}")
+    if not 0 < args.network < float("inf"):
+        parser.error(f"--network is {args.network}; it must be above 0")
+
+    from shakegpt_jax.profiling.plan import MEMORY_FRACTION, plan, planned_devices
+    from shakegpt_jax.profiling.roofline import load_gpu
+    from shakegpt_jax.reporting.tables import print_table
+
+    gpu = load_gpu(args.gpu)
+    devices = planned_devices(gpu, args.nodes, args.gpus_per_node)
+    report = plan(config, gpu, devices, args.gpus_per_node, args.network * 1e9)
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return
+    axes = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    print(f"compiled for {report['compiled_for']}: {axes}")
+    if "CPU" in report["compiled_for"]:
+        print(
+            "A GPU's program stores and sends less. To compile it:\n"
+            "pip install 'shakegpt-jax[plan]'"
+        )
+    print("Attention is in JAX. That of cuDNN, untried without a GPU, needs less memory.")
+    print(f"{report['parameters']:,} parameters, batch {report['batch_size']:,}\n")
+    parts = [("parameters", "parameter"), ("optimizer", "optimizer")]
+    parts += [("gradients and temporaries", "temporary"), ("peak", "peak")]
+    rows = [[name, f"{report[f'{key}_bytes_per_device'] / 1e9:.2f}"] for name, key in parts]
+    print_table(["memory per device", "GB"], rows)
+    print()
+    rows = [
+        [kind, f"{each['count']:,}", f"{each['bytes_sent'] / 1e6:,.1f}"]
+        for kind, each in report["collectives_per_step"].items()
+    ]
+    rows.append(["total", "", f"{report['collective_bytes_per_step'] / 1e6:,.1f}"])
+    print_table(["collectives per step", "count", "MB sent per device"], rows)
+    print()
+    amounts = {
+        "compute": f"{report['flops_per_step'] / report['devices'] / 1e12:,.2f} TFLOP",
+        "memory": f"{report['memory_traffic_per_step'] / 1e9:,.1f} GB",
+        "network": f"{report['collective_bytes_per_step'] / 1e9:,.2f} GB",
+    }
+    seconds = report["roofline_seconds"]
+    rows = [[name, amounts[name], f"{seconds[name] * 1e3:,.2f}"] for name in amounts]
+    print_table(["least time per step", "per device", "ms"], rows)
+    print(f"bound by {report['bound']}, if the three overlap: a real step takes longer")
+    memory = f"{MEMORY_FRACTION:.0%} of {gpu.memory / 1e9:.1f} GB, which JAX allocates"
+    print(f"\nlargest batch {report['largest_batch_size']:,}, in {memory}")
+
+
+if __name__ == "__main__":
+    run_command(main)

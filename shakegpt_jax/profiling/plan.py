@@ -1,0 +1,213 @@
+"""What a run needs on devices that are not there: memory, FLOPs, collectives, time."""
+
+import collections
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from shakegpt_jax.config import Config
+from shakegpt_jax.data.corpus import load_corpus
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.profiling.collectives import find_collectives
+from shakegpt_jax.profiling.hlo import Program
+from shakegpt_jax.profiling.roofline import Gpu, memory_traffic, network_seconds
+from shakegpt_jax.training.chunk import Chunk, make_chunk
+
+# There is no GPU to time kernels on. Without Triton, matmuls are calls of cuBLAS, which autotuning
+# mostly chooses.
+_GPU_OPTIONS: dict[str, str | bool] = {
+    "xla_gpu_autotune_level": "0",
+    "xla_gpu_enable_triton_gemm": False,
+}
+
+MEMORY_FRACTION = 0.75  # that JAX allocates, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+
+_LARGEST_BATCH = 1_000_000  # that a config accepts
+_MOST_TRIALS = 3  # to find the largest one
+
+
+def planned_devices(gpu: Gpu, nodes: int, gpus_per_node: int) -> list[jax.Device]:
+    """Return devices to compile for: GPUs where the CUDA plugin is installed, else virtual CPUs.
+
+    Call it before JAX makes an array.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", nodes * gpus_per_node)
+    # The parent first: otherwise find_spec raises an error if it is missing.
+    if not all(map(importlib.util.find_spec, ("jax_plugins", "jax_plugins.xla_cuda12"))):
+        return jax.devices()
+    return topologies.get_topology_desc(
+        platform="cuda", topology=f"1x{nodes}x{gpus_per_node}", target_config=gpu.target
+    ).devices
+
+
+class StepCompiler:
+    """Compiles train steps of a config for devices, which need not be there."""
+
+    def __init__(self, config: Config, devices: list[jax.Device]):
+        """Read the text, of which the program depends on the length and the vocabulary."""
+        if config.model.compute_dtype == "auto":
+            config = config.replace({"model.compute_dtype": "bfloat16"})
+        self.config = config
+        self.mesh = make_mesh(config, devices)
+        if self.mesh.size < len(devices):
+            raise UserError(
+                f"config.mesh uses {self.mesh.size} of {len(devices)} devices; it must use all: "
+                "try --config.mesh.data=-1"
+            )
+        corpus = load_corpus(config.data.path, config.model.block_size)
+        self._n_id = len(corpus.train_ids)
+        self._model = GPT(config.model, corpus.tokenizer.vocab_size)
+        self._on_gpu = devices[0].platform != "cpu"
+
+    def compile(self, batch_size: int) -> tuple[jax.stages.Compiled, Chunk]:
+        """Compile one step."""
+        lowered, chunk = self._lower(
+            self.config.replace({"data.batch_size": batch_size}), self.mesh
+        )
+        return lowered.compile(compiler_options=_GPU_OPTIONS if self._on_gpu else None), chunk
+
+    def flops(self) -> float:
+        """Count the FLOPs of a step on all devices together, recomputation included."""
+        # Not compiled, and on one CPU: XLA counts a loop's body once, and sees no FLOPs in the
+        # calls that a GPU's program consists of.
+        whole = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1, "train.accumulate_steps": 1}
+        config = self.config.replace(whole)
+        lowered, _ = self._lower(config, make_mesh(config, jax.devices("cpu")[:1]))
+        costs: Any = lowered.cost_analysis()
+        return costs["flops"]
+
+    def _lower(self, config: Config, mesh: Mesh) -> tuple[jax.stages.Lowered, Chunk]:
+        replicated = NamedSharding(mesh, PartitionSpec())
+        ids = jax.ShapeDtypeStruct((self._n_id,), jnp.uint8, sharding=replicated)
+        seed = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+        with jax.set_mesh(mesh):
+            chunk = make_chunk(config, self._model, mesh)
+            return chunk.run.lower(chunk.abstract_state, ids, seed, 1), chunk
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the most memory that a program takes on each device, arguments included."""
+    stats: Any = compiled.memory_analysis()
+    # XLA's own figure, peak_memory_in_bytes, lacks the arguments on CPUs.
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + results
+
+
+def plan(
+    config: Config,
+    gpu: Gpu,
+    devices: list[jax.Device],
+    gpus_per_node: int,
+    network: float,
+) -> dict[str, Any]:
+    """Compile a train step and read from it what a run needs.
+
+    Args:
+        config: frozen config.
+        gpu: the GPU to plan for.
+        devices: see `planned_devices`.
+        gpus_per_node: how many of them are on a node.
+        network: bytes per second that a GPU sends to other nodes.
+
+    Returns:
+        Figures, ready for JSON. Bytes are those of one device; FLOPs are of all together.
+    """
+    compiler = StepCompiler(config, devices)
+    batch_size, mesh = config.data.batch_size, compiler.mesh
+    compiled, chunk = compiler.compile(batch_size)
+    peak, stats, hlo = peak_bytes(compiled), compiled.memory_analysis(), compiled.as_text()
+    assert stats is not None and hlo is not None  # some backends lack them
+    state = chunk.abstract_state
+    n_parameter = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    program = Program(hlo)
+    found = find_collectives(program, mesh.size)
+    flops, traffic = compiler.flops(), memory_traffic(program)
+    seconds = {
+        "compute": flops / mesh.size / gpu.flops,
+        "memory": traffic / gpu.memory_bandwidth,
+        "network": network_seconds(found, gpus_per_node, gpu.nvlink, network),
+    }
+    parts = config.train.accumulate_steps * mesh.shape["data"] * mesh.shape["fsdp"]
+    largest = largest_batch(
+        lambda size: peak if size == batch_size else peak_bytes(compiler.compile(size)[0]),
+        batch_size,
+        parts,
+        int(gpu.memory * MEMORY_FRACTION),
+        # The gradients, in bfloat16, are whole until they are added up.
+        stats.argument_size_in_bytes + 2 * n_parameter,
+    )
+    kinds = collections.Counter(each.kind for each in found)
+    kind = devices[0].device_kind if devices[0].platform != "cpu" else "virtual CPU"
+    return {
+        "gpu": gpu.kind,
+        "devices": mesh.size,
+        "compiled_for": f"{mesh.size} x {kind}",
+        "mesh": dict(mesh.shape),
+        "batch_size": batch_size,
+        "parameters": n_parameter,
+        "peak_bytes_per_device": peak,
+        "argument_bytes_per_device": stats.argument_size_in_bytes,
+        "parameter_bytes_per_device": _bytes_per_device(state.params),
+        "optimizer_bytes_per_device": _bytes_per_device(state.opt_state),
+        "temporary_bytes_per_device": peak - stats.argument_size_in_bytes,
+        "flops_per_step": flops,
+        "memory_traffic_per_step": traffic,
+        "collectives_per_step": {
+            kind: {
+                "count": count,
+                "bytes_sent": sum(each.bytes_sent for each in found if each.kind == kind),
+            }
+            for kind, count in kinds.items()
+        },
+        "collective_bytes_per_step": sum(each.bytes_sent for each in found),
+        "roofline_seconds": seconds,
+        "roofline_seconds_per_step": max(seconds.values()),
+        "bound": max(seconds, key=lambda name: seconds[name]),
+        "largest_batch_size": largest,
+    }
+
+
+def largest_batch(
+    peak: Callable[[int], int], batch_size: int, multiple: int, memory: int, fixed: int
+) -> int:
+    """Return a batch that fits and, if possible, takes 95% of the memory; 0 if none fits.
+
+    Args:
+        peak: bytes that a batch size takes, which grow about linearly; slow.
+        batch_size: the first one to try.
+        multiple: what the result must be a multiple of.
+        memory: bytes that there are.
+        fixed: about the bytes that do not depend on the batch.
+    """
+    most = _LARGEST_BATCH // multiple * multiple
+    tried = {0: fixed, batch_size: peak(batch_size)}
+    for _ in range(_MOST_TRIALS):
+        largest = max((size for size, used in tried.items() if used <= memory), default=0)
+        too_large = min((size for size, used in tried.items() if used > memory), default=most + 1)
+        if tried[largest] > 0.95 * memory:
+            break
+        (last_size, last_used), (size, used) = list(tried.items())[-2:]
+        per_row = max((used - last_used) / (size - last_size), 1.0)
+        trial = math.floor((size + (0.98 * memory - used) / per_row) / multiple)
+        trial = max(trial, largest // multiple + 1) * multiple
+        trial = min(trial, (too_large - 1) // multiple * multiple)
+        if trial == largest:
+            break
+        tried[trial] = peak(trial)
+    return max((size for size, used in tried.items() if used <= memory), default=0)
+
+
+def _bytes_per_device(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
