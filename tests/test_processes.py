@@ -219,11 +219,26 @@ def test_the_others_end_if_a_process_is_lost(many, rank, how):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert f"lost process {rank}" in lines[0] and "run the same command again" in lines[0]
-    many.running[rank].kill()
-    many.running[rank].communicate()
-    assert {code for code, _, _ in many.run(2, "--config.train.num_steps=12")} <= {0, 2}
-    done = CheckpointReader(many.workdir).steps[-1]
-    assert done % 6 == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_a_process_resumes_bit_for_bit(many):
+    args = "--config.train.num_steps=300", "--config.model.dropout=0.1", "--heartbeat_seconds=5"
+    assert [code for code, _, _ in many.run(2, *args)] == [0, 0]
+    whole, many.workdir = many.workdir, many.folder / "killed"
+    many.start(2, *args)
+    many.wait_for_step(30)
+    many.running[1].kill()
+    assert [code for code, _, _ in many.finish()] == [1, -signal.SIGKILL]
+    stopped = CheckpointReader(many.workdir).steps[-1]
+    assert 24 <= stopped < 300
+    (code, out, _), _ = many.run(2, *args)
+    assert code == 0 and f"resumes at step {stopped} of 300" in out
+    assert losses(many.workdir) == losses(whole)
+    for ours, theirs in zip(
+        *(jax.tree.leaves(load(w, step=300).params) for w in (many.workdir, whole)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
