@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
@@ -224,10 +223,9 @@ class TrainingRun:
 def _identity(config: Config, corpus: Corpus, workdir: str | Path) -> dict[str, Any]:
     """Return what all processes of a run must have in common."""
     fields = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
-    packages = ("shakegpt_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    devices = {"devices per process": jax.local_device_count()}
-    return fields | versions | devices | {"text": corpus.sha256, "--workdir": str(workdir)}
+    return fields | versions | {"text": corpus.sha256, "--workdir": str(workdir)}
 
 
 def _check_shared(workdir: str | Path) -> None:
