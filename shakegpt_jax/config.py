@@ -256,6 +256,8 @@ class Config(_Section):
                 raise UserError(f"config.{section_name} lacks {', '.join(sorted(missing))}")
             for name, value in fields.items():
                 setattr(section, name, value)
+            if section_name == "train" and "eval_characters" not in fields:
+                section.eval_characters = 0  # all, as before there was a choice
         if missing := sections.keys() - values.keys():
             raise UserError(f"the config lacks {', '.join(sorted(missing))}")
         return config.freeze()

@@ -112,3 +112,8 @@ def test_bad_input(arguments, message):
     with pytest.raises(UserError) as error:
         find(**arguments)
     assert message in str(error.value)
+
+
+def test_other_launchers_do_not_say_where_the_first_process_is():
+    with pytest.raises(UserError, match=r"^MPI does not say --coordinator_address"):
+        find({"PMI_SIZE": "2", "PMI_RANK": "0"})

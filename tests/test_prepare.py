@@ -289,7 +289,7 @@ def test_pieces_are_whole_windows_spread_over_the_text():
         assert {(len(piece) - 1) % 8 for piece in pieces} == {0}
         targets = np.concatenate([piece[1:] for piece in pieces])
         assert len(set(targets)) == len(targets)
-        assert len(targets) == 8 if most < 8 else most - 8 * 64 < len(targets) <= most
+        assert len(targets) == 8 if most < 8 else most - 8 < len(targets) <= most
         assert pieces[0][0] == 0
         if len(pieces) > 1:
             assert pieces[-1][-1] == 99_999
@@ -298,7 +298,7 @@ def test_pieces_are_whole_windows_spread_over_the_text():
 def test_evaluates_a_sample_of_a_long_validation_split(run_config, tmp_path, capsys, command):
     run_config.train.eval_characters = 500
     train(run_config.freeze(), tmp_path / "run")
-    note = "evaluations score a sample of 500 of the 2,000 validation characters"
+    note = "evaluations score about 500 of the 2,000 validation characters"
     assert capsys.readouterr().out.count(note) == 1
     row = read_metrics(tmp_path / "run")[-1]
     assert row.evaluation.count == 62 * 8

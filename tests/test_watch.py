@@ -55,11 +55,11 @@ def watched(monkeypatch, capfd):
 
 def test_a_process_that_shows_no_sign_is_lost(watched):
     _, check, capfd = watched
-    check("1 0", 0)
-    assert check("2 0", PATIENCE - 1) == ""
-    assert check("2 0", PATIENCE - 1) == ""
+    check("1 0 0", 0)
+    assert check("2 0 0", PATIENCE - 1) == ""
+    assert check("2 0 0", PATIENCE - 1) == ""
     with pytest.raises(Ended):
-        check("2 0", 2)
+        check("2 0 0", 2)
     assert "process 0: lost process 1: no sign of it for 10 s; run the" in capfd.readouterr().err
 
 
@@ -67,10 +67,10 @@ def test_a_process_that_stalls_is_reported_and_given_up(watched):
     watching, check, capfd = watched
     watching.progress = 5
     beats = iter(range(1, 1_000))
-    errors = "".join(check(f"{next(beats)} 4", 1) for _ in range(10 * PATIENCE))
+    errors = "".join(check(f"{next(beats)} 4 0", 1) for _ in range(10 * PATIENCE))
     assert errors == "process 0 has waited 21 s for process 1\n"
     with pytest.raises(Ended):
-        check(f"{next(beats)} 4", 2)
+        check(f"{next(beats)} 4 0", 2)
     assert "process 1 has stalled: no progress for" in capfd.readouterr().err
 
 
@@ -78,6 +78,13 @@ def test_a_process_that_is_slow_or_ahead_is_not_given_up(watched):
     watching, check, _ = watched
     for progress in range(100):
         watching.progress = progress + 1
-        assert check(f"{progress} {progress}", PATIENCE) == ""
+        assert check(f"{progress} {progress} 0", PATIENCE) == ""
     for beat in range(100):  # ahead: this process is the slow one
-        assert check(f"{beat} 200", PATIENCE) == ""
+        assert check(f"{beat} 200 0", PATIENCE) == ""
+
+
+def test_a_process_that_is_busy_is_waited_for(watched):
+    watching, check, _ = watched
+    watching.progress = 5
+    for beat in range(30 * PATIENCE):
+        assert check(f"{beat} 4 1", 1) == ""

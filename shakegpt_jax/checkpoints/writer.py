@@ -22,7 +22,7 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import CorruptCheckpointError, SaveError, UserError
-from shakegpt_jax.parallel.processes import is_primary, primary_first
+from shakegpt_jax.parallel.processes import busy, highest, is_primary, primary_first
 
 _MAX_FAILURES = 3  # consecutive failed saves
 
@@ -92,9 +92,11 @@ class CheckpointWriter(CheckpointReader):
         try:
             if exception[0] is None:
                 self.wait()
-            else:
+            elif jax.process_count() == 1:
                 with contextlib.suppress(SaveError):  # the other exception ends the run
                     self.wait()
+            elif self._saving:  # the other processes may not have this exception
+                self._saving[-1].exception()
         finally:
             self._pool.shutdown()
             if is_primary():
@@ -169,9 +171,12 @@ class CheckpointWriter(CheckpointReader):
         if self._saving is None:
             return
         (step, metadata, metrics, future), self._saving = self._saving, None
-        if failure := future.exception():
+        with busy():
+            failure = future.exception()
+        if failure:
             self._handle_failure(step, failure)
             return
+        highest(0)  # the checkpoint is there once process 0 says so
         self._n_failure = 0
         self._known[step] = metadata, metrics
         best = self.find("best")

@@ -94,7 +94,9 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 
 
 def _address(launcher: str, environ: Mapping[str, str]) -> str | None:
-    """Return the address of process 0, which has the lowest host of the job."""
+    """Return the address of process 0, which has the first host of the job; None: not known."""
+    if launcher not in ("SLURM", "Open MPI"):
+        return None
     if launcher == "SLURM":  # node[001-015,020],host2
         first = re.match(r"([^,\[]+)(?:\[(\d+))?", environ.get("SLURM_STEP_NODELIST", ""))
         host = first and first[1] + (first[2] or "")

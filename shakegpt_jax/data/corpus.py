@@ -86,6 +86,7 @@ def spread_pieces(ids: np.ndarray, most: int, block_size: int) -> list[np.ndarra
         return [ids]
     n_window = max(1, most // block_size)
     n_piece = min(_PIECES, n_window)
-    length = n_window // n_piece * block_size + 1
-    starts = np.linspace(0, len(ids) - length, n_piece).astype(int)
-    return [np.array(ids[start : start + length]) for start in starts]
+    lengths = [len(part) * block_size + 1 for part in np.array_split(np.empty(n_window), n_piece)]
+    gaps = np.linspace(0, len(ids) - sum(lengths), n_piece).astype(int)
+    starts = gaps + np.cumsum([0, *lengths[:-1]])
+    return [np.array(ids[i : i + n]) for i, n in zip(starts, lengths, strict=True)]

@@ -134,6 +134,8 @@ def _create(path: Path) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is writing to {path.parent}") from error
+        if not partial.exists() or not os.path.samestat(partial.stat(), os.fstat(file.fileno())):
+            raise UserError(f"another process has just written to {path.parent}; try again")
         file.truncate(0)
         yield file
         file.flush()

@@ -201,7 +201,7 @@ class LanguageModel:
         if not isinstance(text, str):
             return [self.logits(each, stride=stride) for each in as_texts("text", text)]
         require(len(text) >= 1, "the text's length", len(text), "1 or more")
-        ids, stride = self.tokenizer.encode(text), self._check_stride(stride)
+        ids, stride = self.tokenizer.encode(text), self.check_stride(stride)
         return next_logits(self.model, self.params, ids, stride=stride)
 
     def score(self, text: str, *, stride: int | None = None) -> np.ndarray:
@@ -219,10 +219,11 @@ class LanguageModel:
         """
         require(isinstance(text, str), "text", text, "a text")
         require(len(text) >= 2, "the text's length", len(text), "2 or more")
-        ids, stride = self.tokenizer.encode(text), self._check_stride(stride)
+        ids, stride = self.tokenizer.encode(text), self.check_stride(stride)
         return -character_losses(self.model, self.params, ids, stride=stride)
 
-    def _check_stride(self, stride: int | None) -> int | None:
+    def check_stride(self, stride: int | None) -> int | None:
+        """Return a stride as a number; raises a `UserError` like `evaluate`."""
         n_time = self.config.model.block_size
         return stride if stride is None else as_integer("stride", stride, 1, n_time)
 

@@ -9,8 +9,10 @@ import numpy as np
 from shakegpt_jax.data.corpus import spread_pieces
 from shakegpt_jax.data.text import read_text
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference.arguments import require
 from shakegpt_jax.inference.language_model import load
 from shakegpt_jax.inference.memorization import longest_copies
+from shakegpt_jax.inference.scoring import character_losses
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.reporting.metrics_file import read_metrics
 from shakegpt_jax.reporting.progress import format_duration
@@ -112,7 +114,9 @@ def evaluate_run(
     pieces = spread_pieces(
         ids, most if characters is None else characters, lm.model.config.block_size
     )
-    losses = [-lm.score(lm.tokenizer.decode(piece), stride=stride) for piece in pieces]
+    require(len(ids) >= 2, "the text's length", len(ids), "2 or more")
+    stride = lm.check_stride(stride)
+    losses = [character_losses(lm.model, lm.params, piece, stride=stride) for piece in pieces]
     assert lm.checkpoint  # load() sets it
     saved_step = int(lm.checkpoint.name)
     return RunEvaluation(

@@ -127,8 +127,18 @@ def gather(mesh: Mesh, arrays: Any) -> Any:
     """Copy a pytree of sharded arrays to the first device of each process, whole."""
     if mesh.size == 1:
         return arrays
-    whole = jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))(arrays)
+    whole = jax.jit(_same, out_shardings=NamedSharding(mesh, P()))(arrays)
     return jax.tree.map(lambda array: array.addressable_data(0), whole)
+
+
+def _same(arrays: Any) -> Any:
+    return arrays
+
+
+def batch_devices() -> int:
+    """Return over how many devices of the current mesh `shard_batch` shards; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in _BATCH_AXES)
 
 
 def shard_batch(batch: Any) -> Any:

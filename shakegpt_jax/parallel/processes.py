@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -68,9 +69,33 @@ def highest(value: int) -> int:
 
 def primary_first(function: Callable[[], object]) -> None:
     """Run a function in process 0, which the others wait for. All must call it."""
-    if is_primary():
-        function()
+    with busy():
+        if is_primary():
+            function()
     highest(0)
+
+
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    """Let the others wait for what this process does in the block, however long it takes."""
+    if _watch is None:
+        yield
+        return
+    _watch.busy += 1
+    try:
+        yield
+    finally:
+        _watch.busy -= 1
+
+
+def from_primary(about: str, text: str) -> str:
+    """Return the text of process 0. All must call it.
+
+    Args:
+        about: of this call, unique in the run.
+        text: of this process.
+    """
+    return text if _watch is None else _watch.exchange(about, text)[0]
 
 
 def check_equal(about: str, values: dict[str, Any]) -> None:
@@ -103,6 +128,8 @@ def _connect(launch: Launch, heartbeat_seconds: int) -> None:
     )
     # Its handler of SIGTERM would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
+    # Python's own handlers have to wait until JAX has reached the others.
+    handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         jax.distributed.initialize(
             *launch,
@@ -115,6 +142,8 @@ def _connect(launch: Launch, heartbeat_seconds: int) -> None:
             f"cannot reach the other processes through {launch.coordinator_address}: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _say(text: str) -> None:

@@ -21,7 +21,7 @@ from shakegpt_jax.errors import StoppedBySignalError, UserError
 
 _BEAT_SECONDS = 0.5
 _RESUME = "run the same command again to resume from the last checkpoint"
-_LOST_COORDINATOR = "lost process 0, the coordinator"
+_LOST_COORDINATOR = "lost process 0, the coordinator (or aborted, if XLA says why above)"
 
 
 class Watch:
@@ -32,9 +32,11 @@ class Watch:
 
         Args:
             patience: seconds without a sign after which a process is lost. One that shows no
-                progress is reported after twice, and given up after ten times that long.
+                progress, and is not `busy`, is reported after twice that time and given up after
+                ten times.
         """
         self.progress = 0  # agreements with the others so far
+        self.busy = 0  # above 0 while this process does what others wait for, however long
         self._client: Any = distributed.global_state.client
         self._patience = patience
         self._rank, self._n = jax.process_index(), jax.process_count()
@@ -43,12 +45,13 @@ class Watch:
         self._seen: dict[str, tuple[str, float]] = {}  # last beat of each process, since when
         self._reached: dict[str, tuple[int, float]] = {}  # last progress, since when
         self._warned: set[str] = set()
-        # JAX aborts the process as soon as process 0 is gone. This says so first.
+        # JAX aborts the other processes as soon as process 0 is gone. This says why.
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(
             lambda _: self._end(_LOST_COORDINATOR)
         )
         self._libc = ctypes.CDLL(None)
-        self._libc.signal(signal.SIGABRT, self._on_abort)
+        if self._rank:
+            self._libc.signal(signal.SIGABRT, self._on_abort)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -61,8 +64,9 @@ class Watch:
 
     def exchange(self, about: str, text: str) -> list[str]:
         """Return the texts of all processes, in their order."""
+        self.progress += 1
         self._client.key_value_set(f"{about}/{self._rank}", text)
-        milliseconds = 20_000 * self._patience  # the watch ends the process before
+        milliseconds = 20_000 * self._patience  # the watch gives up before
         return [
             self._client.blocking_key_value_get(f"{about}/{rank}", milliseconds)
             for rank in range(self._n)
@@ -71,7 +75,9 @@ class Watch:
     def fail(self, error: Exception) -> NoReturn:
         """End this process because of an exception, and the others with it."""
         code = getattr(error, "exit_code", 1)
-        if isinstance(error, RuntimeError | ValueError) and not isinstance(error, UserError):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            code = UserError.exit_code
+        elif not hasattr(error, "exit_code") and not isinstance(error, OSError):
             # Perhaps JAX's view of the end of another process, which the watch knows better.
             time.sleep(self._patience + 4 * _BEAT_SECONDS)
             traceback.print_exc()
@@ -107,7 +113,7 @@ class Watch:
         n_beat = 0
         while not self._stopped.wait(_BEAT_SECONDS):
             n_beat += 1
-            beat = f"{n_beat} {self.progress}"
+            beat = f"{n_beat} {self.progress} {self.busy}"
             try:
                 self._client.key_value_set(f"beat/{self._rank}", beat, allow_overwrite=True)
                 beats, done, errors = map(self._read, ("beat", "done", "error"))
@@ -123,12 +129,13 @@ class Watch:
                 self._check(rank, beats[rank])
 
     def _check(self, rank: str, beat: str) -> None:
-        now, progress = time.monotonic(), int(beat.split()[1])
+        now = time.monotonic()
+        _, progress, busy = map(int, beat.split())
         if self._seen.get(rank, ("",))[0] != beat:
             self._seen[rank] = beat, now
         if now - self._seen[rank][1] > self._patience:
             self._end(f"lost process {rank}: no sign of it for {self._patience} s")
-        if progress >= self.progress or self._reached.get(rank, (-1,))[0] != progress:
+        if busy or progress >= self.progress or self._reached.get(rank, (-1,))[0] != progress:
             self._reached[rank] = progress, now
             self._warned.discard(rank)
         waiting = now - self._reached[rank][1]

@@ -27,7 +27,11 @@ class Instruction(NamedTuple):
     @property
     def called(self) -> list[str]:
         """Names of the computations that this one calls."""
-        return re.findall(r"(?:calls|to_apply|body)=%?([\w.-]+)", self.attributes)
+        branches = re.search(r"branch_computations=\{(.*?)\}", self.attributes)
+        return re.findall(
+            r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)",
+            self.attributes,
+        ) + re.findall(r"[\w.-]+", branches[1] if branches else "")
 
 
 class Program:
@@ -62,7 +66,12 @@ class Program:
             yield each, times
             if each.opcode in _CALLERS:
                 trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', each.attributes)
-                for name in each.called:
+                called = each.called
+                if (
+                    each.opcode == "conditional"
+                ):  # the longest branch, such as an update not skipped
+                    called = [max(called, key=lambda name: len(self.computations[name]))]
+                for name in called:
                     yield from self._executed(name, times * int(trips[1] if trips else 1))
 
 

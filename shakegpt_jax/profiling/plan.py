@@ -41,8 +41,11 @@ def planned_devices(gpu: Gpu, nodes: int, gpus_per_node: int) -> list[jax.Device
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", nodes * gpus_per_node)
+    plugins = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
     # The parent first: otherwise find_spec raises an error if it is missing.
-    if not all(map(importlib.util.find_spec, ("jax_plugins", "jax_plugins.xla_cuda12"))):
+    if not importlib.util.find_spec("jax_plugins") or not any(
+        map(importlib.util.find_spec, plugins)
+    ):
         return jax.devices()
     return topologies.get_topology_desc(
         platform="cuda", topology=f"1x{nodes}x{gpus_per_node}", target_config=gpu.target

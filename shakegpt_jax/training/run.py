@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import math
+import secrets
 import shlex
 import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
@@ -16,12 +18,18 @@ from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.command_line.signals import StopSignal, record_signal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
-from shakegpt_jax.errors import DivergedError, StoppedBySignalError
+from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.inference.defaults import choose_prompt
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
 from shakegpt_jax.model.precision import compute_dtype
 from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.parallel.processes import check_equal, highest, is_primary
+from shakegpt_jax.parallel.processes import (
+    check_equal,
+    from_primary,
+    highest,
+    is_primary,
+    primary_first,
+)
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.reporting.metrics_file import MetricsFile
 from shakegpt_jax.reporting.progress import Progress, format_duration
@@ -56,11 +64,12 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         run_lock(workdir) if is_primary() else contextlib.nullcontext(),
         Progress(config.train.num_steps, quiet=not is_primary()) as progress,
     ):
-        _check_shared(workdir)
+        if jax.process_count() > 1:
+            _check_shared(workdir)
         config = adapt_to_cpu(config, corpus, progress.note)
         if 0 < config.train.eval_characters < len(corpus.val_ids) - 1:
             progress.note(
-                f"evaluations score a sample of {config.train.eval_characters:,} of the "
+                f"evaluations score about {config.train.eval_characters:,} of the "
                 f"{len(corpus.val_ids):,} validation characters (config.train.eval_characters)"
             )
         check_resumable(CheckpointReader(workdir), run_metadata(config, corpus))
@@ -70,6 +79,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
             while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
                 run.save()
+                run.check_signal()
                 run.show_sample()
             run.finish_saving()
             if run.stopped and not run.finished:
@@ -136,7 +146,7 @@ class TrainingRun:
         every = self.config.eval_every
         until = min(self.config.num_steps, (self.step // every + 1) * every)
         self.evaluation = None
-        for train in self.trainer.run(self.step, until, self._check_signal):
+        for train in self.trainer.run(self.step, until, self._stops):
             self._check_finite(train, loss=train.train_loss, gradient_norm=train.gradient_norm)
             if train.step == until:
                 self.evaluation = self.trainer.evaluate()
@@ -150,9 +160,14 @@ class TrainingRun:
             with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
                 self.metrics.flush()
 
-    def _check_signal(self) -> bool:
+    def check_signal(self) -> None:
         """Learn whether a process has received a signal, at the same step in all of them."""
-        self.stopped = highest(self.signal.received or 0)
+        self.stopped = self.stopped or highest(self.signal.received or 0)
+
+    def _stops(self) -> bool:
+        # With several processes, the devices finish a chunk before the next one is dispatched: a
+        # millisecond or so for each.
+        self.check_signal()
         return bool(self.stopped)
 
     def _check_finite(self, train: TrainMetrics, **values: float | None) -> None:
@@ -230,10 +245,13 @@ def _identity(config: Config, corpus: Corpus, workdir: str | Path) -> dict[str, 
 
 def _check_shared(workdir: str | Path) -> None:
     """Check that all processes see the run folder of process 0."""
-    highest(0)  # process 0 has written its lock
-    lock = Path(workdir) / "lock"
-    name = f"{lock}, which lies in a folder that all must share"
-    check_equal("lock", {name: lock.read_text() if lock.exists() else "missing"})
+    marker = Path(workdir) / from_primary("marker", f".shared-{secrets.token_hex(8)}")
+    primary_first(marker.touch)
+    missing = highest(not marker.exists())
+    if is_primary():
+        marker.unlink()
+    if missing:
+        raise UserError(f"{workdir} is not the same folder for all processes; share --workdir")
 
 
 def _peak_characters_per_second(trainer: Trainer) -> float | None:

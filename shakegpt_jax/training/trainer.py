@@ -18,7 +18,7 @@ from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.dispatch import one_ahead
 from shakegpt_jax.parallel.mesh import gather, replicate
-from shakegpt_jax.parallel.processes import is_primary
+from shakegpt_jax.parallel.processes import busy, is_primary
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.training.chunk import make_chunk
 from shakegpt_jax.training.host_windows import HostWindows
@@ -78,7 +78,7 @@ class Trainer:
         self.compile_seconds = time.perf_counter() - start
 
     def _compile(self, lengths: list[int]) -> None:
-        with jax.set_mesh(self.mesh):
+        with busy(), jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
                 self._run_chunk[n] = self._lower(n).compile()
 
@@ -163,7 +163,8 @@ class Trainer:
         if not is_primary():
             return ""
         lm = LanguageModel(self.model, params, tokenizer, self.config, digest)
-        return lm.generate(prompt, length)
+        with busy():
+            return lm.generate(prompt, length)
 
     def save(
         self, checkpoints: CheckpointWriter, step: int, metrics: dict[str, float] | None
