@@ -103,6 +103,8 @@ def test_several_processes_that_would_not_know_of_each_other(environ):
         ({}, "no launcher was found that says --coordinator_address and --num_processes and"),
         ({"n": 2, "rank": 0}, "no launcher was found that says --coordinator_address; give"),
         ({"address": "host", "n": 2, "rank": 0}, "'host'; it must be HOST:PORT"),
+        ({"address": "host:0", "n": 2, "rank": 0}, "'host:0'; it must be HOST:PORT"),
+        ({"address": "host:99999", "n": 2, "rank": 0}, "a port from 1 to 65535"),
         ({"address": "host:1", "n": 2, "rank": 2}, "--process_id is 2 and --num_processes 2"),
         ({"address": "host:1", "n": 2, "rank": -1}, "--process_id is -1"),
         ({"environ": SLURM | {"SLURM_PROCID": "x"}}, "SLURM_PROCID is 'x', not a number"),

@@ -68,8 +68,12 @@ def find_launch(
         ]
         where = f"{launcher} does not say" if launcher else "no launcher was found that says"
         raise UserError(f"{where} {' and '.join(absent)}; give {_BY_HAND}")
-    if not re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):[0-9]{1,5}", coordinator_address):
-        raise UserError(f"--coordinator_address is {coordinator_address!r}; it must be HOST:PORT")
+    match = re.fullmatch(r"(\[[^\]]+\]|[^:\s]+):([0-9]{1,5})", coordinator_address)
+    if not match or not 1 <= int(match[2]) < 65_536:
+        raise UserError(
+            f"--coordinator_address is {coordinator_address!r}; it must be HOST:PORT, "
+            "with a port from 1 to 65535"
+        )
     if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process_id is {process_id} and --num_processes {num_processes}; "

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from shakegpt_jax.command_line.launch import Launch
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.parallel.watch import Watch
 
+_CONNECT_SECONDS = 240
 _MARGIN_SECONDS = 15  # JAX gives no reason when it ends a process; the watch is to be earlier
 
 _watch: Watch | None = None
@@ -46,6 +49,7 @@ def connected(launch: Launch | None, heartbeat_seconds: int) -> Iterator[None]:
         f"devices ({jax.local_devices()[0].device_kind})"
     )
     try:
+        check_equal("launch", {"--num_processes": launch.num_processes})
         yield
     except Exception as error:
         _watch.fail(error)
@@ -130,7 +134,13 @@ def _connect(launch: Launch, heartbeat_seconds: int) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # Python's own handlers have to wait until JAX has reached the others.
     handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
+    absent = f"cannot reach the other processes through {launch.coordinator_address}"
+    # JAX would abort, without a reason.
+    waiting = threading.Timer(_CONNECT_SECONDS / 4, _say, [f"still waiting: {absent}"])
+    timeout = threading.Timer(_CONNECT_SECONDS, _give_up, [absent])
     try:
+        waiting.start()
+        timeout.start()
         jax.distributed.initialize(
             *launch,
             cluster_detection_method="deactivate",
@@ -138,12 +148,17 @@ def _connect(launch: Launch, heartbeat_seconds: int) -> None:
             shutdown_timeout_seconds=heartbeat_seconds + _MARGIN_SECONDS,
         )
     except RuntimeError as error:
-        raise UserError(
-            f"cannot reach the other processes through {launch.coordinator_address}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{absent}: {str(error).splitlines()[0]}") from error
+    finally:
+        waiting.cancel()
+        timeout.cancel()
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def _give_up(reason: str) -> None:
+    _say(f"error: {reason} for {_CONNECT_SECONDS} s; start all of them, with the same address")
+    os._exit(UserError.exit_code)
 
 
 def _say(text: str) -> None:

@@ -85,8 +85,15 @@ class Watch:
         prefix = "" if isinstance(error, StoppedBySignalError) else "error: "
         if not self._all_have(f"{code} {error}"):
             print(f"{prefix}process {self._rank}: {error}", file=sys.stderr, flush=True)
-        elif self._rank == 0:
-            print(f"{prefix}{error}", file=sys.stderr, flush=True)
+        else:
+            # The others leave later: their end may be what a launcher ends process 0 for.
+            with contextlib.suppress(Exception):
+                if self._rank == 0:
+                    print(f"{prefix}{error}", file=sys.stderr, flush=True)
+                    self._client.key_value_set("reported/0", "")
+                    time.sleep(_BEAT_SECONDS)
+                else:
+                    self._client.blocking_key_value_get("reported/0", int(4_000 * _BEAT_SECONDS))
         # At exit, JAX would wait for processes that have no reason to end.
         os._exit(code)
 
@@ -99,7 +106,6 @@ class Watch:
             while time.monotonic() < deadline:
                 errors = self._read("error")
                 if len(errors) == self._n:
-                    time.sleep(0 if self._rank else _BEAT_SECONDS)
                     return len(set(errors.values())) == 1
                 time.sleep(0.05)
         return False
