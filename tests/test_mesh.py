@@ -101,11 +101,11 @@ def run(config, corpus, n_step: int = 6) -> tuple[list, list]:
     "changes",
     [
         {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
-        {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2},
-        {"train.accumulate_steps": 4},
         {"train.accumulate_steps": 2, "mesh.data": 4, "mesh.fsdp": 2},
-        {"model.remat": True},
-        {"model.remat": True, "mesh.fsdp": 8},
+        pytest.param({"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}, marks=pytest.mark.slow),
+        pytest.param({"train.accumulate_steps": 4}, marks=pytest.mark.slow),
+        pytest.param({"model.remat": True}, marks=pytest.mark.slow),
+        pytest.param({"model.remat": True, "mesh.fsdp": 8}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -119,6 +119,7 @@ def test_trains_as_one_device_does(config, corpus, changes):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_have_different_dropout(config, corpus):
     config.model.dropout = 0.5
     whole, _ = run(config, corpus)
@@ -126,6 +127,7 @@ def test_parts_of_a_batch_have_different_dropout(config, corpus):
     assert not np.allclose(parts, whole, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_need_less_memory(config, corpus):
     config.data.batch_size = 128
 

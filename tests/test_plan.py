@@ -161,6 +161,7 @@ def test_figures_of_a_plan(config, corpus):
     assert report["largest_batch_size"] == 0  # in so little memory
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_repeat_the_collectives_and_not_the_flops(config):
     config.data.batch_size = 32
     config.mesh.data, config.mesh.fsdp = 8, 1

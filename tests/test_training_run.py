@@ -137,6 +137,7 @@ def _train_with_optimizations(config: Config, workdir: Path, stop: bool) -> None
         sys.exit(error.exit_code)
 
 
+@pytest.mark.slow
 def test_resuming_after_a_signal_is_bit_exact_with_xla_optimizations(
     run_config, tmp_path, processes
 ):
