@@ -1,4 +1,4 @@
-"""What a run needs on devices that are not there: memory, FLOPs, collectives, time."""
+"""Plans a run on devices that are not there: memory, FLOPs, collectives, time."""
 
 import collections
 import importlib.util

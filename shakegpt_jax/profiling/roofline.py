@@ -27,7 +27,7 @@ _FREE = {
 
 
 class Gpu(NamedTuple):
-    """What a GPU has. Rates are per second."""
+    """Figures of a GPU. Rates are per second."""
 
     kind: str
     target: str  # XLA's description of it, a GpuTargetConfigProto
