@@ -109,7 +109,6 @@ def _tokenizer(vocabulary: str) -> dict[str, Any]:
     `[UNK]` is not in the vocabulary, so that an unknown character raises. `[\s\S]` is any code
     point, where `.` would leave out the newline.
     """
-    each = {"Regex": r"[\s\S]"}
     return {
         "version": "1.0",
         "truncation": None,
@@ -118,7 +117,7 @@ def _tokenizer(vocabulary: str) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Split",
-            "pattern": each,
+            "pattern": {"Regex": r"[\s\S]"},
             "behavior": "Isolated",
             "invert": False,
         },
