@@ -140,8 +140,8 @@ def test_a_file_or_another_folder_is_never_replaced(finished, exported, tmp_path
     for name, reason in {
         "file": "is not a folder",
         "file/inside": "is not a folder",
-        "folder": "not an export, or not only: it holds config.json",
-        "more": "not an export, or not only: it holds notes.txt",
+        "folder": "holds config.json, which no export wrote",
+        "more": "holds notes.txt, which no export wrote",
     }.items():
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         args = ("export", "--workdir", finished, "--output", tmp_path / name)
