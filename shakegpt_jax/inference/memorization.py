@@ -36,15 +36,10 @@ def copied_stretches(text: str, source: str, shortest: int = SHORTEST_STRETCH) -
 
     Args:
         text: the text to search for copies; its distinct stretches are held in memory.
-        source: the text that they may be from. The time grows with its length, and little with
-            the length of the copies.
+        source: the text that they may be from.
         shortest: characters of a stretch, 1 or more. Stretches that are part of another stretch
             are left out. Others may overlap.
-
-    Raises:
-        UserError: if `source` is too long to search.
     """
-    _check_length(len(source))
     n_gram = len(text) - shortest + 1
     grams = {text[i : i + shortest] for i in range(n_gram)}
     windows = (source[i : i + shortest] for i in range(len(source) - shortest + 1))
@@ -93,7 +88,7 @@ def longest_copies(lm: LanguageModel, train_ids: np.ndarray, val_ids: np.ndarray
     Raises:
         UserError: if the training text is too long to search.
     """
-    _check_length(len(train_ids))
+    check_searchable(len(train_ids))
     train_text, val_text = (lm.tokenizer.decode(ids) for ids in (train_ids, val_ids))
     prompt = val_text[0]
     generated = lm.generate(prompt, N_GENERATED)[len(prompt) :]
@@ -103,7 +98,8 @@ def longest_copies(lm: LanguageModel, train_ids: np.ndarray, val_ids: np.ndarray
     }
 
 
-def _check_length(n_character: int) -> None:
+def check_searchable(n_character: int) -> None:
+    """Raise a UserError if a training text is too long to search for copies."""
     if n_character > _LONGEST_SEARCH:
         raise UserError(
             f"the training text has {n_character:,} characters; at most {_LONGEST_SEARCH:,} can "

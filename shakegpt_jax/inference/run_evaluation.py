@@ -128,7 +128,15 @@ def evaluate_run(
     Raises:
         UserError: if the checkpoint or a text cannot be read, or the training text has changed.
     """
-    selection = select(workdir, step, split, path, stride, characters, memorization)
+    selection = select(
+        workdir,
+        step=step,
+        split=split,
+        path=path,
+        stride=stride,
+        characters=characters,
+        corpus_needed=memorization,
+    )
     lm = selection.lm
     losses = [
         character_losses(lm.model, lm.params, piece, stride=selection.stride)
@@ -139,17 +147,21 @@ def evaluate_run(
 
 def select(
     workdir: str | Path,
-    step: int | Literal["best", "latest"],
-    split: Literal["train", "val"] | None,
-    path: str | None,
-    stride: int | None,
-    characters: int | None,
-    memorization: bool,
+    *,
+    step: int | Literal["best", "latest"] = "best",
+    split: Literal["train", "val"] | None = None,
+    path: str | None = None,
+    stride: int | None = None,
+    characters: int | None = None,
+    corpus_needed: bool = False,
 ) -> Selection:
-    """Load a checkpoint and choose the text; see `evaluate_run`."""
+    """Load a checkpoint and choose the text; see `evaluate_run`.
+
+    With `corpus_needed`, it is an error if the training text cannot be read, whatever is evaluated.
+    """
     lm = load(workdir, step=step)
     corpus = None
-    if split or path is None or memorization:
+    if split or path is None or corpus_needed:
         try:
             corpus = lm.load_corpus(path if split else None)
         except UserError as error:

@@ -42,7 +42,7 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
     }
     context.putImageData(image, 0, 0);
     context.fillStyle = getComputedStyle(textNode).color;
-    context.globalAlpha = 0.25;
+    context.globalAlpha = 0.18;
     context.fillRect(0, row, canvas.width, 1); // the character that is explained
   }
 
@@ -61,7 +61,7 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
       return `${percent(value)} to ${spokenCharacter(characters[line.begin + key])} (${where})`;
     });
     const who = chosen === null ? `the mean of all ${nHead} heads` : headName(chosen);
-    summary.textContent = `Having read ${spokenCharacter(characters[index])}, ${who} attends ${parts.join(", ")}.`;
+    summary.textContent = `To predict what follows ${spokenCharacter(characters[index])}, ${who} gives ${parts.join(", ")}.`;
     buttons.forEach((button, head) => drawMap(button.querySelector("canvas"), head));
   }
 
@@ -106,7 +106,7 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
   }
 
   function build() {
-    maps.style.setProperty("--map-width", nHead > 16 ? "6rem" : "11rem");
+    maps.style.setProperty("--map-width", `${Math.max(7, 32 / heads)}rem`);
     for (let layer = 0; layer < layers; layer++) {
       const some = Array.from({ length: heads }, (_, i) => headButton(layer * heads + i));
       buttons.push(...some);

@@ -32,6 +32,7 @@ function spokenCharacter(character) {
 function characterElement(character, index) {
   const hidden = /^[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]$/u.test(character) && character !== "\t";
   const node = element("span", "character", hidden ? characterName(character) : character);
+  if (hidden && character !== "\n") node.classList.add("named");
   if (character === "\n") node.classList.add("newline");
   node.dataset.index = index;
   return node;

@@ -19,6 +19,7 @@ function showDistribution(list, entries, actual) {
     const name = characterName(character);
     item.className = character === actual ? "actual" : "";
     item.title = `${name} ${percent(probability)}`;
+    item.setAttribute("aria-label", `${spokenCharacter(character)} ${percent(probability)}`);
     item.dataset.probability = probability;
     item.querySelector(".bar").style.height = `${(100 * probability) / largest}%`;
     item.querySelector(".label").textContent = name.startsWith("U+") ? "·" : name;

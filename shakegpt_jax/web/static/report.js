@@ -41,10 +41,10 @@ function showNotes({ shown, text, evaluation, positions, calibration }, nShown, 
     Array.from({ length: end - start }, (_, i) => start + i)));
   $("copies-note").textContent =
     problem ? `Copies of the training text are not underlined, as it is not known: ${problem}.`
-    : whole ? "All of this text stands in the text that the model was trained on, word for word, so its " +
-      "loss says little about new text."
+    : whole ? "All of what is shown stands in the text that the model was trained on, word for word: its loss " +
+      "says little about new text."
     : `Underlined are stretches of ${shortest} or more characters that stand in the training text, word for ` +
-      `word: ${percent(covered.size / nShown)} of what is shown. There, little surprise can be memory.`;
+      `word: ${percent(covered.size / nShown)} of what is shown. There, a confident model may just remember.`;
   if (problem) $("copied-legend").remove();
   $("attention-note").textContent = attention.count
     ? `Each line is read in a window that ends with it. The first ${count(attention.count)} lines can be opened.`
@@ -176,7 +176,7 @@ function showReport() {
   ], data.evaluation.count, data.evaluation.loss);
   // Something to see at once: the most surprising character of the first lines that can be opened.
   const first = losses.slice(0, Math.min(400, attention.last || 400));
-  showPrediction(first.reduce((best, loss, i) => (!starts.has(i) && loss > first[best] ? i : best), 0));
+  showPrediction(first.reduce((best, loss, i) => (!starts.has(i) && loss > first[best] ? i : best), 1));
   openLine();
 }
 
