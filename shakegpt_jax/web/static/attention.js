@@ -28,22 +28,24 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
       used.reduce((sum, head) => sum + weight(head, query, key), 0) / used.length);
   }
 
-  function drawMap(canvas, head) {
+  function drawMaps() {
+    const colour = getComputedStyle(textNode).getPropertyValue("--weight-colour").trim();
+    const rgb = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+    buttons.forEach((button, head) => drawMap(button.querySelector("canvas"), head, rgb));
+    maps.style.setProperty("--rows", line.end - line.start);
+  }
+
+  function drawMap(canvas, head, rgb) {
     const rows = line.end - line.start;
     canvas.width = width();
     canvas.height = rows;
     const context = canvas.getContext("2d");
     const image = context.createImageData(canvas.width, rows);
-    const colour = getComputedStyle(textNode).getPropertyValue("--weight-colour").trim();
-    const [red, green, blue] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
     for (let i = 0; i < rows * canvas.width; i++) {
       const value = values[line.offset + head * rows * canvas.width + i];
-      image.data.set([red, green, blue, value], 4 * i);
+      image.data.set([...rgb, value], 4 * i);
     }
     context.putImageData(image, 0, 0);
-    context.fillStyle = getComputedStyle(textNode).color;
-    context.globalAlpha = 0.18;
-    context.fillRect(0, row, canvas.width, 1); // the character that is explained
   }
 
   function explain(query) {
@@ -62,7 +64,7 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
     });
     const who = chosen === null ? `the mean of all ${nHead} heads` : headName(chosen);
     summary.textContent = `To predict what follows ${spokenCharacter(characters[index])}, ${who} gives ${parts.join(", ")}.`;
-    buttons.forEach((button, head) => drawMap(button.querySelector("canvas"), head));
+    maps.style.setProperty("--row", row); // the styles mark it in every map
   }
 
   function choose(head) {
@@ -72,7 +74,8 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
   }
 
   function headButton(head) {
-    const button = element("button", "map", `head ${(head % heads) + 1}`, element("canvas"));
+    const button = element("button", "map", `head ${(head % heads) + 1}`,
+      element("span", "map-frame", "", element("canvas")));
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
     button.setAttribute("aria-label", `Attention of ${headName(head)}`);
@@ -100,13 +103,14 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
       textNode.replaceChildren(element("span", "line", "", ...spans.flatMap((span) =>
         span.classList.contains("newline") ? [span, "\n"] : [span])));
       if (!buttons.length) build();
+      drawMaps();
     }
     explain(index - start);
     return true;
   }
 
   function build() {
-    maps.style.setProperty("--map-width", `${Math.max(7, 32 / heads)}rem`);
+    maps.style.setProperty("--map-width", `${Math.max(6.5, 32 / heads)}rem`);
     for (let layer = 0; layer < layers; layer++) {
       const some = Array.from({ length: heads }, (_, i) => headButton(layer * heads + i));
       buttons.push(...some);
@@ -122,6 +126,6 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
   textNode.addEventListener("pointerover", point);
   textNode.addEventListener("click", point);
   onCharacterKeys(textNode, { move: (step) => line && explain(row + step) });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => line && explain(row));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => line && drawMaps());
   return { show, last: lines.length ? lines[lines.length - 1][1] : 0, count: lines.length };
 }

@@ -25,7 +25,7 @@ function characterName(character) {
 /** Returns what to call a character in a sentence. */
 function spokenCharacter(character) {
   const names = { " ": "a space", "\n": "a newline", "\t": "a tab" };
-  return names[character] ?? `“${characterName(character)}”`;
+  return names[character] ?? `“\u2068${characterName(character)}\u2069”`; // isolates a Hebrew letter
 }
 
 /** Returns the element of the character at an index of a text. */

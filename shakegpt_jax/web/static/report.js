@@ -51,7 +51,7 @@ function showNotes({ shown, text, evaluation, positions, calibration }, nShown, 
     : "There is no line to open.";
   const window = data.run.window;
   $("positions-note").textContent =
-    `The more of a window the model has read, the better it predicts. ` + (text.stride === window
+    "How much it helps to have read more of the window before the character that is predicted. " + (text.stride === window
       ? `The windows of ${window} characters do not overlap.`
       : `The windows of ${window} characters start every ${text.stride}, so that most characters are ` +
         `predicted from ${window - text.stride + 1} or more.`) + " The band is one standard error.";
