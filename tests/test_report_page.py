@@ -1,13 +1,17 @@
 """The page of a report in a real browser."""
 
+import dataclasses
 import random
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from browser import chromium, console_errors, go_offline
 
 import shakegpt_jax
+from shakegpt_jax.inference import run_evaluation
+from shakegpt_jax.inference.attention_weights import attention_weights
 from shakegpt_jax.training.run import train
 from shakegpt_jax.web.report import report_run
 
@@ -21,9 +25,21 @@ HARD_TEXT = (
 
 
 @pytest.fixture(scope="module")
-def page(finished, tmp_path_factory) -> Path:
+def lm(finished) -> shakegpt_jax.LanguageModel:
+    """Return a model whose attention is far from uniform."""
+    lm = shakegpt_jax.load(finished)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: 20 * x if "c_attn" in jax.tree_util.keystr(path) else x, lm.params
+    )
+    return dataclasses.replace(lm, params=params)
+
+
+@pytest.fixture(scope="module")
+def page(finished, lm, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    report_run(path, finished)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_evaluation, "load", lambda *args, **options: lm)
+        report_run(path, finished)
     return path
 
 
@@ -60,8 +76,8 @@ def open_page(chrome, page: Path) -> None:
     assert chrome.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-def test_pointing_at_a_character_shows_its_distribution(page, finished, text):
-    lm, val_text = shakegpt_jax.load(finished), text[18_000:]
+def test_pointing_at_a_character_shows_its_distribution(page, lm, text):
+    val_text = text[18_000:]
     probabilities = np.exp(lm.score(val_text))
     with chromium() as chrome:
         open_page(chrome, page)
@@ -87,7 +103,7 @@ def test_pointing_at_a_character_shows_its_distribution(page, finished, text):
         assert console_errors(chrome) == []
 
 
-def test_the_attention_of_a_line_opens_and_follows_the_keys(page, text):
+def test_the_attention_of_a_line_opens_and_follows_the_keys(page, lm, text):
     val_text = text[18_000:]
     start = val_text.index("\n", 60) + 1
     while val_text[start] == "\n":
@@ -99,6 +115,13 @@ def test_the_attention_of_a_line_opens_and_follows_the_keys(page, text):
         assert len(maps) == 2  # one layer of two heads
         spans = "return document.querySelector('#attention-text').textContent"
         assert val_text[start : start + 4] in chrome.execute_script(spans)
+        end = min(start + 8, val_text.index("\n", start))  # of a line of at most a window
+        window = lm.tokenizer.encode(val_text[end - 8 : end])[None].astype(np.int32)
+        weights = np.asarray(attention_weights(lm.model, lm.params, window))[0, 0]  # 2 x 8 x 8
+        levels = "[...document.querySelectorAll('#attention-text .character')]"
+        levels = f"return {levels}.map(e => e.style.getPropertyValue('--level'))"
+        found = np.array(chrome.execute_script(levels), float) ** 2
+        np.testing.assert_allclose(found, weights[:, start + 3 - end].mean(0), atol=5e-3)
         first = text_of(chrome, "attention-summary")
         assert "the mean of all 2 heads" in first
         maps[1].click()
