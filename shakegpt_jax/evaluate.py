@@ -7,6 +7,7 @@ _OPTIONS = ("step", "split", "path", "stride", "characters", "memorization")
 
 def main() -> None:
     """Parse the arguments, evaluate and print."""
+    import functools
     import json
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, short_names
@@ -30,20 +31,25 @@ def main() -> None:
     add("--characters", type=int, help="score this many of a long text; 0: all (as in training)")
     add("--json", action="store_true", help="print one JSON object per run")
     add("--memorization", action="store_true", help="find the longest copy of training text")
+    add("--html", metavar="FILE", type=named, help="write a page with predictions and attention")
     args = parser.parse_args()
     if args.characters is not None and args.characters < 0:
         parser.error(f"--characters is {args.characters}; it must be 0 or more")
     workdirs = find_runs(args.workdir)
+    if args.html and len(workdirs) > 1:
+        parser.error(f"--html shows one run, and these are {len(workdirs)}; give one --workdir")
 
     from shakegpt_jax.inference.run_evaluation import COLUMNS, COPY_COLUMNS, evaluate_run
     from shakegpt_jax.reporting.tables import print_table
+    from shakegpt_jax.web.report import report_run
 
     use_compilation_cache()
+    evaluate = functools.partial(report_run, args.html) if args.html else evaluate_run
     options = {name: getattr(args, name) for name in _OPTIONS}
     results, failures = {}, []
     for workdir in workdirs:
         try:
-            results[str(workdir)] = evaluate_run(workdir, **options)
+            results[str(workdir)] = evaluate(workdir, **options)
         except UserError as error:  # the other runs are still worth a row
             failures.append(str(error) if len(workdirs) == 1 else f"{workdir}: {error}")
     if args.json:
@@ -57,6 +63,8 @@ def main() -> None:
     else:
         for run in results.values():
             print(run)
+            if args.html:
+                print(f"{'page':<19} {args.html}")
     if failures:
         raise UserError("; ".join(failures))
 

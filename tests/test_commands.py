@@ -545,6 +545,8 @@ def test_wheel_works_outside_the_checkout(tmp_path):
     code = "import shakegpt_jax; print(shakegpt_jax.__file__)"
     _, out, _ = finish(start("-c", code, cwd=tmp_path, env=env))
     assert Path(out.strip()).is_relative_to(target)
+    static = {path.name for path in (ROOT / "shakegpt_jax" / "web" / "static").iterdir()}
+    assert {path.name for path in (target / "shakegpt_jax" / "web" / "static").iterdir()} == static
     code, out, err = finish(start("-m", "shakegpt_jax.train", "--help", cwd=tmp_path, env=env))
     assert (code, err) == (0, "")
     shown = re.sub(r"\s+", " ", out)

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shakegpt_jax.data.corpus import spread_pieces
+from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.data.text import read_text
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.arguments import require
-from shakegpt_jax.inference.language_model import load
+from shakegpt_jax.inference.language_model import LanguageModel, load
 from shakegpt_jax.inference.memorization import longest_copies
 from shakegpt_jax.inference.scoring import character_losses
 from shakegpt_jax.reporting.metrics import Evaluation
@@ -70,6 +70,38 @@ class RunEvaluation:
         return "\n".join(f"{name:<19} {value}" for name, value in lines.items())
 
 
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """A model and the text to evaluate it on."""
+
+    workdir: str | Path
+    lm: LanguageModel
+    corpus: Corpus | None  # the training text and its splits, if they were needed
+    name: str  # of the text, for people
+    n_character: int  # of the whole text
+    pieces: list[np.ndarray]  # ids: the text, or evenly spread pieces of it
+    stride: int | None
+
+    def summarize(self, losses: np.ndarray, *, memorization: bool = False) -> RunEvaluation:
+        """Summarize (count,) losses of the pieces; see `evaluate_run` for `memorization`."""
+        lm, corpus = self.lm, self.corpus
+        assert lm.checkpoint  # load() sets it
+        saved_step = int(lm.checkpoint.name)
+        copies = {}
+        if memorization:
+            assert corpus  # select() has loaded it
+            copies = longest_copies(lm, corpus.train_ids, corpus.val_ids)
+        return RunEvaluation(
+            checkpoint=str(lm.checkpoint),
+            step=saved_step,
+            parameters=lm.n_params,
+            train_time=_train_time(self.workdir, saved_step),
+            evaluation=Evaluation.from_losses(losses),
+            sampled_from=self.n_character if len(self.pieces[0]) < self.n_character else None,
+            copies=copies,
+        )
+
+
 def evaluate_run(
     workdir: str | Path,
     *,
@@ -96,9 +128,40 @@ def evaluate_run(
     Raises:
         UserError: if the checkpoint or a text cannot be read, or the training text has changed.
     """
+    selection = select(
+        workdir,
+        step=step,
+        split=split,
+        path=path,
+        stride=stride,
+        characters=characters,
+        corpus_needed=memorization,
+    )
+    lm = selection.lm
+    losses = [
+        character_losses(lm.model, lm.params, piece, stride=selection.stride)
+        for piece in selection.pieces
+    ]
+    return selection.summarize(np.concatenate(losses), memorization=memorization)
+
+
+def select(
+    workdir: str | Path,
+    *,
+    step: int | Literal["best", "latest"] = "best",
+    split: Literal["train", "val"] | None = None,
+    path: str | None = None,
+    stride: int | None = None,
+    characters: int | None = None,
+    corpus_needed: bool = False,
+) -> Selection:
+    """Load a checkpoint and choose the text; see `evaluate_run`.
+
+    With `corpus_needed`, it is an error if the training text cannot be read, whatever is evaluated.
+    """
     lm = load(workdir, step=step)
-    splits = {}
-    if split or path is None or memorization:
+    corpus = None
+    if split or path is None or corpus_needed:
         try:
             corpus = lm.load_corpus(path if split else None)
         except UserError as error:
@@ -106,28 +169,18 @@ def evaluate_run(
                 f"{error}; pass --path FILE to evaluate another text or, if the training text has "
                 "moved, --path FILE --split val"
             ) from error
-        splits = {"train": corpus.train_ids, "val": corpus.val_ids}
     if path is not None and split is None:
-        ids, most = lm.tokenizer.encode(read_text(path)), 0
+        name, ids, most = path, lm.tokenizer.encode(read_text(path)), 0
     else:
-        ids, most = splits[split or "val"], lm.config.train.eval_characters
+        assert corpus
+        name = {"train": "the training split", "val": "the validation split"}[split or "val"]
+        ids = corpus.train_ids if split == "train" else corpus.val_ids
+        most = lm.config.train.eval_characters
     pieces = spread_pieces(
         ids, most if characters is None else characters, lm.model.config.block_size
     )
     require(len(ids) >= 2, "the text's length", len(ids), "2 or more")
-    stride = lm.check_stride(stride)
-    losses = [character_losses(lm.model, lm.params, piece, stride=stride) for piece in pieces]
-    assert lm.checkpoint  # load() sets it
-    saved_step = int(lm.checkpoint.name)
-    return RunEvaluation(
-        checkpoint=str(lm.checkpoint),
-        step=saved_step,
-        parameters=lm.n_params,
-        train_time=_train_time(workdir, saved_step),
-        evaluation=Evaluation.from_losses(np.concatenate(losses)),
-        sampled_from=len(ids) if len(pieces[0]) < len(ids) else None,
-        copies=longest_copies(lm, splits["train"], splits["val"]) if memorization else {},
-    )
+    return Selection(workdir, lm, corpus, name, len(ids), pieces, lm.check_stride(stride))
 
 
 def _train_time(workdir: str | Path, step: int) -> float | None:

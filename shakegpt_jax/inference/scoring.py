@@ -6,7 +6,7 @@ Axes: N windows, B windows per batch, T characters per window.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,23 @@ def character_losses(
     """
     losses = functools.partial(_window_losses, model, params)
     return _map_windows(losses, ids, model.config.block_size, stride)
+
+
+class Predictions(NamedTuple):
+    """What a model predicts for each character of a text but the first: (n - 1,) each."""
+
+    losses: np.ndarray  # negative log-probability of the character, in nats
+    confidences: np.ndarray  # probability of the character that the model finds most probable
+    correct: np.ndarray  # bool: whether that is the character
+
+
+def character_predictions(
+    model: GPT, params: Any, ids: np.ndarray, *, stride: int | None = None
+) -> Predictions:
+    """Compute the losses of `character_losses` and the most probable characters in one pass."""
+    compute = functools.partial(_window_predictions, model, params)
+    losses, confidences, correct = _map_windows(compute, ids, model.config.block_size, stride).T
+    return Predictions(losses, confidences, correct > 0)
 
 
 def next_logits(
@@ -117,3 +134,14 @@ def _window_losses(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax.Arra
 def _window_logits(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax.Array:
     inputs_BxT = shard_batch(windows_BxT1)[:, :-1].astype(jnp.int32)
     return cast(jax.Array, model.apply({"params": params}, inputs_BxT))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _window_predictions(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax.Array:
+    """Compute loss, confidence and correctness (1 or 0) of each character: (B, T, 3)."""
+    log_probs_BxTxV = jax.nn.log_softmax(_window_logits(model, params, windows_BxT1))
+    targets_BxT = windows_BxT1[:, 1:].astype(jnp.int32)
+    losses_BxT = -jnp.take_along_axis(log_probs_BxTxV, targets_BxT[..., None], 2)[..., 0]
+    confidences_BxT = jnp.exp(log_probs_BxTxV.max(2))
+    correct_BxT = (log_probs_BxTxV.argmax(2) == targets_BxT).astype(jnp.float32)
+    return constrain(jnp.stack([losses_BxT, confidences_BxT, correct_BxT], 2))

@@ -1,0 +1,164 @@
+"""The text that a report shows: its distributions, its attention and its copies, as JSON.
+
+Axes: N characters, V vocabulary, K characters of which probabilities are shown, B lines, L layers,
+H heads, T characters per window.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference.attention_weights import attention_weights
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.inference.memorization import (
+    SHORTEST_STRETCH,
+    check_searchable,
+    copied_stretches,
+)
+from shakegpt_jax.inference.run_evaluation import Selection
+from shakegpt_jax.inference.scoring import next_logits
+from shakegpt_jax.web.page import encode_array
+
+_SHOWN_CHARACTERS = 10_000  # of the text
+_SHOWN_LOGITS = 2**25  # of large vocabularies, fewer characters are shown
+_SHOWN_PROBABILITIES = 100  # per character, the largest
+_ATTENTION_BYTES = 1_500_000  # of the lines whose attention is shown, but one line at least
+_ATTENTION_BATCH = 2**23  # weights computed at a time
+
+LOG_PROBABILITY_UNIT = 24 / (2**16 - 1)  # of 16 bits; the smallest is e^-24
+
+
+def show_text(selection: Selection) -> dict[str, Any]:
+    """Return the start of the evaluated text with distributions, attention and copies."""
+    lm = selection.lm
+    left = min(_SHOWN_CHARACTERS, _SHOWN_LOGITS // lm.tokenizer.vocab_size)
+    pieces: list[np.ndarray] = []
+    for piece in selection.pieces:
+        if left < 2:
+            break
+        pieces.append(piece[:left])
+        left -= len(pieces[-1])
+    ids = np.concatenate(pieces)
+    starts = np.cumsum([0, *map(len, pieces[:-1])]).tolist()
+    log_probs_NxV = np.concatenate([log_probabilities(lm, p, selection.stride) for p in pieces])
+    text = lm.tokenizer.decode(ids)
+    return {
+        "text": text,
+        "starts": starts,  # of pieces: their first characters are not predicted
+        "losses": encode_array(-log_probs_NxV[np.arange(len(ids)), ids]),
+        "distributions": encode_distributions(log_probs_NxV),
+        "attention": encode_attention(lm, ids, text, starts),
+        "copies": find_copies(selection, text, starts),
+    }
+
+
+def log_probabilities(lm: LanguageModel, ids: np.ndarray, stride: int | None) -> np.ndarray:
+    """Return the (N, V) float32 log-probabilities of each character; uniform for the first."""
+    logits_NxV = next_logits(lm.model, lm.params, ids, stride=stride)
+    logits_NxV = np.concatenate([np.zeros_like(logits_NxV[:1]), logits_NxV[:-1]])
+    logits_NxV -= logits_NxV.max(1, keepdims=True)
+    return logits_NxV - np.log(np.exp(logits_NxV).sum(1, keepdims=True))
+
+
+def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
+    """Quantize the distributions to 16 bits, of large vocabularies the most probable characters.
+
+    Returns:
+        `size` K; `unit` of the (N, K) negative log-probabilities `values`; `ids`, the (N, K)
+        characters that they belong to, or None if these are all in order.
+    """
+    size, ids = min(log_probs_NxV.shape[1], _SHOWN_PROBABILITIES), None
+    if size < log_probs_NxV.shape[1]:
+        ids_NxK = np.argsort(-log_probs_NxV, 1, kind="stable")[:, :size]
+        log_probs_NxV = np.take_along_axis(log_probs_NxV, ids_NxK, 1)
+        ids = encode_array(ids_NxK.astype(np.uint32))
+    values = np.clip(np.round(-log_probs_NxV / LOG_PROBABILITY_UNIT), 0, 2**16 - 1)
+    return {
+        "size": size,
+        "unit": LOG_PROBABILITY_UNIT,
+        "values": encode_array(values.astype(np.uint16)),
+        "ids": ids,
+    }
+
+
+def split_lines(text: str, starts: Sequence[int], longest: int) -> list[tuple[int, int, int]]:
+    """Split a text into its lines, without newlines, and long lines into stretches.
+
+    Args:
+        text: pieces of a text.
+        starts: where each piece starts.
+        longest: characters per line.
+
+    Returns:
+        Begin of the piece, start and end of each line that is not empty.
+    """
+    lines = []
+    for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
+        start = begin
+        for line in text[begin:stop].split("\n"):
+            for i in range(start, start + len(line), longest):
+                lines.append((begin, i, min(i + longest, start + len(line))))
+            start += len(line) + 1
+    return lines
+
+
+def encode_attention(
+    lm: LanguageModel, ids: np.ndarray, text: str, starts: Sequence[int]
+) -> dict[str, Any]:
+    """Compute the attention of the first lines, each in a window that ends with the line.
+
+    Returns:
+        `lines`: start and end of each line, start of its window, and its offset in `values`:
+        square roots of the (L, H, characters of the line, characters of the window) weights in
+        255ths.
+    """
+    shape = lm.config.model
+    n_time, n_map = shape.block_size, shape.n_layer * shape.n_head
+    lines: list[tuple[int, int, int, int]] = []
+    offset = 0
+    for begin, start, end in split_lines(text, starts, n_time):
+        begin = max(begin, end - n_time)
+        size = n_map * (end - start) * (end - begin)
+        if lines and offset + size > _ATTENTION_BYTES:
+            break
+        lines.append((start, end, begin, offset))
+        offset += size
+    batch = max(1, _ATTENTION_BATCH // (n_map * n_time**2))
+    values = [np.zeros(0, np.uint8)]
+    for first in range(0, len(lines), batch):
+        some = lines[first : first + batch]
+        idx_BxT = np.zeros((min(batch, len(lines)), n_time), np.int32)  # causal: padding is ignored
+        for row, (_, end, begin, _) in zip(idx_BxT, some, strict=False):
+            row[: end - begin] = ids[begin:end]
+        weights = np.asarray(attention_weights(lm.model, lm.params, idx_BxT))
+        for weights_LxHxTxT, (start, end, begin, _) in zip(weights, some, strict=False):
+            kept = weights_LxHxTxT[:, :, start - begin : end - begin, : end - begin]
+            values.append(np.round(255 * np.sqrt(kept)).astype(np.uint8).ravel())
+    return {
+        "lines": lines,
+        "values": encode_array(np.concatenate(values)),
+    }
+
+
+def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[str, Any]:
+    """Find the stretches of the text that stand in the training text.
+
+    Returns:
+        `shortest`, the characters of a stretch; `stretches` of (start, end, place in the training
+        text); `whole`, whether all of the text stands there; `problem`, why they are not known.
+    """
+    known: dict[str, Any] = {"shortest": SHORTEST_STRETCH, "stretches": [], "whole": False}
+    try:
+        corpus = selection.corpus or selection.lm.load_corpus()
+        check_searchable(len(corpus.train_ids))
+        source = selection.lm.tokenizer.decode(corpus.train_ids)
+        whole = True
+        for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
+            found = copied_stretches(text[begin:stop], source)
+            known["stretches"] += [(begin + s.start, begin + s.end, s.place) for s in found]
+            whole = whole and text[begin:stop] in source
+    except UserError as error:
+        return known | {"problem": str(error)}
+    return known | {"whole": whole}

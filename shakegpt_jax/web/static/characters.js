@@ -1,0 +1,73 @@
+"use strict";
+// Characters as elements: one each, coloured by a level from 0 to 1.
+
+const LEAST_PROBABILITY = 1e-3; // from here on the colour is full
+
+/** Returns an element with a class, a text and children. */
+function element(tag, className = "", text = "", ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text) node.textContent = text;
+  node.append(...children);
+  return node;
+}
+
+/** Returns a name of a character that can be seen: "␣" for a space, "U+200B" for a zero width one. */
+function characterName(character) {
+  const names = { " ": "␣", "\n": "↵", "\t": "⇥" };
+  if (character in names) return names[character];
+  if (/^[\p{C}\p{Z}]$/u.test(character)) {
+    return "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  }
+  return /^\p{M}$/u.test(character) ? "◌" + character : character;
+}
+
+/** Returns what to call a character in a sentence. */
+function spokenCharacter(character) {
+  const names = { " ": "a space", "\n": "a newline", "\t": "a tab" };
+  return names[character] ?? `“\u2068${characterName(character)}\u2069”`; // isolates a Hebrew letter
+}
+
+/** Returns the element of the character at an index of a text. */
+function characterElement(character, index) {
+  const hidden = /^[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]$/u.test(character) && character !== "\t";
+  const node = element("span", "character", hidden ? characterName(character) : character);
+  if (hidden && character !== "\n") node.classList.add("named");
+  if (character === "\n") node.classList.add("newline");
+  node.dataset.index = index;
+  return node;
+}
+
+/** Colours a character by its loss in nats. */
+function colourBySurprise(node, loss) {
+  const level = Math.min(1, loss / -Math.log(LEAST_PROBABILITY));
+  node.style.setProperty("--level", level.toFixed(3));
+}
+
+/** Returns the index of the character that an event is about, or null. */
+function eventIndex(event) {
+  const node = event.target.closest?.(".character");
+  return node ? Number(node.dataset.index) : null;
+}
+
+/** Calls move(step) or moveLine(step) for the arrow keys, and enter() for Enter. */
+function onCharacterKeys(container, { move, moveLine, enter }) {
+  container.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const steps = { ArrowLeft: -1, ArrowRight: 1 };
+    const lines = { ArrowUp: -1, ArrowDown: 1 };
+    if (event.key in steps) move(steps[event.key]);
+    else if (event.key in lines && moveLine) moveLine(lines[event.key]);
+    else if (event.key === "Enter" && enter) enter();
+    else return;
+    event.preventDefault();
+  });
+}
+
+/** Formats a probability as a percentage. */
+function percent(probability) {
+  const value = 100 * probability;
+  if (value >= 10) return value.toFixed(0) + "%";
+  if (value >= 1) return value.toFixed(1) + "%";
+  return value >= 0.01 ? value.toFixed(2) + "%" : "<0.01%";
+}

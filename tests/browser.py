@@ -1,0 +1,56 @@
+"""A real Chromium without a window, driven by selenium: Debian's chromium and chromium-driver."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+_FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+
+
+@contextlib.contextmanager
+def chromium(width: int = 1280, height: int = 900, *, dark: bool = False) -> Iterator[Any]:
+    """Start Chromium and yield its selenium driver; skips the test where there is none.
+
+    Args:
+        width: of the page in CSS pixels, also below the 500 of the smallest window.
+        height: of the page.
+        dark: whether the page is told that the user prefers dark colours.
+    """
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs pip install selenium")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("needs apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in _FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        chrome.set_page_load_timeout(60)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def go_offline(chrome: Any) -> None:
+    """Cut the page off the network."""
+    chrome.execute_cdp_cmd("Network.enable", {})
+    conditions = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    chrome.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
+
+
+def console_errors(chrome: Any) -> list[str]:
+    """Return the errors and warnings on the console since the last call."""
+    return [
+        entry["message"]
+        for entry in chrome.get_log("browser")
+        if entry["level"] in ("WARNING", "SEVERE")
+    ]
