@@ -1,27 +1,60 @@
-"""Plot the training and validation losses of runs; requires matplotlib."""
+"""Plot the metrics of runs with matplotlib, or convert them for TensorBoard."""
 
 from shakegpt_jax.command_line.entry_point import run_command
 
+_EVERY = 1.0  # seconds between looks at a run that is followed
+
 
 def main() -> None:
-    """Parse the arguments and plot."""
-    from shakegpt_jax.checkpoints.run_folder import find_runs
+    """Parse the arguments, and plot or convert."""
+    import shlex
+    import sys
+
+    from shakegpt_jax.checkpoints.run_folder import find_runs, shared_folder, short_names
     from shakegpt_jax.command_line.arguments import ArgumentParser, named
+    from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, plot_curves
+    from shakegpt_jax.reporting.metrics_file import read_metrics
+    from shakegpt_jax.reporting.tensorboard import EventFile, follow
+    from shakegpt_jax.training.run_lock import is_locked
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.plot", "Plot the training and validation losses of runs."
+        "python -m shakegpt_jax.plot",
+        "Plot the metrics of runs in one picture, or convert them for TensorBoard.",
     )
-    parser.add_runs()
-    parser.add_argument("--output", type=named, help="plot file (losses.png in the first run)")
-    args = parser.parse_args()
+    parser.add_runs(positional=True)
+    add = parser.add_argument
+    add(
+        "--output",
+        type=named,
+        help=f"picture; default: {FILE_NAME} in the run folder, or beside several",
+    )
+    add("--x", choices=X_AXES, help="horizontal axis: step (default), or seconds of training")
+    add("--tensorboard", action="store_true", help="write event files into the run folders instead")
+    add("--follow", action="store_true", help="with --tensorboard: until no run is training")
+    args = parser.parse_intermixed_args()
+    if args.follow and not args.tensorboard:
+        parser.error("--follow goes with --tensorboard")
+    if args.tensorboard and (args.output or args.x):
+        parser.error("--tensorboard goes without --output and --x")
+    runs = find_runs(args.runs + args.workdir, started=True)
 
-    from shakegpt_jax.reporting.curves import plot_losses
-    from shakegpt_jax.reporting.metrics_file import read_metrics
-
-    workdirs = find_runs(args.workdir)
-    output = args.output or workdirs[0] / "losses.png"
-    plot_losses({str(workdir): read_metrics(workdir) for workdir in workdirs}, output)
-    print(output)
+    if args.tensorboard:
+        files = [EventFile(run) for run in runs]
+        for file in files:
+            file.update()
+            print(file.path)
+        logdir = shlex.quote(str(shared_folder(map(str, runs))))
+        print(f"View: tensorboard --logdir {logdir}", file=sys.stderr)
+        if args.follow:
+            sys.stdout.flush()
+            follow(files, lambda: any(map(is_locked, runs)), _EVERY)
+    else:
+        names = short_names(map(str, runs))
+        folder = runs[0] if len(runs) == 1 else shared_folder(names)
+        output = args.output or folder / FILE_NAME
+        metrics = {name: read_metrics(run) for run, name in names.items()}
+        plot_curves(metrics, output, args.x or "step")
+        print(output)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ def compilation_cache(tmp_path_factory) -> Iterator[None]:
         del os.environ[name]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_curves() -> Iterator[None]:
+    """End runs in this process without a picture, which would take longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shakegpt_jax.training.run.draw_run", lambda workdir, rows: "Curves: none")
+        yield
+
+
 @pytest.fixture(scope="session")
 def processes() -> multiprocessing.context.BaseContext:
     """Starts processes that have imported everything already."""

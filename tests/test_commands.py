@@ -306,8 +306,8 @@ def test_drafting_pays_for_large_models_and_few_rows():
 
 
 def test_plot_writes_an_image(here, command):
-    assert command("plot")[:2] == (0, "runs/cpu/losses.png\n")
-    assert (here / "runs/cpu/losses.png").read_bytes().startswith(b"\x89PNG")
+    assert command("plot")[:2] == (0, "runs/cpu/curves.png\n")
+    assert (here / "runs/cpu/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_generate_streams(folder):

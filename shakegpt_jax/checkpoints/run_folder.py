@@ -8,6 +8,7 @@ from pathlib import Path
 from shakegpt_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"  # folder inside a run folder
+_METRICS = "metrics.jsonl"  # file inside a run folder
 
 
 def checkpoint_steps(workdir: str | Path) -> list[int]:
@@ -28,41 +29,58 @@ def checkpoint_steps(workdir: str | Path) -> list[int]:
     )
 
 
-def find_runs(workdirs: Sequence[str], runs: str = "runs") -> list[Path]:
+def find_runs(workdirs: Sequence[str], runs: str = "runs", *, started: bool = False) -> list[Path]:
     """Expand paths to run folders; a folder of runs expands to its runs.
 
     Args:
         workdirs: run folders, and folders of run folders; empty for the newest run.
         runs: the folder that holds the runs.
+        started: whether metrics make a run, before there is a checkpoint.
 
     Raises:
         UserError: if a path is neither.
     """
     found: list[Path] = []
     for workdir in workdirs or [""]:
-        is_run = not workdir or checkpoint_steps(workdir) or not _runs_inside(workdir)
-        found += [find_run(workdir, runs)] if is_run else _runs_inside(workdir)
+        is_run = not workdir or _saved(workdir, started) or not _runs_inside(workdir, started)
+        inside = [] if is_run else _runs_inside(workdir, started)
+        found += inside or [find_run(workdir, runs, started=started)]
     return list({path.resolve(): path for path in found}.values())
 
 
 def short_names(workdirs: Iterable[str]) -> dict[str, str]:
     """Map run folders to their paths inside of the folder that they share."""
-    paths = {workdir: os.path.abspath(workdir) for workdir in workdirs}
-    shared = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
-    return {workdir: os.path.relpath(path, shared) for workdir, path in paths.items()}
+    workdirs = list(workdirs)
+    shared = shared_folder(workdirs)
+    return {workdir: os.path.relpath(workdir, shared) for workdir in workdirs}
 
 
-def _runs_inside(folder: str) -> list[Path]:
+def shared_folder(workdirs: Iterable[str]) -> Path:
+    """Return the folder that holds run folders, relative if it lies below this one."""
+    shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in workdirs])
+    relative = os.path.relpath(shared)
+    return Path(shared if relative.startswith(os.pardir) else relative)
+
+
+def _saved(workdir: str | Path, started: bool) -> list[Path]:
+    """Return what makes a folder a run: its checkpoints, and for `started` its metrics."""
+    folder = Path(workdir)
+    checkpoints = [folder / CHECKPOINTS / str(step) for step in checkpoint_steps(folder)]
+    return checkpoints + ([folder / _METRICS] if started and (folder / _METRICS).is_file() else [])
+
+
+def _runs_inside(folder: str, started: bool) -> list[Path]:
     inside = sorted(Path(folder).glob("*/")) if os.path.isdir(folder) else []
-    return [path for path in inside if checkpoint_steps(path)]
+    return [path for path in inside if _saved(path, started)]
 
 
-def find_run(workdir: str = "", runs: str = "runs") -> Path:
+def find_run(workdir: str = "", runs: str = "runs", *, started: bool = False) -> Path:
     """Return the run folder to use.
 
     Args:
         workdir: a run folder; empty for the one under `runs` with the newest checkpoint.
         runs: the folder that holds the runs.
+        started: whether metrics make a run, before there is a checkpoint.
 
     Raises:
         UserError: if there is none.
@@ -71,16 +89,18 @@ def find_run(workdir: str = "", runs: str = "runs") -> Path:
     if workdir:
         if not os.path.isdir(workdir):  # Path.is_dir raises for names that are too long
             raise UserError(f"no such run folder: {workdir}; {train_one}")
-        if not checkpoint_steps(workdir) and (runs_inside := _runs_inside(workdir)):
+        saved = _saved(workdir, started)
+        if not saved and (runs_inside := _runs_inside(workdir, started)):
             names = ", ".join(path.name for path in runs_inside)
             raise UserError(f"{workdir} is a folder of runs ({names}); give one of them")
-        if not checkpoint_steps(workdir):
-            raise UserError(f"{workdir} is not a run folder: it holds no checkpoints; {train_one}")
+        if not saved:
+            missing = "metrics" if started else "checkpoints"
+            raise UserError(f"{workdir} is not a run folder: it holds no {missing}; {train_one}")
         return Path(workdir)
     newest = {
-        max((path / CHECKPOINTS / str(step)).stat().st_mtime_ns for step in steps): path
+        max(each.stat().st_mtime_ns for each in saved): path
         for path in Path(runs).glob("*")
-        if path.is_dir() and (steps := checkpoint_steps(path))
+        if path.is_dir() and (saved := _saved(path, started))
     }
     if not newest:
         raise UserError(f"no run found under {runs}/; {train_one}")

@@ -31,8 +31,13 @@ class ArgumentParser(argparse.ArgumentParser):
             help="run folder; default: the newest in runs/",
         )
 
-    def add_runs(self) -> None:
-        """Add --workdir: which trained runs."""
+    def add_runs(self, *, positional: bool = False) -> None:
+        """Add --workdir: which trained runs; `positional`: also without the flag."""
+        if positional:
+            self.usage = f"{self.prog} [RUN ...] [options]"
+            self.add_argument(
+                "runs", metavar="RUN", nargs="*", type=named, help="the same as --workdir RUN"
+            )
         self.add_argument(
             "--workdir",
             default=[],

@@ -30,6 +30,7 @@ from shakegpt_jax.parallel.processes import (
     is_primary,
     primary_first,
 )
+from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.reporting.metrics_file import MetricsFile
 from shakegpt_jax.reporting.progress import Progress, format_duration
@@ -219,7 +220,7 @@ class TrainingRun:
         return text
 
     def summarize(self) -> None:
-        """Print the best checkpoint, the time, and the command that generates more text."""
+        """Print the best checkpoint, the time and what to do next, and plot the metrics."""
         best = self.checkpoints.find("best")
         rows = {row.step: row for row in self.metrics.rows}
         if self.reached_target:
@@ -233,6 +234,8 @@ class TrainingRun:
         )
         command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(self.workdir))}"
         self.progress.note(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
+        if is_primary():
+            self.progress.note(draw_run(self.workdir, self.metrics.rows))
 
 
 def _identity(config: Config, corpus: Corpus, workdir: str | Path) -> dict[str, Any]:

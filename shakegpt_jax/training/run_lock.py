@@ -36,3 +36,17 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def is_locked(workdir: str | Path) -> bool:
+    """Return whether a process trains in a run folder."""
+    try:
+        file = (Path(workdir) / "lock").open()
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
+        except BlockingIOError:
+            return True
+    return False
