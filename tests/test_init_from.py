@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from fakes import one_line
+from test_processes import losses, many  # noqa: F401  # a fixture
 from test_training_run import Crash, at_step_9, reproducible
 
 from shakegpt_jax import load
@@ -82,7 +83,7 @@ class Started:
     ],
     ids=str,
 )
-def test_known_characters_keep_their_logits_and_new_ones_get_the_mean(
+def test_known_characters_keep_their_logits_and_new_ones_are_random(
     other, finished, tmp_path, mesh
 ):
     started, lm = Started(other.replace(mesh), tmp_path), load(finished)
@@ -90,13 +91,14 @@ def test_known_characters_keep_their_logits_and_new_ones_get_the_mean(
     assert vocabulary == "".join(sorted(set(known + NEW)))
     assert not set(NEW) & set(known)
     ours, theirs = started.logits("Citizen"), lm.logits("Citizen")
-    for i, character in enumerate(vocabulary):
-        is_known = character in known
-        expected = theirs[:, known.index(character)] if is_known else theirs.mean(axis=1)
-        np.testing.assert_allclose(ours[:, i], expected, atol=1e-5, err_msg=character)
-    rows = np.asarray(started.params["wte"]["embedding"])[[vocabulary.index(c) for c in NEW]]
-    assert len(np.unique(rows, axis=0)) == len(NEW)  # random, unlike zeros or copies
-    assert 0.5 < rows.std() / other.model.init_stddev < 2
+    for i, character in enumerate(known):
+        same = ours[:, vocabulary.index(character)]
+        np.testing.assert_allclose(same, theirs[:, i], atol=1e-5, err_msg=character)
+    new = [vocabulary.index(character) for character in NEW]
+    wte_VxD, head_DxV = started.params["wte"]["embedding"], started.params["lm_head"]["kernel"]
+    for rows in (np.asarray(wte_VxD)[new], np.asarray(head_DxV).T[new]):
+        assert len(np.unique(rows, axis=0)) == len(NEW)  # neither zeros nor copies
+        assert 0.5 < rows.std() / other.model.init_stddev < 2
     assert started.state.step == 0
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(started.state.opt_state))
     shardings = jax.tree.map(lambda a: a.sharding, (started.state, started.chunk.abstract_state))
@@ -236,3 +238,15 @@ def test_refuses_what_cannot_work_in_one_line(
     assert (code, out) == (2, "")
     assert message in one_line(err)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_start_as_one(many, finished, other_file):  # noqa: F811
+    arguments = (f"--config.data.path={other_file}", f"--config.train.init_from={finished}")
+    ended = many.run(2, *arguments, "--config.mesh.data=1", "--config.mesh.fsdp=2")
+    assert [code for code, _, _ in ended] == [0, 0]
+    assert "with new rows for 4 characters" in ended[0][1]
+    two = losses(many.workdir)
+    shutil.rmtree(many.workdir)
+    assert [code for code, _, _ in many.run(1, *arguments)] == [0]
+    np.testing.assert_allclose(two, losses(many.workdir), rtol=1e-4)
