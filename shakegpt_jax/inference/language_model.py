@@ -271,7 +271,7 @@ class LanguageModel:
             UserError: if the text cannot be read or has changed since.
         """
         path = self.config.data.path if path is None else path
-        corpus = load_corpus(path, self.config.model.block_size)
+        corpus = load_corpus(path, self.config.model.block_size, self.tokenizer.vocabulary)
         if corpus.sha256 != self.text_sha256:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus

@@ -29,15 +29,21 @@ def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> Non
     Raises:
         UserError: naming the fields that differ.
     """
+    saved = saved_metadata(checkpoints)
+    if saved and (differences := _differences(metadata, saved)):
+        raise UserError(
+            f"{checkpoints.workdir} holds another run, with a different "
+            f"{', '.join(differences)}; choose another --workdir, or the config that the "
+            "run was started with"
+        )
+
+
+def saved_metadata(checkpoints: CheckpointReader) -> RunMetadata | None:
+    """Return the metadata of the newest checkpoint that has any; None without checkpoints."""
     for step in reversed(checkpoints.steps):
         with contextlib.suppress(CorruptCheckpointError):  # try an older one
-            if differences := _differences(metadata, checkpoints.run_metadata(step)):
-                raise UserError(
-                    f"{checkpoints.workdir} holds another run, with a different "
-                    f"{', '.join(differences)}; choose another --workdir, or the config that the "
-                    "run was started with"
-                )
-            return
+            return checkpoints.run_metadata(step)
+    return None
 
 
 def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:
