@@ -45,7 +45,7 @@ class LanguageModel:
     params: Any  # pytree of float32 arrays
     tokenizer: CharTokenizer
     config: Config
-    text_sha256: str  # of the training text in UTF-8
+    text_sha256: str  # of the training text in UTF-8; empty: unknown
     checkpoint: Path | None = None  # where it was loaded from
 
     def __repr__(self) -> str:
@@ -265,14 +265,18 @@ class LanguageModel:
         """Load the text that the model was trained on.
 
         Args:
-            path: where it is now; None: where it was when the run started.
+            path: where it is now; None: where it was when the run started. If the text is unknown,
+                any text with the vocabulary of the model is accepted.
 
         Raises:
-            UserError: if the text cannot be read or has changed since.
+            UserError: if the text cannot be read or has changed since, or is unknown.
         """
+        if path is None and not self.text_sha256:
+            raise UserError("the training text of an imported model is not known")
         path = self.config.data.path if path is None else path
         corpus = load_corpus(path, self.config.model.block_size)
-        if corpus.sha256 != self.text_sha256:
+        is_other = corpus.sha256 != self.text_sha256 and self.text_sha256
+        if is_other or corpus.tokenizer != self.tokenizer:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus
 

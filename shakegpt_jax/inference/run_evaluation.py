@@ -103,8 +103,8 @@ def evaluate_run(
             corpus = lm.load_corpus(path if split else None)
         except UserError as error:
             raise UserError(
-                f"{error}; pass --path FILE to evaluate another text or, if the training text has "
-                "moved, --path FILE --split val"
+                f"{error}; pass --path FILE to evaluate another text, or --path FILE --split val "
+                "with the training text"
             ) from error
         splits = {"train": corpus.train_ids, "val": corpus.val_ids}
     if path is not None and split is None:

@@ -27,10 +27,16 @@ def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> Non
     """Check that the checkpoints in a run folder belong to the run that is about to train.
 
     Raises:
-        UserError: naming the fields that differ.
+        UserError: naming the fields that differ; also if the model there was imported.
     """
     for step in reversed(checkpoints.steps):
         with contextlib.suppress(CorruptCheckpointError):  # try an older one
+            if not checkpoints.has_optimizer_state(step):
+                raise UserError(
+                    f"{checkpoints.workdir} holds an imported model, without an optimizer state to "
+                    "resume from; train on in another --workdir, with "
+                    f"--config.train.init_from={checkpoints.workdir}"
+                )
             if differences := _differences(metadata, checkpoints.run_metadata(step)):
                 raise UserError(
                     f"{checkpoints.workdir} holds another run, with a different "
