@@ -36,7 +36,17 @@ TINY = [
     "--config.train.eval_every=10",
     "--config.train.sample_length=20",
 ]
-COMMANDS = ("train", "generate", "evaluate", "plot", "prepare", "benchmark", "scaling", "plan")
+COMMANDS = (
+    "train",
+    "generate",
+    "evaluate",
+    "plot",
+    "prepare",
+    "export",
+    "benchmark",
+    "scaling",
+    "plan",
+)
 
 
 def environment(**changes: str) -> dict[str, str]:

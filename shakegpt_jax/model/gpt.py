@@ -19,7 +19,7 @@ from shakegpt_jax.model.linear import dot_general
 from shakegpt_jax.model.precision import compute_dtype
 from shakegpt_jax.parallel.mesh import constrain, shard_batch
 
-_LAYER_NORM_EPSILON = 1e-5
+LAYER_NORM_EPSILON = 1e-5
 
 
 def _init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initializer:
@@ -36,7 +36,7 @@ def _dense(features: int, config: ModelConfig, *, residual: bool = False) -> nn.
 
 def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
     """LayerNorm with float32 statistics. The result has the dtype of the matmuls."""
-    return nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=compute_dtype(config))
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=compute_dtype(config))
 
 
 class QKV(nn.Module):
@@ -178,7 +178,7 @@ class GPT(nn.Module):
         # The fifth argument, after self, is `train`.
         block_class = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
         self.block = [block_class(config) for _ in range(config.n_layer)]
-        self.ln_f = nn.LayerNorm(epsilon=_LAYER_NORM_EPSILON, dtype=jnp.float32)
+        self.ln_f = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
         # By default, GPUs would round the operands to TF32.
         self.lm_head = nn.Dense(
             self.vocab_size,

@@ -1,0 +1,125 @@
+"""Writing a folder for Hugging Face transformers: all of it or nothing."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.interop.huggingface import CONFIG, ENTRY, json_files, parameters, to_json
+from shakegpt_jax.interop.model_card import model_card
+
+_CARD, _WEIGHTS = "README.md", "model.safetensors"
+_FILES = {
+    _CARD,
+    _WEIGHTS,
+    CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def import_safetensors() -> Any:
+    """Return `safetensors.numpy`.
+
+    Raises:
+        UserError: if safetensors is not installed.
+    """
+    try:
+        from safetensors import numpy
+    except ImportError as error:
+        raise UserError("the export needs safetensors: pip install -e '.[hf]'") from error
+    return numpy
+
+
+def check_output(output: str, *, force: bool) -> Path:
+    """Check that a folder can be written without losing anything.
+
+    Args:
+        output: its path.
+        force: whether an earlier export may be replaced.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        UserError: if there is a file, a folder that is not an export, or, without `force`, an
+            export.
+    """
+    folder = Path(os.path.expanduser(output)).resolve()
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return folder
+    except NotADirectoryError as error:
+        raise UserError(f"{output} is not a folder; choose another --output") from error
+    except OSError as error:
+        raise UserError(f"cannot read {output}: {error.strerror}") from error
+    if others := sorted(names if not _has_entry(folder) else names - _FILES):
+        raise UserError(
+            f"{output} is not an export, or not only: it holds {others[0]}; choose another "
+            "--output, or delete it"
+        )
+    if names and not force:
+        raise UserError(f"{output} holds an export already; --force replaces it")
+    return folder
+
+
+def _has_entry(folder: Path) -> bool:
+    """Return whether the config in a folder has the entry that `json_files` writes."""
+    try:
+        return ENTRY in json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dict[str, int]:
+    """Export a model to a folder that transformers loads.
+
+    The folder is written beside its place and renamed once it is complete.
+
+    Args:
+        lm: the model.
+        output: the folder.
+        force: whether to replace an earlier export.
+
+    Returns:
+        The size of each file in bytes, by name.
+
+    Raises:
+        UserError: if safetensors is missing, `output` is taken (see `check_output`) or cannot be
+            created, or the vocabulary cannot be written in UTF-8.
+    """
+    safetensors = import_safetensors()
+    folder = check_output(output, force=force)
+    step: int | None = None
+    metrics: Metrics = {}
+    if lm.checkpoint:
+        step = int(lm.checkpoint.name)
+        metrics = CheckpointReader(lm.checkpoint.parents[1]).metrics(step)
+    texts = {name: to_json(content) for name, content in json_files(lm, step, metrics).items()}
+    texts[_CARD] = model_card(lm, folder.name, step, metrics)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
+    except OSError as error:
+        raise UserError(f"cannot create {output}: {error.strerror}") from error
+    with beside as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8", errors="replace")
+        # The metadata says that the layout is PyTorch's; transformers refuses files without it.
+        safetensors.save_file(parameters(lm), new / _WEIGHTS, {"format": "pt"})
+        (new / _WEIGHTS).chmod(
+            (new / CONFIG).stat().st_mode
+        )  # safetensors lets the owner alone read
+        sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
+        if folder.exists():
+            folder.rename(Path(temporary, "old"))
+        new.rename(folder)
+    return sizes

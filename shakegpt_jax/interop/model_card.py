@@ -1,0 +1,159 @@
+"""The model card: README.md of an exported folder, with metadata for the Hugging Face Hub."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from shakegpt_jax.checkpoints.reader import Metrics
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference.language_model import LanguageModel
+
+_METRICS = ("loss", "perplexity", "bits_per_character")
+
+_METADATA = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- character-level
+- shakegpt_jax
+"""
+
+_RESULTS = """\
+model-index:
+- name: {name}
+  results:
+  - task:
+      type: text-generation
+    dataset:
+      name: {text}
+      type: text
+      split: validation
+    metrics:
+"""
+
+_CARD = """\
+---
+
+# {title}
+
+A character-level language model: it continues a text, one character after another. It is a
+decoder-only Transformer with the architecture of GPT-2, trained from scratch with `shakegpt_jax`
+(JAX, Flax, Optax) and exported to transformers.
+
+| | |
+|---|---|
+{figures}
+
+## Use
+
+```python
+from transformers import pipeline
+
+pipe = pipeline("text-generation", {folder})
+text = {prompt}
+print(pipe(text)[0]["generated_text"])
+```
+
+By default it samples with temperature {temperature} until prompt and continuation together have
+`max_length={window}` characters, which is all that fits into the window of the model. For a longer
+text, continue the end of it again:
+
+```python
+while len(text) < 500:
+    text += pipe(text[-{half}:], return_full_text=False)[0]["generated_text"]
+print(text)
+```
+
+## Limits
+
+- One token is one character (one Unicode code point). A character that is not among the
+  {n_character} in `tokenizer.json` raises an error.
+- More than {window} characters, prompt and continuation together, raise an error. A prompt has at
+  least one character.
+- There are no special tokens. Without an end of text, generation stops only at its maximum length;
+  without padding, the prompts of a batch must have the same length.
+- It imitates its training text, with the language and the prejudices in it, and may repeat passages
+  verbatim. It knows no facts and follows no instructions. Do not use it to inform, to advise or to
+  decide anything about people.
+"""
+
+
+def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metrics) -> str:
+    """Return the card: Markdown after YAML metadata.
+
+    Args:
+        lm: the model.
+        folder: name of the exported folder.
+        step: of its checkpoint, if known.
+        metrics: validation metrics of the checkpoint; may be empty.
+    """
+    window = lm.config.model.block_size
+    half = max(1, window // 2)
+    card = _CARD.format(
+        title=_inline(folder),
+        figures="\n".join(f"| {name} | {value} |" for name, value in _figures(lm, step, metrics)),
+        folder=_quote(folder),
+        prompt=_quote(_prompt(lm)[:half]),
+        temperature=defaults.TEMPERATURE,
+        window=f"{window:,}",
+        half=half,
+        n_character=f"{lm.tokenizer.vocab_size:,}",
+    )
+    return _METADATA + _results(folder, _text_name(lm), metrics) + card
+
+
+def _results(folder: str, text: str, metrics: Metrics) -> str:
+    """Return the metrics in the form that the Hub reads."""
+    known = [
+        f"    - type: {name}\n      value: {metrics[name]}\n"
+        for name in _METRICS
+        if name in metrics
+    ]
+    if not known:
+        return ""
+    return _RESULTS.format(name=_quote(folder), text=_quote(text)) + "".join(known)
+
+
+def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[tuple[str, str]]:
+    shape = lm.config.model
+    if "loss" in metrics:
+        error = f" ± {metrics['standard_error']:.4f}" if "standard_error" in metrics else ""
+        yield "validation loss", f"{metrics['loss']:.4f}{error} nats/character"
+    if "perplexity" in metrics:
+        yield "perplexity", f"{metrics['perplexity']:.3f}"
+    if "bits_per_character" in metrics:
+        yield "bits per character", f"{metrics['bits_per_character']:.4f}"
+    if "count" in metrics:
+        yield "characters scored", f"{metrics['count']:,}"
+    if step is not None:
+        yield "training steps", f"{step:,}"
+    yield "parameters", f"{lm.n_params:,}, float32"
+    yield "shape", f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} dimensions"
+    yield "window", f"{shape.block_size:,} characters"
+    yield "vocabulary", f"{lm.tokenizer.vocab_size:,} characters"
+    yield "training text", _inline(_text_name(lm))
+    yield "its SHA-256", f"`{lm.text_sha256}`"
+
+
+def _text_name(lm: LanguageModel) -> str:
+    """Return the name of the training text, without the folders of whoever trained on it."""
+    return Path(lm.config.data.path).name or "Tiny Shakespeare"
+
+
+def _prompt(lm: LanguageModel) -> str:
+    try:
+        return lm.default_prompt()
+    except UserError:  # the training text has moved
+        return lm.tokenizer.vocabulary[-1]
+
+
+def _quote(text: str) -> str:
+    """Return a JSON string, which is one in YAML and in Python too."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _inline(name: str) -> str:
+    """Escape a file name for a line of Markdown, or a cell of a table."""
+    return "".join(f"\\{c}" if c in "\\`*_|<[#" else c for c in name if c.isprintable())
