@@ -89,7 +89,7 @@ class CheckpointReader:
         try:
             content = json.loads(read_metadata(self.path(step)))
             metadata, metrics = RunMetadata.from_json(content), content.get("metrics")
-            if metrics is not None and not _are_metrics(metrics):
+            if metrics is not None and not are_metrics(metrics):
                 raise UserError("its metrics must map names to finite numbers and include loss")
         except ValueError as error:  # UserError is one
             if isinstance(error, CorruptCheckpointError):
@@ -130,7 +130,8 @@ class CheckpointReader:
         return restored
 
 
-def _are_metrics(metrics: Any) -> bool:
+def are_metrics(metrics: Any) -> bool:
+    """Return whether a value is what a checkpoint may hold as validation metrics."""
     return (
         isinstance(metrics, dict)
         and "loss" in metrics

@@ -9,13 +9,20 @@ from typing import Any
 from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.interop.huggingface import CONFIG, ENTRY, json_files, parameters, to_json
+from shakegpt_jax.interop.huggingface import (
+    CONFIG,
+    ENTRY,
+    WEIGHTS,
+    json_files,
+    parameters,
+    to_json,
+)
 from shakegpt_jax.interop.model_card import model_card
 
-_CARD, _WEIGHTS = "README.md", "model.safetensors"
+_CARD = "README.md"
 _FILES = {
     _CARD,
-    _WEIGHTS,
+    WEIGHTS,
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
@@ -114,8 +121,8 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8", errors="replace")
         # The metadata says that the layout is PyTorch's; transformers refuses files without it.
-        safetensors.save_file(parameters(lm), new / _WEIGHTS, {"format": "pt"})
-        (new / _WEIGHTS).chmod(
+        safetensors.save_file(parameters(lm), new / WEIGHTS, {"format": "pt"})
+        (new / WEIGHTS).chmod(
             (new / CONFIG).stat().st_mode
         )  # safetensors lets the owner alone read
         sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}

@@ -17,8 +17,10 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.gpt2_names import gpt2_names
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
+
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names there
 
 
 def parameters(lm: LanguageModel) -> dict[str, np.ndarray]:
@@ -84,7 +86,7 @@ def _config(lm: LanguageModel) -> dict[str, Any]:
         "n_embd": model.n_embd,
         "n_layer": model.n_layer,
         "n_head": model.n_head,
-        "activation_function": "gelu_new",
+        "activation_function": ACTIVATIONS[model.activation],
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
         "initializer_range": model.init_stddev,
         "embd_pdrop": model.dropout,
