@@ -103,10 +103,10 @@ def _find_weights(folder: Path) -> Path:
     if (folder / WEIGHTS).exists():
         return folder / WEIGHTS
     if (folder / f"{WEIGHTS}.index.json").exists():
-        right = 'join its parts: GPT2LMHeadModel.from_pretrained(DIR).save_pretrained(DIR, max_shard_size="100GB")'
+        right = "join its parts: save_pretrained(DIR, max_shard_size='100GB') in transformers"
     elif (folder / "pytorch_model.bin").exists():
         right = (
-            "convert pytorch_model.bin, which can execute code: "
+            "pytorch_model.bin could execute code; convert it with transformers: "
             "GPT2LMHeadModel.from_pretrained(DIR).save_pretrained(DIR)"
         )
     else:
