@@ -1,8 +1,11 @@
 """Import of nanoGPT's checkpoints and of Hugging Face folders."""
 
+import json
 import os
 import pickle
 import random
+import shutil
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shakegpt_jax
+from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.interop.export_folder import export_folder
 from shakegpt_jax.interop.nanogpt import read_nanogpt
 from shakegpt_jax.interop.restricted_pickle import load_pickle
 from shakegpt_jax.model.gpt import GPT, init_params
@@ -110,7 +115,7 @@ def test_what_an_imported_run_cannot_do_is_said_in_one_line(here, command):
         ("evaluate",): "training text of an imported model is not known; pass --path FILE",
         ("generate", "--draft"): "drafting needs the training text",
         ("train",): "holds an imported model, without an optimizer state to resume from",
-        ("plot",): "has no metrics",
+        ("plot",): "have no evaluation",
     }.items():
         before = sorted(RUN.rglob("checkpoints/**/*"))
         code, out, err = command(*args, "--workdir", RUN)
@@ -356,3 +361,356 @@ def test_random_opcodes_load_or_are_refused(opcodes):
         load_pickle(b"\x80\x02" + bytes(opcodes) + b".", "x", allowed, lambda pid: 1 / 0)
     except UserError as error:
         assert str(error).startswith("x is ") and "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Path, tmp_path_factory) -> Path:
+    """An export of a run. Do not change it."""
+    pytest.importorskip("safetensors")
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    export_folder(shakegpt_jax.load(finished), str(folder))
+    return folder
+
+
+@pytest.fixture
+def hf(exported: Path, here: Path) -> Path:
+    """An export to change."""
+    return Path(shutil.copytree(exported, here / "hf"))
+
+
+def change_json(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_an_export_comes_back_bit_for_bit(hf, finished, command):
+    code, out, err = command("import_model", hf, "--workdir", RUN)
+    assert (code, err) == (0, "")
+    assert "an export of step 12" in out and "--path" not in out
+    ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load(finished)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    ours, theirs = CheckpointReader(RUN), CheckpointReader(finished)
+    assert ours.steps == [12]
+    assert ours.run_metadata(12) == theirs.run_metadata(12)
+    assert ours.metrics(12) == theirs.metrics(12)
+    code, out, err = command("train", "--workdir", RUN)
+    assert code == 2 and "without an optimizer state" in one_line(err)
+
+
+def test_an_imported_model_is_exported_and_comes_back(here, command):
+    pytest.importorskip("safetensors")
+    assert command("import_model", *NANO, "--workdir", RUN)[0] == 0
+    assert command("export", "--workdir", RUN, "--output", "hf")[0] == 0
+    assert json.loads((here / "hf" / "config.json").read_text())["activation_function"] == "gelu"
+    assert "Tiny Shakespeare" not in (here / "hf" / "README.md").read_text()
+    assert command("import_model", "hf", "--workdir", "again")[0] == 0
+    first, again = shakegpt_jax.load(RUN), shakegpt_jax.load("again")
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    assert (first.config, first.text_sha256) == (again.config, again.text_sha256)
+
+
+def test_weights_that_have_changed_lose_their_metrics_and_their_text(hf, command):
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(hf / "model.safetensors")
+    weights["transformer.wpe.weight"] += 1
+    save_file(weights, hf / "model.safetensors", {"format": "pt"})
+    code, out, _ = command("import_model", hf, "--workdir", RUN)
+    assert code == 0 and "which has changed since its export" in out
+    lm = shakegpt_jax.load(RUN)
+    assert (lm.text_sha256, CheckpointReader(RUN).metrics(1)) == ("", {})
+    np.testing.assert_array_equal(
+        lm.params["wpe"]["embedding"], weights["transformer.wpe.weight"], strict=True
+    )
+
+
+HF_CONFIGS = {
+    "model_type is 'llama'; it must be 'gpt2'": {"model_type": "llama"},
+    "activation_function is 'relu'; it must be 'gelu_new' or": {"activation_function": "relu"},
+    "n_inner is 32; it must be None or 64": {"n_inner": 32},
+    "layer_norm_epsilon is 0.1; it must be 1e-05": {"layer_norm_epsilon": 0.1},
+    "scale_attn_by_inverse_layer_idx is True": {"scale_attn_by_inverse_layer_idx": True},
+    "scale_attn_weights is False": {"scale_attn_weights": False},
+    "add_cross_attention is True": {"add_cross_attention": True},
+    "tie_word_embeddings is 'no'": {"tie_word_embeddings": "no"},
+    "vocab_size is 50257; it must be": {"vocab_size": 50257},
+    "model.n_layer is '1'; it must be": {"n_layer": "1"},
+    "n_embd is [16]": {"n_embd": [16]},
+    "too short for": {"n_embd": 100_000},
+    "lacks transformer.h.1": {"n_layer": 2},
+    "wpe.weight has the shape (8, 16); its config needs (9, 16)": {"n_positions": 9},
+    "config.json: in shakegpt_jax, its format_version is None": {"shakegpt_jax": ...},
+    "its entry shakegpt_jax describes another model": {"n_head": 4},
+}
+
+
+@pytest.mark.parametrize("reason", HF_CONFIGS)
+def test_configs_that_mean_another_model_are_refused(hf, reason, refused):
+    def change(config: dict[str, Any]) -> None:
+        entry = config["shakegpt_jax"]
+        if reason.startswith(("too", "lacks", "wpe")):
+            del config["shakegpt_jax"]  # as in a model of others
+        config.update(HF_CONFIGS[reason])
+        if config.get("shakegpt_jax") is ...:
+            config["shakegpt_jax"] = {"weights_sha256": entry["weights_sha256"]}
+
+    change_json(hf / "config.json", change)
+    assert reason in refused(hf)
+
+
+TOKENIZERS = {
+    "added_tokens is [{'content': '[PAD]'": replaced([{"content": "[PAD]"}], "added_tokens"),
+    "normalizer is {'type': 'Lowercase'}": replaced({"type": "Lowercase"}, "normalizer"),
+    "post_processor is {'type': 'Temp": replaced(
+        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[BOS]"}}]},
+        "post_processor",
+    ),
+    "pre_tokenizer is {'type': 'ByteLevel'}": replaced({"type": "ByteLevel"}, "pre_tokenizer"),
+    "pre_tokenizer is None": replaced(None, "pre_tokenizer"),
+    "pre_tokenizer is {'type': 'Split'": replaced(".", "pre_tokenizer", "pattern", "Regex"),
+    "model.type is 'Unigram'": replaced("Unigram", "model", "type"),
+    "model.merges is [['t', 'h']]": replaced([["t", "h"]], "model", "merges"),
+    "no model with a vocab": replaced([["a", 0.0]], "model", "vocab"),
+    "vocab has the token '[UNK]'": replaced(0, "model", "vocab", "[UNK]"),
+    "the ids of the vocab are not 0 to": replaced(1, "model", "vocab", "e"),
+    "the ids of the vocab are not": replaced("1", "model", "vocab", "e"),
+}
+
+
+@pytest.mark.parametrize("reason", TOKENIZERS)
+def test_tokens_that_are_not_characters_are_refused(hf, reason, refused):
+    change_json(hf / "tokenizer.json", TOKENIZERS[reason])
+    line = refused(hf)
+    assert line.startswith("error: ") and "tokenizer.json: " in line and reason in line
+
+
+def test_incomplete_and_damaged_folders_are_refused(hf, here, refused):
+    weights = hf / "model.safetensors"
+    whole = weights.read_bytes()
+    size = struct.unpack("<Q", whole[:8])[0]
+    for damaged in (
+        b"",
+        whole[:100],
+        whole[: len(whole) // 2],
+        struct.pack("<Q", 2**62) + whole[8:],
+        whole[: 8 + size].replace(b'"F32"', b'"I32"', 1) + whole[8 + size :],
+        whole[: 8 + size].replace(b"[16]", b"[61]", 1) + whole[8 + size :],
+    ):
+        weights.write_bytes(damaged)
+        assert "model.safetensors" in refused(hf)
+    weights.unlink()
+    assert "has no model.safetensors; give a folder" in refused(hf)
+    (hf / "pytorch_model.bin").touch()
+    assert "pytorch_model.bin could execute code; convert it" in refused(hf)
+    (hf / "model.safetensors.index.json").touch()
+    assert "join its parts" in refused(hf)
+    for name in ("tokenizer.json", "config.json"):
+        for content, reason in {
+            b"": "is not JSON",
+            b"[" * 100_000: "is not JSON",
+            b"\xff": "is not JSON",
+            b"[1]": "is not a JSON object",
+        }.items():
+            (hf / name).write_bytes(content)
+            line = refused(hf)
+            assert name in line and reason in line
+        (hf / name).unlink()
+        assert f"cannot read hf/{name}" in refused("hf")
+    (here / "nothing").mkdir()
+    assert "cannot read nothing/config.json" in refused("nothing")
+
+
+def torch_nanogpt(n_character: int, *, bias: bool) -> Any:
+    """Return nanoGPT's model of 2024 in torch, written anew: the reference."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class LayerNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(32))
+            self.bias = nn.Parameter(torch.zeros(32)) if bias else None
+
+        def forward(self, x):
+            return functional.layer_norm(x, (32,), self.weight, self.bias, 1e-5)
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c_attn = nn.Linear(32, 96, bias=bias)
+            self.c_proj = nn.Linear(32, 32, bias=bias)
+            self.register_buffer("bias", torch.tril(torch.ones(16, 16)).view(1, 1, 16, 16))
+
+        def forward(self, x):
+            n_row, n_time, _ = x.shape
+            parts = self.c_attn(x).split(32, dim=2)
+            q, k, v = (part.view(n_row, n_time, 4, 8).transpose(1, 2) for part in parts)
+            scores = q @ k.transpose(-2, -1) / 8**0.5
+            scores = scores.masked_fill(self.bias[:, :, :n_time, :n_time] == 0, -torch.inf)
+            y = scores.softmax(-1) @ v
+            return self.c_proj(y.transpose(1, 2).reshape(n_row, n_time, 32))
+
+    class MLP(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c_fc = nn.Linear(32, 128, bias=bias)
+            self.gelu = nn.GELU()
+            self.c_proj = nn.Linear(128, 32, bias=bias)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln_1, self.attn, self.ln_2, self.mlp = LayerNorm(), Attention(), LayerNorm(), MLP()
+
+        def forward(self, x):
+            x = x + self.attn(self.ln_1(x))
+            return x + self.mlp(self.ln_2(x))
+
+    class NanoGPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.transformer = nn.ModuleDict(
+                {
+                    "wte": nn.Embedding(n_character, 32),
+                    "wpe": nn.Embedding(16, 32),
+                    "h": nn.ModuleList([Block() for _ in range(2)]),
+                    "ln_f": LayerNorm(),
+                }
+            )
+            self.lm_head = nn.Linear(32, n_character, bias=False)
+            self.transformer.wte.weight = self.lm_head.weight
+
+        def forward(self, ids):
+            x = self.transformer.wte(ids) + self.transformer.wpe(torch.arange(ids.shape[1]))
+            for block in self.transformer.h:
+                x = block(x)
+            return self.lm_head(self.transformer.ln_f(x))
+
+    torch.manual_seed(0)
+    return NanoGPT()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_checkpoint_evaluates_to_the_loss_that_torch_computes(
+    here, characters, text, text_file, command, bias
+):
+    torch = pytest.importorskip("torch")
+    model = torch_nanogpt(len(characters), bias=bias)
+    ids = torch.tensor([characters.index(c) for c in text[: 16 * 1000 + 1]])
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    compiled = torch.nn.Module()
+    compiled._orig_mod = model  # as torch.compile wraps it
+
+    def loss():
+        logits = model(ids[:-1].view(-1, 16))
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[1:])
+
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    expected = loss().item()
+    args = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "dropout": 0.0}
+    checkpoint = {
+        "model": compiled.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "model_args": args | {"bias": bias, "vocab_size": len(characters)},
+        "iter_num": 10,
+        "best_val_loss": torch.tensor(expected),
+        "config": {"dataset": "shakespeare_char", "compile": True},
+    }
+    torch.save(checkpoint, "ckpt.pt")
+    code, out, err = command("import_model", *NANO, "--workdir", RUN)
+    assert (code, err) == (0, "") and f"loss is {expected:.4f}" in out
+    (here / "windows.txt").write_text(text[: 16 * 1000 + 1])
+    _, out, _ = command("evaluate", "--workdir", RUN, "--path", "windows.txt", "--json")
+    assert json.loads(out)["loss"] == pytest.approx(expected, abs=2e-6)
+    lm = shakegpt_jax.load(RUN)
+    prompt = text[100:116]
+    logits = model(torch.tensor([[characters.index(c) for c in prompt]]))[0].detach().numpy()
+    order = [characters.index(c) for c in lm.tokenizer.vocabulary]
+    np.testing.assert_allclose(lm.logits(prompt), logits[:, order], atol=1e-5)
+
+    run = ("--workdir", RUN)
+    code, out, _ = command("generate", *run, "--max_new_tokens", 50)
+    assert (code, len(out)) == (0, len("O God, O God!") + 51)
+    _, out, _ = command("evaluate", *run, "--path", text_file, "--split", "val", "--json")
+    assert json.loads(out)["count"] == len(text) // 10 - 1
+
+
+def make_tokenizer(kind: str, characters: str) -> Any:
+    """Return a tokenizer of the library `tokenizers` for single characters."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    vocab = {character: i for i, character in enumerate(characters)}
+    if kind == "BPE":
+        return Tokenizer(models.BPE(vocab, []))
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    pattern = {"empty": "", "class": Regex(r"[\s\S]"), "flag": Regex("(?m).")}[kind]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    return tokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "activation", "tied"),
+    [
+        ("BPE", "gelu_new", True),
+        ("empty", "gelu", True),
+        ("class", "gelu_pytorch_tanh", False),
+        ("flag", "gelu", False),
+    ],
+)
+def test_a_folder_of_others_has_the_logits_that_transformers_computes(
+    here, characters, text, command, kind, activation, tied
+):
+    pytest.importorskip("safetensors")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    tokenizer = make_tokenizer(kind, characters)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    fast.save_pretrained("others")
+    config = transformers.GPT2Config(
+        vocab_size=len(characters),
+        n_positions=32,
+        n_embd=24,
+        n_layer=2,
+        n_head=3,
+        activation_function=activation,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained("others")
+    code, out, err = command("import_model", "others", "--workdir", RUN)
+    assert (code, err) == (0, "") and "Hugging Face transformers" in out
+    lm = shakegpt_jax.load(RUN)
+    prompt = text[50:82]
+    ids = fast(prompt, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 32)
+    logits = model(ids).logits[0].detach().numpy()
+    order = [characters.index(c) for c in lm.tokenizer.vocabulary]
+    np.testing.assert_allclose(lm.logits(prompt), logits[:, order], atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_export_that_transformers_saves_again_comes_back(hf, finished, command):
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoModelForCausalLM.from_pretrained(hf).save_pretrained("saved")
+    transformers.AutoTokenizer.from_pretrained(hf).save_pretrained("saved")
+    code, _, err = command("import_model", "saved", "--workdir", RUN)
+    assert (code, err) == (0, "")
+    ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load(finished)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert ours.tokenizer == theirs.tokenizer
+    assert ours.config.model == theirs.config.model

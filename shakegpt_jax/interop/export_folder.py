@@ -1,5 +1,6 @@
 """Writing a folder for Hugging Face transformers: all of it or nothing."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -57,7 +58,7 @@ def check_output(output: str, *, force: bool) -> Path:
         UserError: if there is a file, a folder that is not an export, or, without `force`, an
             export.
     """
-    folder = Path(os.path.expanduser(output)).resolve()
+    folder = Path(os.path.realpath(os.path.expanduser(output)))
     try:
         names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
@@ -108,11 +109,13 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
     if lm.checkpoint:
         step = int(lm.checkpoint.name)
         metrics = CheckpointReader(lm.checkpoint.parents[1]).metrics(step)
-    texts = {name: to_json(content) for name, content in json_files(lm, step, metrics).items()}
+    weights = safetensors.save(parameters(lm), {"format": "pt"})  # written in the way of PyTorch
+    files = json_files(lm, step, metrics, hashlib.sha256(weights).hexdigest())
+    texts = {name: to_json(content) for name, content in files.items()}
     texts[_CARD] = model_card(lm, folder.name, step, metrics)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
+        beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
     except OSError as error:
         raise UserError(f"cannot create {output}: {error.strerror}") from error
     with beside as temporary:
@@ -120,11 +123,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         new.mkdir()
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8", errors="replace")
-        # The metadata says that the layout is PyTorch's; transformers refuses files without it.
-        safetensors.save_file(parameters(lm), new / WEIGHTS, {"format": "pt"})
-        (new / WEIGHTS).chmod(
-            (new / CONFIG).stat().st_mode
-        )  # safetensors lets the owner alone read
+        (new / WEIGHTS).write_bytes(weights)
         sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
         if folder.exists():
             folder.rename(Path(temporary, "old"))

@@ -34,13 +34,16 @@ def parameters(lm: LanguageModel) -> dict[str, np.ndarray]:
     }
 
 
-def json_files(lm: LanguageModel, step: int | None, metrics: Metrics) -> dict[str, dict[str, Any]]:
+def json_files(
+    lm: LanguageModel, step: int | None, metrics: Metrics, weights_sha256: str
+) -> dict[str, dict[str, Any]]:
     """Return the contents of the JSON files by name.
 
     Args:
         lm: the model.
         step: of its checkpoint, if known.
         metrics: validation metrics of the checkpoint; may be empty.
+        weights_sha256: of the file with the parameters; tells an import that it has not changed.
 
     Raises:
         UserError: if a character cannot be written in UTF-8.
@@ -48,8 +51,9 @@ def json_files(lm: LanguageModel, step: int | None, metrics: Metrics) -> dict[st
     vocabulary = lm.tokenizer.vocabulary
     if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
+    entry = _run_entry(lm, step, metrics) | {"weights_sha256": weights_sha256}
     return {
-        CONFIG: _config(lm) | {ENTRY: _run_entry(lm, step, metrics)},
+        CONFIG: _config(lm) | {ENTRY: entry},
         "generation_config.json": {
             "do_sample": True,
             "temperature": defaults.TEMPERATURE,
@@ -111,7 +115,6 @@ def _tokenizer(vocabulary: str) -> dict[str, Any]:
     `[UNK]` is not in the vocabulary, so that an unknown character raises. `[\s\S]` is any code
     point, where `.` would leave out the newline.
     """
-    each = {"Regex": r"[\s\S]"}
     return {
         "version": "1.0",
         "truncation": None,
@@ -120,7 +123,7 @@ def _tokenizer(vocabulary: str) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Split",
-            "pattern": each,
+            "pattern": {"Regex": r"[\s\S]"},
             "behavior": "Isolated",
             "invert": False,
         },

@@ -10,7 +10,7 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.stored_array import read_json
 
 # What splits a text into single code points, line breaks too.
-_EACH = ({"Regex": r"[\s\S]"}, {"Regex": "(?s)."}, {"Regex": "(?s:.)"}, {"String": ""})
+_EACH = ({"Regex": r"[\s\S]"}, {"Regex": "(?m)."}, {"Regex": ""}, {"String": ""})
 _RIGHT = "its tokens must be single characters, without special tokens"
 
 
@@ -27,7 +27,7 @@ def read_characters(path: Path) -> str:
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise UserError(f"{path}: it has no model with a vocab; {_RIGHT}")
     for field in ("added_tokens", "normalizer", "post_processor"):
-        if tokenizer.get(field):
+        if tokenizer.get(field) and not _adds_nothing(tokenizer[field]):
             raise UserError(f"{path}: {field} is {tokenizer[field]!r:.60}; {_RIGHT}")
     pre_tokenizer = tokenizer.get("pre_tokenizer")
     if not (_splits_each(pre_tokenizer) or (pre_tokenizer is None and model.get("type") == "BPE")):
@@ -54,4 +54,13 @@ def _splits_each(pre_tokenizer: Any) -> bool:
         and pre_tokenizer.get("pattern") in _EACH
         and pre_tokenizer.get("behavior") == "Isolated"
         and not pre_tokenizer.get("invert")
+    )
+
+
+def _adds_nothing(processor: Any) -> bool:
+    """Recognize the template that transformers 5 adds where there are no special tokens."""
+    return (
+        isinstance(processor, dict)
+        and processor.get("type") == "TemplateProcessing"
+        and processor.get("single") == [{"Sequence": {"id": "A", "type_id": 0}}]
     )

@@ -39,8 +39,8 @@ _CARD = """\
 # {title}
 
 A character-level language model: it continues a text, one character after another. It is a
-decoder-only Transformer with the architecture of GPT-2, trained from scratch with `shakegpt_jax`
-(JAX, Flax, Optax) and exported to transformers.
+decoder-only Transformer with the architecture of GPT-2, exported from `shakegpt_jax` (JAX, Flax,
+Optax).
 
 | | |
 |---|---|
@@ -89,6 +89,7 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
         step: of its checkpoint, if known.
         metrics: validation metrics of the checkpoint; may be empty.
     """
+    folder = _printable(folder)
     window = lm.config.model.block_size
     half = max(1, window // 2)
     card = _CARD.format(
@@ -97,9 +98,9 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
         folder=_quote(folder),
         prompt=_quote(_prompt(lm)[:half]),
         temperature=defaults.TEMPERATURE,
-        window=f"{window:,}",
+        window=window,
         half=half,
-        n_character=f"{lm.tokenizer.vocab_size:,}",
+        n_character=lm.tokenizer.vocab_size,
     )
     return _METADATA + _results(folder, _text_name(lm), metrics) + card
 
@@ -133,13 +134,14 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
     yield "shape", f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} dimensions"
     yield "window", f"{shape.block_size:,} characters"
     yield "vocabulary", f"{lm.tokenizer.vocab_size:,} characters"
-    yield "training text", _inline(_text_name(lm))
-    yield "its SHA-256", f"`{lm.text_sha256}`"
+    if lm.text_sha256:
+        yield "training text", _inline(_text_name(lm))
+        yield "its SHA-256", f"`{lm.text_sha256}`"
 
 
 def _text_name(lm: LanguageModel) -> str:
     """Return the name of the training text, without the folders of whoever trained on it."""
-    return Path(lm.config.data.path).name or "Tiny Shakespeare"
+    return _printable(Path(lm.config.data.path).name) or "Tiny Shakespeare"
 
 
 def _prompt(lm: LanguageModel) -> str:
@@ -154,6 +156,11 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _printable(name: str) -> str:
+    """Drop the characters of a file name that YAML forbids, and line breaks."""
+    return "".join(c for c in name if c.isprintable())
+
+
 def _inline(name: str) -> str:
-    """Escape a file name for a line of Markdown, or a cell of a table."""
-    return "".join(f"\\{c}" if c in "\\`*_|<[#" else c for c in name if c.isprintable())
+    """Escape a file name for a line of Markdown or a cell of a table."""
+    return "".join(f"\\{c}" if c in "\\`*_|<[#" else c for c in name)

@@ -1,0 +1,335 @@
+"""Export to Hugging Face transformers, which is the reference wherever it is installed."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import numpy as np
+import pytest
+from fakes import SmallFiles, one_line
+from safetensors.numpy import load_file
+
+import shakegpt_jax
+from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.config import Config
+from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.interop.export_folder import export_folder
+from shakegpt_jax.model.gpt import GPT, init_params
+
+FILES = [
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+# Newlines of all kinds, combining characters, emoji of several code points, the syntax of JSON and
+# of special tokens, a null byte, a byte-order mark.
+ODD = "\r\n\t\0 \x7f\x85\u2028\u00a0\ufeffe\u0301é\"'\\/{}[]<|>UNKs😀👨\u200d👩\u200d👧\ufe0f𐍈"
+
+
+def random_model(config: Config, text: str) -> shakegpt_jax.LanguageModel:
+    """Return a model whose parameters are all random, biases and scales too."""
+    tokenizer = CharTokenizer.from_text(text)
+    model = GPT(config.model, tokenizer.vocab_size)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jax.numpy.asarray(rng.normal(0, 0.5, x.shape), x.dtype),
+        jax.eval_shape(lambda: init_params(model, jax.random.key(0))),
+    )
+    return shakegpt_jax.LanguageModel(model, params, tokenizer, config, "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def lm(finished) -> shakegpt_jax.LanguageModel:
+    return shakegpt_jax.load(finished)
+
+
+@pytest.fixture(scope="session")
+def exported(lm, tmp_path_factory) -> Path:
+    """The export of a finished run. Do not change it."""
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    export_folder(lm, str(folder))
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_command_writes_every_file_and_says_how_to_load_them(
+    finished, exported, tmp_path, command, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("export", "--workdir", finished, "--output", "new/hf")
+    assert (code, err) == (0, "")
+    assert content(tmp_path / "new" / "hf") == content(exported)
+    assert [*tmp_path.iterdir(), *(tmp_path / "new").iterdir()] == [
+        tmp_path / "new",
+        tmp_path / "new" / "hf",
+    ]
+    assert len({path.stat().st_mode for path in (tmp_path / "new" / "hf").iterdir()}) == 1
+    assert sorted(path.name for path in exported.iterdir()) == FILES
+    assert all(f"  {name} " in out for name in FILES)
+    assert '  transformers.pipeline("text-generation", "new/hf")\n' in out
+
+
+def test_the_config_has_all_that_rebuilds_the_run(finished, lm, exported):
+    config = json.loads((exported / "config.json").read_text())
+    entry = config["shakegpt_jax"]
+    expected = RunMetadata(lm.config, lm.tokenizer.vocabulary, lm.text_sha256)
+    assert RunMetadata.from_json(entry) == expected
+    assert lm.checkpoint
+    step = int(lm.checkpoint.name)
+    assert (entry["step"], entry["metrics"]) == (step, CheckpointReader(finished).metrics(step))
+    shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
+    assert shape == {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 8}
+    vocabulary = json.loads((exported / "tokenizer.json").read_text())["model"]["vocab"]
+    assert "".join(sorted(vocabulary, key=vocabulary.get)) == lm.tokenizer.vocabulary
+    assert [*vocabulary.values()] == [*range(lm.tokenizer.vocab_size)]
+
+
+def test_the_weights_are_the_parameters_bit_for_bit(lm, exported):
+    tensors = load_file(exported / "model.safetensors")
+    assert sum(tensor.size for tensor in tensors.values()) == lm.n_params
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype("float32")}
+    attention = lm.params["block_0"]["attn"]["c_attn"]
+    for name, param in {
+        "transformer.wpe.weight": lm.params["wpe"]["embedding"],
+        "transformer.h.0.attn.c_attn.weight": attention["kernel"],
+        "transformer.h.0.attn.c_attn.bias": attention["bias"],
+        "transformer.ln_f.weight": lm.params["ln_f"]["scale"],
+        "lm_head.weight": lm.params["lm_head"]["kernel"].T,
+    }.items():
+        np.testing.assert_array_equal(tensors[name], param, strict=True)
+
+
+def test_the_card_has_the_figures_of_the_checkpoint(finished, lm, exported):
+    card = (exported / "README.md").read_text()
+    metrics = CheckpointReader(finished).metrics(12)
+    for figure in (
+        f"validation loss | {metrics['loss']:.4f} ± {metrics['standard_error']:.4f} nats",
+        f"perplexity | {metrics['perplexity']:.3f} |",
+        f"value: {metrics['bits_per_character']}\n",
+        "training steps | 12 |",
+        f"parameters | {lm.n_params:,}, float32 |",
+        "training text | text.txt |",
+        lm.text_sha256,
+    ):
+        assert figure in card
+    assert str(finished.parent.parent) not in card
+
+
+def test_a_file_or_another_folder_is_never_replaced(finished, exported, tmp_path, command):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text('{"model_type": "gpt2"}')
+    export_folder(shakegpt_jax.load(finished), str(tmp_path / "more"))
+    (tmp_path / "more" / "notes.txt").write_text("mine")
+    for name, reason in {
+        "file": "is not a folder",
+        "file/inside": "is not a folder",
+        "folder": "not an export, or not only: it holds config.json",
+        "more": "not an export, or not only: it holds notes.txt",
+    }.items():
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        args = ("export", "--workdir", finished, "--output", tmp_path / name)
+        for force in ((), ("--force",)):
+            code, out, err = command(*args, *force)
+            assert (code, out) == (2, "") and reason in one_line(err)
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == before
+
+
+def test_an_earlier_export_is_replaced_only_with_force(finished, exported, tmp_path, command):
+    folder = tmp_path / "hf"
+    args = ("export", "--workdir", finished, "--output", folder)
+    assert command(*args, "--step", "6")[0] == 0
+    before = content(folder)
+    assert before != content(exported)
+    code, out, err = command(*args)
+    assert (code, out) == (2, "") and "holds an export already; --force replaces" in one_line(err)
+    lm = shakegpt_jax.load(finished)
+    with SmallFiles(), pytest.raises(OSError, match="File too large"):  # a full disk
+        export_folder(lm, str(folder), force=True)
+    assert content(folder) == before
+    assert command(*args, "--force")[0] == 0
+    assert content(folder) == content(exported)
+    assert [*tmp_path.iterdir()] == [folder]
+    (tmp_path / "empty").mkdir()
+    assert command(*args[:-1], tmp_path / "empty")[0] == 0
+    assert content(tmp_path / "empty").keys() == set(FILES)
+
+
+def test_without_safetensors_it_says_what_to_install(finished, tmp_path, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    code, out, err = command("export", "--workdir", finished, "--output", tmp_path / "hf")
+    assert (code, out) == (2, "")
+    assert one_line(err) == "error: the export needs safetensors: pip install -e '.[hf]'\n"
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--output"),
+        (["--output="], "the name is empty"),
+        (["--output=hf", "--output=gguf"], "--output is given twice"),
+        (["--output=hf", "--step=7"], "no checkpoint of step 7; there are: [6, 12]"),
+        (["--output=/dev/null/hf"], "/dev/null/hf is not a folder"),
+        (["--output=/proc/none/hf"], "cannot create /proc/none/hf"),
+        (["--output=" + 300 * "x"], "File name too long"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(finished, tmp_path, command, monkeypatch, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("export", "--workdir", finished, *arguments)
+    assert (code, out) == (2, "") and reason in one_line(err)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_vocabulary_that_is_not_unicode_is_rejected(lm, tmp_path):
+    surrogate = dataclasses.replace(lm, tokenizer=CharTokenizer("ab\ud800"))
+    with pytest.raises(UserError, match="lone surrogate"):
+        export_folder(surrogate, str(tmp_path / "hf"))
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.fixture
+def odd(config, tmp_path) -> tuple[shakegpt_jax.LanguageModel, str]:
+    """A model of odd characters, with the settings that an export could lose, and its export."""
+    config.model.n_layer = 3
+    config.model.compute_dtype = "bfloat16"
+    config.model.remat = True
+    config.model.dropout = 0.1
+    lm = random_model(config.freeze(), ODD)
+    folder = str(tmp_path / "odd |`[<hf")
+    export_folder(lm, folder)
+    return lm, folder
+
+
+@pytest.fixture
+def transformers(monkeypatch) -> ModuleType:
+    """The package, without progress bars, and offline."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its import alone
+        return pytest.importorskip("transformers")
+
+
+@pytest.mark.slow
+def test_transformers_computes_the_same_logits(odd, transformers):
+    import torch
+
+    lm, folder = odd
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert not model.training and model.dtype == torch.float32
+    assert sum(p.numel() for p in model.parameters()) == lm.n_params
+    exact = GPT(dataclasses.replace(lm.config.model, compute_dtype="float32"), len(set(ODD)))
+    idx_BxT = np.random.default_rng(1).integers(0, len(set(ODD)), (16, 8))
+    expected_BxTxV = exact.apply({"params": lm.params}, idx_BxT)
+    with torch.no_grad():
+        logits_BxTxV = model(torch.tensor(idx_BxT)).logits.numpy()
+    assert np.std(expected_BxTxV) > 0.5
+    np.testing.assert_allclose(logits_BxTxV, expected_BxTxV, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_transformers_is_exact(odd, transformers):
+    lm, folder = odd
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rng = np.random.default_rng(2)
+    texts = [
+        "\n\n  \r\n\r",
+        "  ",
+        ODD,
+        ODD[::-1],
+        "e\u0301é",
+        "😀\ufe0f👨\u200d👩\u200d👧",
+        "[UNK]</s>",
+    ]
+    texts += ["".join(rng.choice(list(ODD), 50)) for _ in range(50)]
+    for text in texts:
+        encoded = tokenizer(text)
+        assert encoded["input_ids"] == lm.tokenizer.encode(text).tolist()
+        assert encoded.keys() == {"input_ids", "attention_mask"}
+        assert tokenizer.decode(encoded["input_ids"]) == text
+        assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == text
+    assert tokenizer("")["input_ids"] == []
+    assert len(tokenizer) == lm.tokenizer.vocab_size
+    for text in ("Q", "eéQ", "👩\u200d\U0001f466"):
+        with pytest.raises(Exception, match=r"Missing \[UNK\] token"):
+            tokenizer(text)
+
+
+@pytest.mark.slow
+def test_transformers_keeps_what_rebuilds_the_run(odd, transformers, tmp_path):
+    lm, folder = odd
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    before = json.loads(Path(folder, "config.json").read_text())
+    after = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert {name: after[name] for name in before} == before
+    expected = RunMetadata(lm.config, lm.tokenizer.vocabulary, lm.text_sha256)
+    assert RunMetadata.from_json(after["shakegpt_jax"]) == expected
+    before, after = (
+        load_file(Path(each, "model.safetensors")) for each in (folder, tmp_path / "again")
+    )
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(after[name], tensor, strict=True)
+
+
+@pytest.mark.slow
+def test_greedy_text_is_equal(config, tmp_path, transformers):
+    config.model.n_layer = 2
+    config.model.block_size = 32
+    lm = random_model(config.freeze(), ODD)
+    export_folder(lm, str(tmp_path / "hf"))
+    pipe = transformers.pipeline("text-generation", str(tmp_path / "hf"))
+    for prompt in ("\n", "e\u0301 😀", ODD[:31]):
+        text = lm.generate(prompt, 32 - len(prompt), temperature=0)
+        assert pipe(prompt, do_sample=False)[0]["generated_text"] == text
+    (output,) = pipe(ODD * 2, max_new_tokens=20, handle_long_generation="hole", do_sample=False)
+    text = lm.generate((ODD * 2)[-12:], 20, temperature=0)
+    assert output["generated_text"] == ODD * 2 + text[12:]
+
+
+@pytest.mark.slow
+def test_cards_are_valid_and_their_code_runs_without_this_package(exported, odd, transformers):
+    from huggingface_hub import ModelCard
+
+    program = "import os, sys"
+    for folder in (exported, Path(odd[1])):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.library_name == "transformers"
+        assert card.data.pipeline_tag == "text-generation"
+        code = "".join(re.findall(r"```python\n(.*?)```", card.content, re.DOTALL))
+        program += f"\nos.chdir({str(folder.parent)!r})\n{code}\nassert len(text) >= 500"
+    card = ModelCard.load(exported / "README.md")
+    metrics = json.loads((exported / "config.json").read_text())["shakegpt_jax"]["metrics"]
+    assert len(card.data.eval_results) == 3
+    for result in card.data.eval_results:
+        assert result.metric_value == metrics[result.metric_type]
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", f"{program}\nassert 'jax' not in sys.modules"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert len(process.stdout) >= 1_000
