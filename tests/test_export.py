@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from fakes import SmallFiles, one_line
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 import shakegpt_jax
 from shakegpt_jax.checkpoints.reader import CheckpointReader
@@ -171,6 +172,18 @@ def test_an_earlier_export_is_replaced_only_with_force(finished, exported, tmp_p
     assert content(tmp_path / "empty").keys() == set(FILES)
 
 
+def test_a_signal_leaves_no_half_of_an_export(finished, exported, tmp_path, command, monkeypatch):
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return save(*args)
+
+    monkeypatch.setattr("safetensors.numpy.save", interrupted)
+    code, out, err = command("export", "--workdir", finished, "--output", tmp_path / "hf")
+    assert (code, out, err) == (128 + signal.SIGINT, "", "")
+    assert [*tmp_path.iterdir()] == [tmp_path / "hf"]
+    assert content(tmp_path / "hf") == content(exported)
+
+
 def test_without_safetensors_it_says_what_to_install(finished, tmp_path, command, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     code, out, err = command("export", "--workdir", finished, "--output", tmp_path / "hf")
@@ -234,6 +247,7 @@ def test_transformers_computes_the_same_logits(odd, transformers):
 
     lm, folder = odd
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generation_config.top_k == 0  # samples from all characters
     assert not model.training and model.dtype == torch.float32
     assert sum(p.numel() for p in model.parameters()) == lm.n_params
     exact = GPT(dataclasses.replace(lm.config.model, compute_dtype="float32"), len(set(ODD)))
@@ -317,7 +331,8 @@ def test_cards_are_valid_and_their_code_runs_without_this_package(exported, odd,
         assert card.data.library_name == "transformers"
         assert card.data.pipeline_tag == "text-generation"
         code = "".join(re.findall(r"```python\n(.*?)```", card.content, re.DOTALL))
-        program += f"\nos.chdir({str(folder.parent)!r})\n{code}\nassert len(text) >= 500"
+        code = code.replace("len(text) < 500", "len(text) < 50")
+        program += f"\nos.chdir({str(folder.parent)!r})\n{code}\nassert 50 <= len(text) < 60"
     card = ModelCard.load(exported / "README.md")
     metrics = json.loads((exported / "config.json").read_text())["shakegpt_jax"]["metrics"]
     assert len(card.data.eval_results) == 3
@@ -325,11 +340,12 @@ def test_cards_are_valid_and_their_code_runs_without_this_package(exported, odd,
         assert result.metric_value == metrics[result.metric_type]
     process = subprocess.run(
         [sys.executable, "-I", "-c", f"{program}\nassert 'jax' not in sys.modules"],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        env=os.environ
+        | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert (process.returncode, process.stderr) == (0, "")
-    assert len(process.stdout) >= 1_000
+    assert len(process.stdout) >= 100

@@ -57,8 +57,9 @@ print(pipe(text)[0]["generated_text"])
 ```
 
 By default it samples with temperature {temperature} until prompt and continuation together have
-`max_length={window}` characters, which is all that fits into the window of the model. For a longer
-text, continue the end of it again:
+`max_length={window}` characters, which is all that fits into the window of the model. Set a lower
+`max_length`, or `max_new_tokens`, which transformers logs as taking precedence. For a longer text,
+continue the end of it again:
 
 ```python
 while len(text) < 500:
