@@ -19,6 +19,7 @@ _ADDED_FIELDS = {
     "optimizer.adam_weight_decay",
     "train.accumulate_steps",
     "train.eval_characters",
+    "train.init_from",
     "train.target_loss",
     "mesh.tensor",
 }
@@ -139,6 +140,9 @@ class TrainConfig(_Section):
     """Length of the run and what happens along the way."""
 
     num_steps: int = _field(5_000, "optimizer steps", _integer(1))
+    init_from: str = _field(
+        "", "run folder to start from, with its best parameters; empty: from scratch", _PATH
+    )
     eval_every: int = _field(250, "steps between evaluations, each with a checkpoint", _integer(1))
     eval_characters: int = _field(
         2**20, "validation characters to score, evenly spread over the split; 0: all", _integer(0)

@@ -14,6 +14,8 @@ from shakegpt_jax.errors import UserError
 TRAIN_FRACTION = 0.9  # of the text, from its start; the rest is the validation split
 _PIECES = 64  # with 2**20 characters to score, each fills a batch of an evaluation on a GPU
 
+_PIECE_IDS = 2**20  # ids translated at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -25,10 +27,16 @@ class Corpus:
     sha256: str  # of the text in UTF-8
 
 
-def load_corpus(path: str, block_size: int) -> Corpus:
+def load_corpus(path: str, block_size: int, characters: str = "") -> Corpus:
     """Read a text and split it: a file, which is tokenized, or a folder of prepared ids.
 
-    Both forms of a text give the same ids and the same digest. Those of a folder stay on disk.
+    Both forms of a text give the same ids and the same digest. Those of a folder stay on disk,
+    unless `characters` has some that the text lacks.
+
+    Args:
+        path: the file or folder; empty for Tiny Shakespeare.
+        block_size: characters per window.
+        characters: those that belong to the vocabulary besides the characters of the text.
 
     Raises:
         UserError: see `read_text`, `load_prepared` and `split`; also if the text has only one
@@ -42,7 +50,19 @@ def load_corpus(path: str, block_size: int) -> Corpus:
         ids, digest = tokenizer.encode(text), hashlib.sha256(text.encode()).hexdigest()
     if tokenizer.vocab_size < 2:
         raise UserError("the text repeats one character; there is nothing to learn from it")
+    wider = CharTokenizer.from_text(tokenizer.vocabulary + characters)
+    if wider != tokenizer:
+        tokenizer, ids = wider, _translate(ids, wider.encode(tokenizer.vocabulary))
     return Corpus(tokenizer, *split(ids, block_size), digest)
+
+
+def _translate(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replace each id by its entry in a table, in pieces: NumPy would copy ids to 8 bytes each."""
+    translated = np.empty(len(ids), table.dtype)
+    for start in range(0, len(ids), _PIECE_IDS):
+        piece = slice(start, start + _PIECE_IDS)
+        translated[piece] = table[ids[piece]]
+    return translated
 
 
 def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -266,7 +266,7 @@ class LanguageModel:
 
         Args:
             path: where it is now; None: where it was when the run started. If the text is unknown,
-                any text with the vocabulary of the model is accepted.
+                any text in the vocabulary of the model is accepted.
 
         Raises:
             UserError: if the text cannot be read or has changed since, or is unknown.
@@ -274,8 +274,8 @@ class LanguageModel:
         if path is None and not self.text_sha256:
             raise UserError("the training text of an imported model is not known")
         path = self.config.data.path if path is None else path
-        corpus = load_corpus(path, self.config.model.block_size)
-        is_other = corpus.sha256 != self.text_sha256 and self.text_sha256
+        corpus = load_corpus(path, self.config.model.block_size, self.tokenizer.vocabulary)
+        is_other = self.text_sha256 and corpus.sha256 != self.text_sha256
         if is_other or corpus.tokenizer != self.tokenizer:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus

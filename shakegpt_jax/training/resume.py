@@ -27,7 +27,22 @@ def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> Non
     """Check that the checkpoints in a run folder belong to the run that is about to train.
 
     Raises:
-        UserError: naming the fields that differ; also if the model there was imported.
+        UserError: naming the fields that differ.
+    """
+    saved = saved_metadata(checkpoints)
+    if saved and (differences := _differences(metadata, saved)):
+        raise UserError(
+            f"{checkpoints.workdir} holds another run, with a different "
+            f"{', '.join(differences)}; choose another --workdir, or the config that the "
+            "run was started with"
+        )
+
+
+def saved_metadata(checkpoints: CheckpointReader) -> RunMetadata | None:
+    """Return the metadata of the newest checkpoint that has any; None without checkpoints.
+
+    Raises:
+        UserError: if the model there was imported, so that no run can resume.
     """
     for step in reversed(checkpoints.steps):
         with contextlib.suppress(CorruptCheckpointError):  # try an older one
@@ -37,13 +52,8 @@ def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> Non
                     "resume from; train on in another --workdir, with "
                     f"--config.train.init_from={checkpoints.workdir}"
                 )
-            if differences := _differences(metadata, checkpoints.run_metadata(step)):
-                raise UserError(
-                    f"{checkpoints.workdir} holds another run, with a different "
-                    f"{', '.join(differences)}; choose another --workdir, or the config that the "
-                    "run was started with"
-                )
-            return
+            return checkpoints.run_metadata(step)
+    return None
 
 
 def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import math
+import os
 import secrets
 import shlex
 import time
@@ -34,13 +35,17 @@ from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.reporting.metrics_file import MetricsFile
 from shakegpt_jax.reporting.progress import Progress, format_duration
 from shakegpt_jax.training.cpu_limits import adapt_to_cpu
-from shakegpt_jax.training.resume import check_resumable
+from shakegpt_jax.training.init_from import Source, find_source
+from shakegpt_jax.training.resume import check_resumable, saved_metadata
 from shakegpt_jax.training.run_lock import run_lock
 from shakegpt_jax.training.trainer import Trainer, run_metadata
 
 
 def train(config: Config, workdir: str | Path, started: float | None = None) -> None:
-    """Train, from scratch or the latest checkpoint, until `num_steps` or `target_loss` is reached.
+    """Train, from scratch or a checkpoint, until `num_steps` or `target_loss` is reached.
+
+    A run resumes from its latest checkpoint. A new run starts from the best parameters of the run
+    `config.train.init_from`, if there is one.
 
     Args:
         config: frozen config.
@@ -48,16 +53,19 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         started: `time.perf_counter()` when the total time of the run starts; None: now.
 
     Raises:
-        UserError: if the config or the text is invalid, or the folder holds another run.
+        UserError: if the config or the text is invalid, the folder holds another run, or
+            `config.train.init_from` cannot be used.
         DivergedError: if a loss or gradient is not finite.
         SaveError: if checkpoints cannot be saved.
         StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
     """
     started = time.perf_counter() if started is None else started
-    corpus = load_corpus(config.data.path, config.model.block_size)
-    if config.data.path:  # absolute, so that `evaluate` finds the text from any folder
-        config = config.replace({"data.path": str(Path(config.data.path).expanduser().absolute())})
-    check_equal("start", _identity(config, corpus, workdir))
+    source, saved = find_source(config, workdir), saved_metadata(CheckpointReader(workdir))
+    known = source.metadata if source else saved  # whose characters the vocabulary holds
+    characters = known.vocabulary if known else ""
+    corpus = load_corpus(config.data.path, config.model.block_size, characters)
+    config = _with_absolute_paths(config)
+    check_equal("start", _identity(config, corpus, workdir, source))
     mesh = make_mesh(config)
     with (
         record_signal() as signal,
@@ -75,7 +83,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         check_resumable(CheckpointReader(workdir), run_metadata(config, corpus))
         with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)
-            run.restore_or_initialize(started)
+            run.restore_or_initialize(started, source)
             while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
                 run.save()
@@ -124,8 +132,13 @@ class TrainingRun:
             self.config.target_loss > 0 and min(losses, default=math.inf) <= self.config.target_loss
         )
 
-    def restore_or_initialize(self, started: float) -> None:
-        """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
+    def restore_or_initialize(self, started: float, source: Source | None = None) -> None:
+        """Restore the latest checkpoint, or initialize a new state, and open the metrics file.
+
+        Args:
+            started: `time.perf_counter()` when the total time of the run starts.
+            source: what a new state starts from; None: random parameters.
+        """
         self.step = self.checkpoints.latest_step
         check_equal("checkpoints", {"the latest checkpoint": self.step})
         if self.step:
@@ -135,7 +148,11 @@ class TrainingRun:
                 f"{self.workdir} {verb} at step {self.step} of {self.config.num_steps}"
             )
         else:
-            self.trainer.initialize()
+            self.trainer.initialize(source)
+            if source:
+                self.progress.note(source.describe(self.trainer.corpus.tokenizer.vocabulary))
+                loss = self.trainer.evaluate().loss
+                self.progress.note(f"step 0/{self.config.num_steps}: validation loss {loss:.4f}")
         self.metrics = MetricsFile(
             self.workdir, self.step, started, self.progress.note, writes=is_primary()
         )
@@ -235,12 +252,32 @@ class TrainingRun:
         self.progress.note(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
 
 
-def _identity(config: Config, corpus: Corpus, workdir: str | Path) -> dict[str, Any]:
+def _with_absolute_paths(config: Config) -> Config:
+    """Make paths absolute, so that `evaluate` finds the text from any folder."""
+    given = {"data.path": config.data.path, "train.init_from": config.train.init_from}
+    paths = {name: Path(os.path.expanduser(path)) for name, path in given.items() if path}
+    return config.replace({name: str(path.absolute()) for name, path in paths.items()})
+
+
+def _identity(
+    config: Config, corpus: Corpus, workdir: str | Path, source: Source | None
+) -> dict[str, Any]:
     """Return what all processes of a run must have in common."""
     fields = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    return fields | versions | {"text": corpus.sha256, "--workdir": str(workdir)}
+    start = source and str(source.path)
+    vocabulary = corpus.tokenizer.vocabulary
+    return (
+        fields
+        | versions
+        | {
+            "text": corpus.sha256,
+            "vocabulary": vocabulary,
+            "the checkpoint to start from": start,
+            "--workdir": str(workdir),
+        }
+    )
 
 
 def _check_shared(workdir: str | Path) -> None:

@@ -14,6 +14,7 @@ from flax import struct
 
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.parallel.mesh import shard_batch
+from shakegpt_jax.training.init_from import Start, adopt
 
 Metrics = dict[str, jax.Array]
 
@@ -37,9 +38,23 @@ def random_key(
     )
 
 
-def create_state(model: GPT, tx: optax.GradientTransformation, seed: int | jax.Array) -> TrainState:
-    """Create the state before the first step; pure, so that it can be traced under jit."""
+def create_state(
+    model: GPT,
+    tx: optax.GradientTransformation,
+    seed: int | jax.Array,
+    start: Start | None = None,
+) -> TrainState:
+    """Create the state before the first step; pure, so that it can be traced under jit.
+
+    Args:
+        model: the model.
+        tx: the optimizer.
+        seed: of the random parameters.
+        start: another run's parameters to start from; None: all are random.
+    """
     params = init_params(model, random_key(seed, "params", 0))
+    if start is not None:
+        params = adopt(params, start)
     return TrainState(jnp.int32(0), params, tx.init(params))
 
 

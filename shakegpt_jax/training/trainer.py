@@ -22,6 +22,7 @@ from shakegpt_jax.parallel.processes import busy, is_primary
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.training.chunk import make_chunk
 from shakegpt_jax.training.host_windows import HostWindows
+from shakegpt_jax.training.init_from import Source
 from shakegpt_jax.training.step import Metrics, TrainState
 
 _MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host
@@ -94,10 +95,15 @@ class Trainer:
             return itertools.repeat(self._train_ids, len(lengths))
         return self._windows.chunks(step, lengths)
 
-    def initialize(self) -> None:
-        """Create the state before the first step, sharded from the start."""
+    def initialize(self, source: Source | None = None) -> None:
+        """Create the state before the first step, sharded from the start.
+
+        Args:
+            source: checkpoint of another run to start from; None: random parameters.
+        """
+        start = source and source.load(self.corpus.tokenizer.vocabulary, self.mesh)
         with jax.set_mesh(self.mesh):
-            self.state = self._chunk.create(self._seed)
+            self.state = self._chunk.create(self._seed, start)
 
     def run(
         self, step: int, until: int, stop: Callable[[], object] = lambda: False
