@@ -47,7 +47,11 @@ def main() -> None:
     print(f"Generate: python -m shakegpt_jax.generate --workdir {run}")
     text = "" if model.metadata.text_sha256 else " --path FILE"
     print(f"Evaluate: python -m shakegpt_jax.evaluate --workdir {run}{text}")
-    print(f"Train on: python run_train.py --config.train.init_from={run} --workdir runs/next")
+    names = ("n_layer", "n_head", "n_embd", "block_size", "activation")
+    fields = [f"--config.model.{name}={getattr(shape, name)}" for name in names]
+    print(f"Train on: python run_train.py --workdir {run}-tuned \\")
+    print(f"  --config.train.init_from={run} \\\n  {' '.join(fields[:3])} \\")
+    print(f"  {' '.join(fields[3:])}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pickle
 import random
 import shutil
 import struct
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 import shakegpt_jax
 from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.export_folder import export_folder
@@ -157,6 +159,20 @@ def test_what_exists_is_never_overwritten(here, command, kind):
     code, out, err = command("import_model", *NANO, "--workdir", RUN)
     assert (code, out) == (2, "") and "exists already" in one_line(err)
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_run_folder_that_cannot_be_written_is_not_left_behind(here, command, monkeypatch):
+    (here / "file").write_text("mine")
+    code, out, err = command("import_model", *NANO, "--workdir", "file/run")
+    assert (code, out) == (2, "") and "cannot create the run folder file/run" in one_line(err)
+
+    def fail(checkpoints: CheckpointWriter, step: int, *args: object) -> None:
+        checkpoints._handle_failure(step, OSError("no space"))
+
+    monkeypatch.setattr(CheckpointWriter, "save", fail)
+    code, out, err = command("import_model", *NANO, "--workdir", "run")
+    assert (code, out) == (1, "") and "could not save the checkpoint of step 250" in one_line(err)
+    assert not (here / "run").exists()
 
 
 class Malicious:
@@ -408,6 +424,12 @@ def test_an_imported_model_is_exported_and_comes_back(here, command):
     first, again = shakegpt_jax.load(RUN), shakegpt_jax.load("again")
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
     assert (first.config, first.text_sha256) == (again.config, again.text_sha256)
+
+
+def test_only_folders_need_safetensors(hf, here, command, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert "folders need safetensors: pip install -e '.[hf]'" in refused(hf)
+    assert command("import_model", *NANO, "--workdir", RUN)[0] == 0
 
 
 def test_weights_that_have_changed_lose_their_metrics_and_their_text(hf, command):

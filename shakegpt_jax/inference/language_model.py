@@ -275,8 +275,9 @@ class LanguageModel:
             raise UserError("the training text of an imported model is not known")
         path = self.config.data.path if path is None else path
         corpus = load_corpus(path, self.config.model.block_size, self.tokenizer.vocabulary)
-        is_other = self.text_sha256 and corpus.sha256 != self.text_sha256
-        if is_other or corpus.tokenizer != self.tokenizer:
+        if new := set(corpus.tokenizer.vocabulary) - set(self.tokenizer.vocabulary):
+            raise UserError(f"{path} has characters that the model lacks, such as {min(new)!r}")
+        if self.text_sha256 and corpus.sha256 != self.text_sha256:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus
 

@@ -40,7 +40,7 @@ def import_safetensors() -> Any:
     try:
         from safetensors import numpy
     except ImportError as error:
-        raise UserError("the export needs safetensors: pip install -e '.[hf]'") from error
+        raise UserError("Hugging Face folders need safetensors: pip install -e '.[hf]'") from error
     return numpy
 
 

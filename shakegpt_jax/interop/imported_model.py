@@ -133,13 +133,14 @@ def write_run(model: ImportedModel, folder: Path) -> None:
     """Write a run folder with one checkpoint, which has no optimizer state. All of it or nothing.
 
     Raises:
-        UserError: if the folder exists.
+        UserError: if the folder exists or cannot be created.
         SaveError: if it cannot be written.
     """
     try:
         folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(f"{folder} exists already; choose another --workdir") from error
+    except OSError as error:
+        reason = f"cannot create the run folder {folder}: {error.strerror}"
+        raise UserError(f"{reason}; choose another --workdir") from error
     try:
         with CheckpointWriter(folder, 1, _fail) as checkpoints:
             checkpoints.save(model.step, model.params, None, model.metrics, model.metadata)
