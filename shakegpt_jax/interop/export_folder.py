@@ -69,8 +69,7 @@ def check_output(output: str, *, force: bool) -> Path:
         raise UserError(f"cannot read {output}: {error.strerror}") from error
     if others := sorted(names if not _has_entry(folder) else names - _FILES):
         raise UserError(
-            f"{output} is not an export, or not only: it holds {others[0]}; choose another "
-            "--output, or delete it"
+            f"{output} holds {others[0]}, which no export wrote; choose another --output"
         )
     if names and not force:
         raise UserError(f"{output} holds an export already; --force replaces it")
