@@ -15,6 +15,7 @@ from shakegpt_jax.errors import UserError
 # behavior. List every new field here.
 _ADDED_FIELDS = {
     "model.remat",
+    "model.activation",
     "optimizer.adam_weight_decay",
     "train.accumulate_steps",
     "train.eval_characters",
@@ -87,6 +88,11 @@ class ModelConfig(_Section):
     )
     remat: bool = _field(
         False, "recompute the blocks in the backward pass: less memory, more time", _BOOLEAN
+    )
+    activation: str = _field(
+        "gelu_tanh",
+        "GELU of the MLPs: its tanh approximation, as in GPT-2, or exact, as in nanoGPT",
+        _one_of("gelu_tanh", "gelu_exact"),
     )
 
 

@@ -43,6 +43,7 @@ COMMANDS = (
     "plot",
     "prepare",
     "export",
+    "import_model",
     "benchmark",
     "scaling",
     "plan",

@@ -29,6 +29,23 @@ def write_digests(folder: Path) -> None:
         sync_to_disk(path)
 
 
+def listed_digests(folder: Path) -> dict[str, str]:
+    """Read the list of a checkpoint: the digests by file name.
+
+    Raises:
+        CorruptCheckpointError: if there is no list, or it is corrupt.
+        UserError: if it cannot be read.
+    """
+    listed = {}
+    for line in _read(folder / DIGESTS).decode(errors="replace").splitlines():
+        if not (match := re.fullmatch(r"([0-9a-f]{64})  (\S+)", line)):
+            raise CorruptCheckpointError(f"{folder / DIGESTS} is corrupt: line {line[:80]!r}")
+        listed[match[2]] = match[1]
+    if METADATA not in listed:
+        raise CorruptCheckpointError(f"{folder / DIGESTS} is corrupt: it does not list {METADATA}")
+    return listed
+
+
 def verify_digests(folder: Path, skip: Collection[str] = ()) -> None:
     """Check that every listed file exists and has its digest. Other files are ignored.
 
@@ -40,14 +57,7 @@ def verify_digests(folder: Path, skip: Collection[str] = ()) -> None:
         CorruptCheckpointError: naming a file that is missing or has changed.
         UserError: if a file cannot be read.
     """
-    listed = {}
-    for line in _read(folder / DIGESTS).decode(errors="replace").splitlines():
-        if not (match := re.fullmatch(r"([0-9a-f]{64})  (\S+)", line)):
-            raise CorruptCheckpointError(f"{folder / DIGESTS} is corrupt: line {line[:80]!r}")
-        listed[match[2]] = match[1]
-    if METADATA not in listed:
-        raise CorruptCheckpointError(f"{folder / DIGESTS} is corrupt: it does not list {METADATA}")
-    for name, digest in listed.items():
+    for name, digest in listed_digests(folder).items():
         if name.split("/")[0] in skip:
             continue
         if not (folder / name).is_file():

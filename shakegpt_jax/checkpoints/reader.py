@@ -2,7 +2,8 @@
 
 A run folder holds `metrics.jsonl` and `checkpoints/<step>`. A checkpoint holds two folders of
 arrays, `params` and `opt_state`; `metadata.json` with the config, the vocabulary and the
-validation metrics; and `SHA256SUMS` with the digests of all of them.
+validation metrics; and `SHA256SUMS` with the digests of all of them. That of an imported model has
+no `opt_state`.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from shakegpt_jax.checkpoints.integrity import read_metadata, verify_digests
+from shakegpt_jax.checkpoints.integrity import listed_digests, read_metadata, verify_digests
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
@@ -79,12 +80,16 @@ class CheckpointReader:
             return False
         return True
 
+    def has_optimizer_state(self, step: int) -> bool:
+        """Return whether training can resume from a checkpoint; raises like `metrics`."""
+        return any(name.startswith("opt_state/") for name in listed_digests(self.path(step)))
+
     def _read(self, step: int) -> tuple[RunMetadata, Metrics]:
         verify_digests(self.path(step), skip=ARRAYS)
         try:
             content = json.loads(read_metadata(self.path(step)))
             metadata, metrics = RunMetadata.from_json(content), content.get("metrics")
-            if metrics is not None and not _are_metrics(metrics):
+            if metrics is not None and not are_metrics(metrics):
                 raise UserError("its metrics must map names to finite numbers and include loss")
         except ValueError as error:  # UserError is one
             if isinstance(error, CorruptCheckpointError):
@@ -125,7 +130,8 @@ class CheckpointReader:
         return restored
 
 
-def _are_metrics(metrics: Any) -> bool:
+def are_metrics(metrics: Any) -> bool:
+    """Return whether a value is what a checkpoint may hold as validation metrics."""
     return (
         isinstance(metrics, dict)
         and "loss" in metrics

@@ -16,7 +16,7 @@ class RunMetadata:
 
     config: Config
     vocabulary: str  # characters of the tokenizer, in order of their ids
-    text_sha256: str  # of the training text in UTF-8
+    text_sha256: str  # of the training text in UTF-8; empty: unknown
 
     def to_json(self) -> dict[str, Any]:
         """Return the metadata as a JSON object."""
@@ -48,6 +48,6 @@ class RunMetadata:
             raise UserError("its vocabulary is not a text, or empty")
         if "".join(sorted(set(vocabulary))) != vocabulary:
             raise UserError("its vocabulary is not sorted, or has repetitions")
-        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        if not isinstance(digest, str) or not re.fullmatch("([0-9a-f]{64})?", digest):
             raise UserError("its text_sha256 is not a SHA-256")
         return cls(config, vocabulary, digest)

@@ -127,7 +127,7 @@ class CheckpointWriter(CheckpointReader):
         Args:
             step: names the checkpoint, which must not exist.
             params: pytree of arrays, sharded or not.
-            opt_state: pytree of arrays, the optimizer state.
+            opt_state: pytree of arrays, the optimizer state; None if training cannot resume here.
             metrics: finite validation metrics, `loss` among them, which selects the best
                 checkpoint; None if there are none.
             metadata: stored beside the arrays.
@@ -141,12 +141,13 @@ class CheckpointWriter(CheckpointReader):
         content = json.dumps(metadata.to_json() | {"metrics": metrics}, allow_nan=False)
         context = ocp.Context()
         context.array.saving.use_compression = False  # compressed: 8% smaller, 1.6 times slower
+        arrays = {"params": params}
+        if opt_state is not None:
+            arrays["opt_state"] = opt_state
         try:
             self._temporary.stat()  # if the run folder was removed, Orbax would create it again
             with context:
-                response = ocp.save_checkpointables_async(
-                    folder.absolute(), {"params": params, "opt_state": opt_state}
-                )
+                response = ocp.save_checkpointables_async(folder.absolute(), arrays)
         except Exception as error:  # Orbax and TensorStore raise many types
             self._handle_failure(step, error)
             return

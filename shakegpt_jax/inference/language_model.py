@@ -45,7 +45,7 @@ class LanguageModel:
     params: Any  # pytree of float32 arrays
     tokenizer: CharTokenizer
     config: Config
-    text_sha256: str  # of the training text in UTF-8
+    text_sha256: str  # of the training text in UTF-8; empty: unknown
     checkpoint: Path | None = None  # where it was loaded from
 
     def __repr__(self) -> str:
@@ -265,14 +265,19 @@ class LanguageModel:
         """Load the text that the model was trained on.
 
         Args:
-            path: where it is now; None: where it was when the run started.
+            path: where it is now; None: where it was when the run started. If the text is unknown,
+                any text in the vocabulary of the model is accepted.
 
         Raises:
-            UserError: if the text cannot be read or has changed since.
+            UserError: if the text cannot be read or has changed since, or is unknown.
         """
+        if path is None and not self.text_sha256:
+            raise UserError("the training text of an imported model is not known")
         path = self.config.data.path if path is None else path
         corpus = load_corpus(path, self.config.model.block_size, self.tokenizer.vocabulary)
-        if corpus.sha256 != self.text_sha256:
+        if new := set(corpus.tokenizer.vocabulary) - set(self.tokenizer.vocabulary):
+            raise UserError(f"{path} has characters that the model lacks, such as {min(new)!r}")
+        if self.text_sha256 and corpus.sha256 != self.text_sha256:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus
 

@@ -166,8 +166,8 @@ def select(
             corpus = lm.load_corpus(path if split else None)
         except UserError as error:
             raise UserError(
-                f"{error}; pass --path FILE to evaluate another text or, if the training text has "
-                "moved, --path FILE --split val"
+                f"{error}; pass --path FILE to evaluate another text, or --path FILE --split val "
+                "with the training text"
             ) from error
     if path is not None and split is None:
         name, ids, most = path, lm.tokenizer.encode(read_text(path)), 0

@@ -1,5 +1,6 @@
 """Writing a folder for Hugging Face transformers: all of it or nothing."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -9,13 +10,20 @@ from typing import Any
 from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.interop.huggingface import CONFIG, ENTRY, json_files, parameters, to_json
+from shakegpt_jax.interop.huggingface import (
+    CONFIG,
+    ENTRY,
+    WEIGHTS,
+    json_files,
+    parameters,
+    to_json,
+)
 from shakegpt_jax.interop.model_card import model_card
 
-_CARD, _WEIGHTS = "README.md", "model.safetensors"
+_CARD = "README.md"
 _FILES = {
     _CARD,
-    _WEIGHTS,
+    WEIGHTS,
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
@@ -32,7 +40,7 @@ def import_safetensors() -> Any:
     try:
         from safetensors import numpy
     except ImportError as error:
-        raise UserError("the export needs safetensors: pip install -e '.[hf]'") from error
+        raise UserError("Hugging Face folders need safetensors: pip install -e '.[hf]'") from error
     return numpy
 
 
@@ -100,9 +108,10 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
     if lm.checkpoint:
         step = int(lm.checkpoint.name)
         metrics = CheckpointReader(lm.checkpoint.parents[1]).metrics(step)
-    texts = {name: to_json(content) for name, content in json_files(lm, step, metrics).items()}
-    texts[_CARD] = model_card(lm, folder.name, step, metrics)
     weights = safetensors.save(parameters(lm), {"format": "pt"})  # written in the way of PyTorch
+    files = json_files(lm, step, metrics, hashlib.sha256(weights).hexdigest())
+    texts = {name: to_json(content) for name, content in files.items()}
+    texts[_CARD] = model_card(lm, folder.name, step, metrics)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
@@ -113,7 +122,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         new.mkdir()
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8", errors="replace")
-        (new / _WEIGHTS).write_bytes(weights)
+        (new / WEIGHTS).write_bytes(weights)
         sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
         if folder.exists():
             folder.rename(Path(temporary, "old"))

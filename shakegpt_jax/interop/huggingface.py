@@ -17,8 +17,10 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.gpt2_names import gpt2_names
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
+
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names there
 
 
 def parameters(lm: LanguageModel) -> dict[str, np.ndarray]:
@@ -32,13 +34,16 @@ def parameters(lm: LanguageModel) -> dict[str, np.ndarray]:
     }
 
 
-def json_files(lm: LanguageModel, step: int | None, metrics: Metrics) -> dict[str, dict[str, Any]]:
+def json_files(
+    lm: LanguageModel, step: int | None, metrics: Metrics, weights_sha256: str
+) -> dict[str, dict[str, Any]]:
     """Return the contents of the JSON files by name.
 
     Args:
         lm: the model.
         step: of its checkpoint, if known.
         metrics: validation metrics of the checkpoint; may be empty.
+        weights_sha256: of the file with the parameters; tells an import that it has not changed.
 
     Raises:
         UserError: if a character cannot be written in UTF-8.
@@ -46,8 +51,9 @@ def json_files(lm: LanguageModel, step: int | None, metrics: Metrics) -> dict[st
     vocabulary = lm.tokenizer.vocabulary
     if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
+    entry = _run_entry(lm, step, metrics) | {"weights_sha256": weights_sha256}
     return {
-        CONFIG: _config(lm) | {ENTRY: _run_entry(lm, step, metrics)},
+        CONFIG: _config(lm) | {ENTRY: entry},
         "generation_config.json": {
             "do_sample": True,
             "temperature": defaults.TEMPERATURE,
@@ -84,7 +90,7 @@ def _config(lm: LanguageModel) -> dict[str, Any]:
         "n_embd": model.n_embd,
         "n_layer": model.n_layer,
         "n_head": model.n_head,
-        "activation_function": "gelu_new",
+        "activation_function": ACTIVATIONS[model.activation],
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
         "initializer_range": model.init_stddev,
         "embd_pdrop": model.dropout,

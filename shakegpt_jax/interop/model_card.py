@@ -135,8 +135,9 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
     yield "shape", f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} dimensions"
     yield "window", f"{shape.block_size:,} characters"
     yield "vocabulary", f"{lm.tokenizer.vocab_size:,} characters"
-    yield "training text", _inline(_text_name(lm))
-    yield "its SHA-256", f"`{lm.text_sha256}`"
+    if lm.text_sha256:
+        yield "training text", _inline(_text_name(lm))
+        yield "its SHA-256", f"`{lm.text_sha256}`"
 
 
 def _text_name(lm: LanguageModel) -> str:

@@ -4,6 +4,7 @@ Axes: B rows, T characters, S cache slots, D = n_embd, H heads, N = B * H (rows 
 K = D / H, V vocabulary.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -113,14 +114,14 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape)), cache
 
 
-@jax.checkpoint
-def _gelu(x: jax.Array) -> jax.Array:
-    """GELU; its gradient recomputes the tanh, which is faster than storing what it needs."""
-    return nn.gelu(x, approximate=True)
+@functools.partial(jax.checkpoint, static_argnums=1)
+def _gelu(x: jax.Array, approximate: bool) -> jax.Array:
+    """GELU; its gradient recomputes the tanh or erf: faster than storing what it needs."""
+    return nn.gelu(x, approximate)
 
 
 class MLP(nn.Module):
-    """Two linear layers with a tanh-approximate GELU between them."""
+    """Two linear layers with a GELU between them (Hendrycks and Gimpel 2016)."""
 
     config: ModelConfig
 
@@ -130,7 +131,7 @@ class MLP(nn.Module):
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Map (B, T, D) to (B, T, D), each position on its own."""
-        return self.c_proj(_gelu(self.c_fc(x_BxTxD)))
+        return self.c_proj(_gelu(self.c_fc(x_BxTxD), self.config.activation == "gelu_tanh"))
 
 
 class Block(nn.Module):

@@ -39,9 +39,19 @@ def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> Non
 
 
 def saved_metadata(checkpoints: CheckpointReader) -> RunMetadata | None:
-    """Return the metadata of the newest checkpoint that has any; None without checkpoints."""
+    """Return the metadata of the newest checkpoint that has any; None without checkpoints.
+
+    Raises:
+        UserError: if the model there was imported, so that no run can resume.
+    """
     for step in reversed(checkpoints.steps):
         with contextlib.suppress(CorruptCheckpointError):  # try an older one
+            if not checkpoints.has_optimizer_state(step):
+                raise UserError(
+                    f"{checkpoints.workdir} holds an imported model, without an optimizer state to "
+                    "resume from; train on in another --workdir, with "
+                    f"--config.train.init_from={checkpoints.workdir}"
+                )
             return checkpoints.run_metadata(step)
     return None
 

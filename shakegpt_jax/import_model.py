@@ -1,0 +1,58 @@
+"""Import a model of another tool into a run folder: nanoGPT's ckpt.pt, or a Hugging Face folder."""
+
+from shakegpt_jax.command_line.entry_point import run_command
+
+
+def main() -> None:
+    """Parse the arguments, import the model and print what can be done with it."""
+    import os
+    import shlex
+
+    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
+
+    parser = ArgumentParser(
+        "python -m shakegpt_jax.import_model",
+        "Import a character-level GPT-2 of another tool into a run folder.",
+    )
+    add = parser.add_argument
+    help_text = "nanoGPT's ckpt.pt, or a folder of Hugging Face transformers"
+    add("source", type=named, metavar="SOURCE", help=help_text)
+    add(
+        "--workdir",
+        type=named,
+        action=StoreOnce,
+        default="runs/imported",
+        help="run folder to create (%(default)s)",
+    )
+    help_text = "with ckpt.pt: the meta.pkl of its text, which has the characters"
+    add("--meta", type=named, action=StoreOnce, metavar="FILE", help=help_text)
+    args = parser.parse_args()
+    is_folder = os.path.isdir(args.source)
+    if is_folder and args.meta:
+        parser.error("--meta is for nanoGPT's ckpt.pt; a folder has its own characters")
+
+    from shakegpt_jax.interop.huggingface_import import read_huggingface
+    from shakegpt_jax.interop.imported_model import check_new, write_run
+    from shakegpt_jax.interop.nanogpt import read_nanogpt
+
+    folder = check_new(args.workdir)
+    model = read_huggingface(args.source) if is_folder else read_nanogpt(args.source, args.meta)
+    write_run(model, folder)
+    shape, run = model.metadata.config.model, shlex.quote(args.workdir)
+    print(f"Imported from {model.origin}")
+    print(
+        f"{args.workdir}: {shape.n_layer} layers x {shape.n_embd}, window {shape.block_size}, "
+        f"{len(model.metadata.vocabulary)} characters, {shape.activation}"
+    )
+    print(f"Generate: python -m shakegpt_jax.generate --workdir {run}")
+    text = "" if model.metadata.text_sha256 else " --path FILE"
+    print(f"Evaluate: python -m shakegpt_jax.evaluate --workdir {run}{text}")
+    names = ("n_layer", "n_head", "n_embd", "block_size", "activation")
+    fields = [f"--config.model.{name}={getattr(shape, name)}" for name in names]
+    print(f"Train on: python run_train.py --workdir {run}-tuned \\")
+    print(f"  --config.train.init_from={run} \\\n  {' '.join(fields[:3])} \\")
+    print(f"  {' '.join(fields[3:])}")
+
+
+if __name__ == "__main__":
+    run_command(main)
