@@ -38,15 +38,17 @@ def main() -> None:
     folder = check_new(args.workdir)
     model = read_huggingface(args.source) if is_folder else read_nanogpt(args.source, args.meta)
     write_run(model, folder)
-    shape, run = model.metadata.config.model, shlex.quote(args.workdir)
+    config, run = model.metadata.config, shlex.quote(args.workdir)
+    shape, text = config.model, config.data.path  # an export has the name of its text alone
     print(f"Imported from {model.origin}")
     print(
         f"{args.workdir}: {shape.n_layer} layers x {shape.n_embd}, window {shape.block_size}, "
         f"{len(model.metadata.vocabulary)} characters, {shape.activation}"
     )
     print(f"Generate: python -m shakegpt_jax.generate --workdir {run}")
-    text = "" if model.metadata.text_sha256 else " --path FILE"
-    print(f"Evaluate: python -m shakegpt_jax.evaluate --workdir {run}{text}")
+    known = f" --split val --path {shlex.quote(text)}" if text else ""
+    options = known if model.metadata.text_sha256 else " --path FILE"
+    print(f"Evaluate: python -m shakegpt_jax.evaluate --workdir {run}{options}")
     names = ("n_layer", "n_head", "n_embd", "block_size", "activation")
     fields = [f"--config.model.{name}={getattr(shape, name)}" for name in names]
     print(f"Train on: python run_train.py --workdir {run}-tuned \\")

@@ -4,6 +4,7 @@ Nothing here imports transformers or torch.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,13 @@ def _config(lm: LanguageModel) -> dict[str, Any]:
 
 
 def _run_entry(lm: LanguageModel, step: int | None, metrics: Metrics) -> dict[str, Any]:
-    """Return what a checkpoint says of its run, and its step."""
-    metadata = RunMetadata(lm.config, lm.tokenizer.vocabulary, lm.text_sha256)
+    """Return what a checkpoint says of its run, and its step.
+
+    Paths lose their folders, which would tell strangers how the user's disk is laid out.
+    """
+    paths = {"data.path": lm.config.data.path, "train.init_from": lm.config.train.init_from}
+    config = lm.config.replace({name: Path(path).name for name, path in paths.items()})
+    metadata = RunMetadata(config, lm.tokenizer.vocabulary, lm.text_sha256)
     return metadata.to_json() | {"metrics": metrics, "step": step}
 
 
