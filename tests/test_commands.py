@@ -490,7 +490,9 @@ def test_exit_code_of_divergence(tmp_path):
     assert not list(tmp_path.glob("runs/cpu/checkpoints/*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_exit_code_of_a_signal_and_the_same_command_resumes(tmp_path, number):
     args = [ROOT / "run_train.py", *TINY, "--config.train.num_steps=100000"]
     process = start(*args, cwd=tmp_path)

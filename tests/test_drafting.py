@@ -64,7 +64,7 @@ def generate(model, params, prompts, n, sampling, stride, ngram) -> list[list[in
     return [np.concatenate(row).tolist() for row in zip(*chunks, strict=True)]
 
 
-@pytest.mark.parametrize("stride", [1, 5, 12])
+@pytest.mark.parametrize("stride", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 12))])
 @pytest.mark.parametrize(
     "sampling", [Sampling(0.0), Sampling(0.7), Sampling(1.0, top_k=3), Sampling(1.3, 6, 0.8)]
 )

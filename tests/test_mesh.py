@@ -63,7 +63,7 @@ def total(collectives: list[Collective]) -> dict[str, int]:
         ((8, 1, 1), 0, PARAMETERS + 4),
         # Each matrix is gathered once. The gradient's norm adds a number per matrix.
         ((1, 8, 1), MATRICES, PARAMETERS + 4),
-        ((2, 4, 1), MATRICES, PARAMETERS + 4 + MATRICES // 4),
+        pytest.param((2, 4, 1), MATRICES, PARAMETERS + 4 + MATRICES // 4, marks=pytest.mark.slow),
         # The gradients of the heads are gathered. Twice per block and direction, activations are
         # added up; each device has half of the gradients of the matrices.
         (
@@ -81,7 +81,7 @@ def test_a_step_has_the_collectives_of_its_mesh(config, capfd, mesh, gathered, r
     assert "rematerialization" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize("mesh", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)])
 def test_three_axes_move_no_activations_but_sums(config, capfd, mesh):
     found = total(compile_step(config, *mesh))
     assert found.keys() <= {"all-gather", "all-reduce"}
@@ -100,7 +100,7 @@ def run(config, corpus, n_step: int = 6) -> tuple[list, list]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+        pytest.param({"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}, marks=pytest.mark.slow),
         {"train.accumulate_steps": 2, "mesh.data": 4, "mesh.fsdp": 2},
         pytest.param({"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}, marks=pytest.mark.slow),
         pytest.param({"train.accumulate_steps": 4}, marks=pytest.mark.slow),

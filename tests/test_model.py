@@ -80,7 +80,7 @@ def numpy_forward(params: dict, idx: np.ndarray, n_layer: int, n_head: int) -> n
     return linear(layer_norm(x, params["ln_f"]), params["lm_head"])
 
 
-@pytest.mark.parametrize(("n_layer", "n_head", "n_embd"), [(1, 1, 8), (2, 4, 16)])
+@pytest.mark.parametrize(("n_layer", "n_head", "n_embd"), [(2, 4, 16)])
 def test_forward_pass_agrees_with_numpy(n_layer, n_head, n_embd):
     config = ModelConfig(n_layer, n_head, n_embd, block_size=12)
     model, params = make(config)

@@ -115,6 +115,7 @@ def losses(workdir: Path) -> list[float]:
     return [row.train_loss for row in read_metrics(workdir)]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(many):
     ended = many.run(2)
     assert [code for code, _, _ in ended] == [0, 0]

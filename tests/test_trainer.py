@@ -122,6 +122,7 @@ def test_nothing_compiles_in_the_loop(config, corpus):
     jax.monitoring.clear_event_listeners()
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one(config, corpus, tmp_path):
     config.model.dropout = 0.5
     many = config.replace({"mesh.data": 2, "mesh.fsdp": 2})
