@@ -7,8 +7,10 @@ def main() -> None:
     """Parse the arguments, import the model and print what can be done with it."""
     import os
     import shlex
+    import sys
 
     from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.command_line.signals import record_signal
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.import_model",
@@ -37,7 +39,10 @@ def main() -> None:
 
     folder = check_new(args.workdir)
     model = read_huggingface(args.source) if is_folder else read_nanogpt(args.source, args.meta)
-    write_run(model, folder)
+    with record_signal() as stop:  # so that no half of a run is left
+        write_run(model, folder)
+    if stop.received:
+        sys.exit(128 + stop.received)
     config, run = model.metadata.config, shlex.quote(args.workdir)
     shape, text = config.model, config.data.path  # an export has the name of its text alone
     print(f"Imported from {model.origin}")

@@ -173,6 +173,31 @@ def test_an_earlier_export_is_replaced_only_with_force(finished, exported, tmp_p
     assert content(tmp_path / "empty").keys() == set(FILES)
 
 
+def test_an_earlier_export_survives_if_its_place_cannot_be_taken(lm, tmp_path, monkeypatch):
+    folder, rename = tmp_path / "hf", Path.rename
+    export_folder(dataclasses.replace(lm, checkpoint=None), str(folder))
+    before = content(folder)
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    for force, output in ((True, folder), (False, tmp_path / "other")):
+        with pytest.raises(OSError, match="Input/output error"):
+            export_folder(lm, str(output), force=force)
+        assert [*tmp_path.iterdir()] == [folder] and content(folder) == before
+
+
+def test_the_card_of_a_fine_tuned_model_names_its_source(lm, tmp_path):
+    tuned = lm.config.replace({"train.init_from": "/home/someone/the_source"})
+    export_folder(dataclasses.replace(lm, config=tuned), str(tmp_path / "hf"))
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "| started from | the\\_source |" in card and "someone" not in card
+    assert "imitates its training text and that of the\\_source, which it started from" in card
+
+
 def test_a_signal_leaves_no_half_of_an_export(finished, exported, tmp_path, command, monkeypatch):
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGINT)

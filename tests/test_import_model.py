@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import struct
 import sys
 import zipfile
@@ -19,6 +20,7 @@ import pytest
 from fakes import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import shakegpt_jax
 from shakegpt_jax.checkpoints.reader import CheckpointReader
@@ -26,8 +28,10 @@ from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.export_folder import export_folder
+from shakegpt_jax.interop.huggingface_import import read_huggingface
 from shakegpt_jax.interop.nanogpt import read_nanogpt
 from shakegpt_jax.interop.restricted_pickle import load_pickle
+from shakegpt_jax.interop.torch_file import open_torch_file
 from shakegpt_jax.model.gpt import GPT, init_params
 
 ARGS = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "dropout": 0.1, "bias": True}
@@ -176,6 +180,24 @@ def test_a_run_folder_that_cannot_be_written_is_not_left_behind(here, command, m
     assert not (here / "run").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_half_of_a_run(here, command, monkeypatch, number):
+    save = CheckpointWriter.save
+
+    def interrupted(*args: Any) -> None:
+        os.kill(os.getpid(), number)
+        save(*args)
+
+    monkeypatch.setattr(CheckpointWriter, "save", interrupted)
+    assert command("import_model", *NANO, "--workdir", RUN) == (128 + number, "", "")
+    assert shakegpt_jax.load(RUN).checkpoint == RUN / "checkpoints" / "250"
+
+
+def test_errors_of_others_are_not_taken_for_a_corrupt_file(here):
+    with pytest.raises(EOFError, match="mine"), open_torch_file("ckpt.pt"):
+        raise EOFError("mine")
+
+
 class Malicious:
     """Unpickled as usual, it writes a file."""
 
@@ -183,6 +205,7 @@ class Malicious:
         return exec, ("open('executed', 'w').close()",)
 
 
+DOUBLED = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 PICKLES = {
     "a function": (
@@ -197,14 +220,24 @@ PICKLES = {
     "an instance": (b"(cos\nsystem\nX\x02\0\0\0lso.", "uses OBJ"),
     "a shortcut": (b"(X\x02\0\0\0lsios\nsystem\n.", "uses INST"),
     "an extension": (b"\x82\x01.", "uses EXT1"),
-    "attributes of a function": (REBUILD + b"N}X\x01\0\0\0aNs\x86b(tR.", "corrupt"),
-    "attributes of a type": (b"ccollections\nOrderedDict\nN}X\x01\0\0\0aNs\x86b.", "corrupt"),
+    "attributes of a function": (REBUILD + b"N}X\x01\0\0\0aNs\x86b(tR.", "sets attributes"),
+    "attributes of a type": (b"ccollections\nOrderedDict\nN}X\x01\0\0\0aNs\x86b.", "sets attr"),
+    "a key that overflows the stack": (b"})" + 200_000 * b"\x85" + b"Ns.", "key of type tuple"),
+    "a key that takes years to hash": (b"}" + DOUBLED + b"Ns.", "a key of type tuple"),
+    "such keys, as torch.save sets them": (b"}(" + DOUBLED + b"Nu.", "a key of type tuple"),
+    "such a key in a call": (
+        b"ccollections\nOrderedDict\n]" + DOUBLED + b"N\x86a\x85R.",
+        "corrupt",
+    ),
+    "keys with the same hash": (b"}\x8a\x08" + b"\xff" * 7 + b"\x1fNs.", "key of type int"),
+    "items of a list": (b"]K\0Ns.", "changes what is not a dict"),
+    "a call with more arguments": (REBUILD + b"(NNNNNNNNtR.", "corrupt"),
     "a call of data": (b"X\x01\0\0\0a)R.", "corrupt"),
     "a tensor of nothing": (REBUILD + b")R.", "corrupt"),
     "a text of 4 GB": (b"X\xff\xff\xff\xffabc.", "corrupt"),
-    "a number of 2 GB": (b"\x8b\xff\xff\xff\x7fabc.", "corrupt"),
-    "4 billion slots": (b"Nr\xff\xff\xff\xff.", "numbers an object 4,294,967,295"),
-    "bytes of 2**62": (b"\x96\0\0\0\0\0\0\0\x40.", "corrupt"),
+    "a number of 2 GB": (b"\x8b\xff\xff\xff\x7fabc.", "uses LONG4"),
+    "4 billion slots": (b"Nr\xff\xff\xff\xff.", "is not a checkpoint"),
+    "bytes of 2**62": (b"\x96\0\0\0\0\0\0\0\x40.", "uses BYTEARRAY8"),
     "another storage": (b"X\x01\0\0\0aQ.", "corrupt"),
     "the end": (b"}", "corrupt"),
     "nothing": (b"", "corrupt"),
@@ -252,9 +285,7 @@ def removed(*keys: str):
 
 
 WPE = "_orig_mod.transformer.wpe.weight"
-NESTED: Any = ()
-for _ in range(25):
-    NESTED = (NESTED, NESTED)
+NESTED = b")" + 200_000 * b"\x85"
 CHECKPOINTS = {
     "lacks model or model_args": removed("model_args"),
     "lacks model or": replaced("a text", "model"),
@@ -285,6 +316,8 @@ CHECKPOINTS = {
     "it lacks data/../../meta.pkl": replaced(
         nano.tensor("../../meta.pkl", 128, (8, 16), (16, 1)), "model", WPE
     ),
+    "wpe.weight is not a ten": replaced(nano.tensor("0", 128, NESTED, (16, 1)), "model", WPE),
+    "model_args has no number for n_layer": replaced(NESTED, "model_args", "n_layer"),
     "wpe.weight is not a tensor": replaced(nano.tensor("0", 128, (-8, -16), (16, 1)), "model", WPE),
 }
 
@@ -383,7 +416,6 @@ def test_random_opcodes_load_or_are_refused(opcodes):
 @pytest.fixture(scope="module")
 def exported(finished: Path, tmp_path_factory) -> Path:
     """An export of a run. Do not change it."""
-    pytest.importorskip("safetensors")
     folder = tmp_path_factory.mktemp("exported") / "hf"
     export_folder(shakegpt_jax.load(finished), str(folder))
     return folder
@@ -420,7 +452,6 @@ def test_an_export_comes_back_bit_for_bit(hf, finished, command):
 
 
 def test_an_imported_model_is_exported_and_comes_back(here, command):
-    pytest.importorskip("safetensors")
     assert command("import_model", *NANO, "--workdir", RUN)[0] == 0
     assert command("export", "--workdir", RUN, "--output", "hf")[0] == 0
     assert json.loads((here / "hf" / "config.json").read_text())["activation_function"] == "gelu"
@@ -438,8 +469,6 @@ def test_only_folders_need_safetensors(hf, here, command, refused, monkeypatch):
 
 
 def test_weights_that_have_changed_lose_their_metrics_and_their_text(hf, command):
-    from safetensors.numpy import load_file, save_file
-
     weights = load_file(hf / "model.safetensors")
     weights["transformer.wpe.weight"] += 1
     save_file(weights, hf / "model.safetensors", {"format": "pt"})
@@ -450,6 +479,38 @@ def test_weights_that_have_changed_lose_their_metrics_and_their_text(hf, command
     np.testing.assert_array_equal(
         lm.params["wpe"]["embedding"], weights["transformer.wpe.weight"], strict=True
     )
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
+def test_half_precision_of_a_folder_is_read_exactly(hf, name, dtype):
+    weights = load_file(hf / "model.safetensors")
+    half = {key: value.astype(jax.numpy.dtype(dtype)) for key, value in weights.items()}
+    save_file(half, hf / "model.safetensors")
+    assert f'"dtype":"{name}"'.encode() in (hf / "model.safetensors").read_bytes()
+    found = read_huggingface(str(hf)).params
+    np.testing.assert_array_equal(
+        found["wpe"]["embedding"], half["transformer.wpe.weight"].astype(np.float32), strict=True
+    )
+    kernel = half["transformer.h.0.attn.c_attn.weight"].astype(np.float32)
+    np.testing.assert_array_equal(found["block_0"]["attn"]["c_attn"]["kernel"], kernel)
+
+
+BIAS = "transformer.h.0.mlp.c_fc.bias"
+
+
+@pytest.mark.parametrize("dtype", ["I32", "F8_E4M3"])
+def test_biases_are_floats_and_masks_may_be_anything(hf, refused, dtype):
+    weights = load_file(hf / "model.safetensors")
+    mask = {"transformer.h.0.attn.bias": np.ones((1, 1, 8, 8), bool)}
+    save_file(weights | mask, hf / "model.safetensors")
+    bias = read_huggingface(str(hf)).params["block_0"]["mlp"]["c_fc"]["bias"]
+    np.testing.assert_array_equal(bias, weights[BIAS])
+    numpy_dtype = {"I32": "int32", "F8_E4M3": "float8_e4m3fn"}[dtype]
+    save_file(
+        weights | {BIAS: weights[BIAS].astype(jax.numpy.dtype(numpy_dtype))},
+        hf / "model.safetensors",
+    )
+    assert f"{BIAS} is {dtype}; it must be F32 or" in refused(hf)
 
 
 HF_CONFIGS = {
@@ -695,7 +756,6 @@ def make_tokenizer(kind: str, characters: str) -> Any:
 def test_a_folder_of_others_has_the_logits_that_transformers_computes(
     here, characters, text, command, kind, activation, tied
 ):
-    pytest.importorskip("safetensors")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     tokenizer = make_tokenizer(kind, characters)

@@ -12,7 +12,7 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.huggingface import (
     CONFIG,
-    ENTRY,
+    RUN_ENTRY,
     WEIGHTS,
     json_files,
     parameters,
@@ -79,7 +79,7 @@ def check_output(output: str, *, force: bool) -> Path:
 def _has_entry(folder: Path) -> bool:
     """Return whether the config in a folder has the entry that `json_files` writes."""
     try:
-        return ENTRY in json.loads((folder / CONFIG).read_bytes())
+        return RUN_ENTRY in json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
@@ -124,7 +124,17 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
             (new / name).write_text(text, encoding="utf-8", errors="replace")
         (new / WEIGHTS).write_bytes(weights)
         sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
-        if folder.exists():
-            folder.rename(Path(temporary, "old"))
-        new.rename(folder)
+        _replace(folder, new, Path(temporary, "old"))
     return sizes
+
+
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    """Rename `new` to `folder`, and what is there to `old`; back again if that fails."""
+    if exists := folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if exists:
+            old.rename(folder)
+        raise

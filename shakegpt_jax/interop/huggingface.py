@@ -19,7 +19,7 @@ from shakegpt_jax.interop.gpt2_names import gpt2_names
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
+RUN_ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names there
 
@@ -54,7 +54,7 @@ def json_files(
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
     entry = _run_entry(lm, step, metrics) | {"weights_sha256": weights_sha256}
     return {
-        CONFIG: _config(lm) | {ENTRY: entry},
+        CONFIG: _config(lm) | {RUN_ENTRY: entry},
         "generation_config.json": {
             "do_sample": True,
             "temperature": defaults.TEMPERATURE,

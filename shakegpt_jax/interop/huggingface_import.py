@@ -12,9 +12,14 @@ from shakegpt_jax.checkpoints.reader import are_metrics
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.export_folder import import_safetensors
-from shakegpt_jax.interop.huggingface import ACTIVATIONS, CONFIG, ENTRY, WEIGHTS
+from shakegpt_jax.interop.huggingface import ACTIVATIONS, CONFIG, RUN_ENTRY, WEIGHTS
 from shakegpt_jax.interop.huggingface_tokenizer import read_characters
-from shakegpt_jax.interop.imported_model import ImportedModel, foreign_metadata, read_params
+from shakegpt_jax.interop.imported_model import (
+    BUFFERS,
+    ImportedModel,
+    foreign_metadata,
+    read_params,
+)
 from shakegpt_jax.interop.stored_array import StoredArray, open_regular, read_json
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 
@@ -68,11 +73,11 @@ def read_huggingface(path: str) -> ImportedModel:
         raise UserError(f"{folder / CONFIG}: vocab_size is {_shown(n_token)}; it must be {right}")
     foreign = foreign_metadata(fields, characters, str(folder / CONFIG))
     weights = _find_weights(folder)
-    own = _own_entry(config.get(ENTRY), weights, foreign)
+    own = _own_entry(config.get(RUN_ENTRY), weights, foreign)
     metadata = foreign if own is None else own[0]
     params = _read_weights(weights, metadata, characters, tied=bool(config["tie_word_embeddings"]))
     if own is None:
-        changed = ", which has changed since its export" if ENTRY in config else ""
+        changed = ", which has changed since its export" if RUN_ENTRY in config else ""
         return ImportedModel(metadata, params, 1, None, f"Hugging Face transformers{changed}")
     return ImportedModel(metadata, params, *own[1:], f"an export of step {own[1]}")
 
@@ -123,15 +128,17 @@ def _own_entry(
     try:
         metadata = RunMetadata.from_json(entry)
     except UserError as error:
-        raise UserError(f"{weights.parent / CONFIG}: in {ENTRY}, {error}") from error
+        raise UserError(f"{weights.parent / CONFIG}: in {RUN_ENTRY}, {error}") from error
     if (metadata.config.model, metadata.vocabulary) != (
         metadata.config.replace(_changes(foreign)).model,
         foreign.vocabulary,
     ):
-        raise UserError(f"{weights.parent / CONFIG}: its entry {ENTRY} describes another model")
+        raise UserError(f"{weights.parent / CONFIG}: its entry {RUN_ENTRY} describes another model")
     step, metrics = entry.get("step"), entry.get("metrics") or None
     if metrics is not None and not are_metrics(metrics):
-        raise UserError(f"{weights.parent / CONFIG}: in {ENTRY}, metrics are not finite numbers")
+        raise UserError(
+            f"{weights.parent / CONFIG}: in {RUN_ENTRY}, metrics are not finite numbers"
+        )
     return metadata, step if type(step) is int and 1 <= step < 2**31 else 1, metrics
 
 
@@ -147,6 +154,7 @@ def _digest(path: Path) -> str:
 
 def _read_weights(path: Path, metadata: RunMetadata, characters: str, *, tied: bool) -> Any:
     import_safetensors()
+    import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy, which safetensors needs
     from safetensors import SafetensorError, safe_open
 
     with open_regular(path):  # errors of the operating system as ours
@@ -156,7 +164,7 @@ def _read_weights(path: Path, metadata: RunMetadata, characters: str, *, tied: b
             arrays = {}
             for key in file.keys():  # noqa: SIM118  # not a dict
                 part = file.get_slice(key)
-                if part.get_dtype() not in _FLOATS and not key.endswith(".bias"):
+                if part.get_dtype() not in _FLOATS and not key.endswith(BUFFERS):
                     right = " or ".join(_FLOATS)
                     raise UserError(f"{path}: {key:.80} is {part.get_dtype()}; it must be {right}")
                 is_bare = not key.startswith(("transformer.", "lm_head."))  # of a GPT2Model

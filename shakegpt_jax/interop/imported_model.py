@@ -20,7 +20,7 @@ from shakegpt_jax.interop.stored_array import StoredArray
 from shakegpt_jax.model.gpt import GPT, init_params
 
 # GPT-2 stores its causal mask under these names.
-_BUFFERS = (".attn.bias", ".attn.masked_bias")
+BUFFERS = (".attn.bias", ".attn.masked_bias")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def read_params(
     names = {name.name: name for name in gpt2_names(config.n_layer)}
     biased = any(name.endswith(".bias") and name in arrays for name in names)
     used = {k: n for k, n in names.items() if biased or not k.endswith(".bias")}
-    found = {key for key in arrays if not key.endswith(_BUFFERS)}
+    found = {key for key in arrays if not key.endswith(BUFFERS)}
     for problem, keys in (("lacks", used.keys() - found), ("has an unknown", found - used.keys())):
         if keys:
             raise UserError(f"{source} {problem} {min(keys)[:80]}, so it is not such a GPT-2 model")

@@ -75,9 +75,9 @@ print(text)
   least one character.
 - There are no special tokens. Without an end of text, generation stops only at its maximum length;
   without padding, the prompts of a batch must have the same length.
-- It imitates its training text, with the language and the prejudices in it, and may repeat passages
-  verbatim. It knows no facts and follows no instructions. Do not use it to inform, to advise or to
-  decide anything about people.
+- It imitates {imitated}, with the language and the prejudices in it,
+  and may repeat passages verbatim. It knows no facts and follows no instructions. Do not use it to
+  inform, to advise or to decide anything about people.
 """
 
 
@@ -102,6 +102,7 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
         window=window,
         half=half,
         n_character=lm.tokenizer.vocab_size,
+        imitated=_imitated(lm),
     )
     return _METADATA + _results(folder, _text_name(lm), metrics) + card
 
@@ -138,6 +139,19 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
     if lm.text_sha256:
         yield "training text", _inline(_text_name(lm))
         yield "its SHA-256", f"`{lm.text_sha256}`"
+    if source := _source_name(lm):
+        yield "started from", _inline(source)
+
+
+def _imitated(lm: LanguageModel) -> str:
+    if source := _source_name(lm):
+        return f"its training text and that of {_inline(source)}, which it started from"
+    return "its training text"
+
+
+def _source_name(lm: LanguageModel) -> str:
+    """Return the name of the run that it was fine-tuned from; empty: none."""
+    return _printable(Path(lm.config.train.init_from).name)
 
 
 def _text_name(lm: LanguageModel) -> str:

@@ -49,13 +49,22 @@ class Tensor(NamedTuple):
     stride: Any
 
 
-class _StateDict(dict[Any, Any]):
-    """A dict that ignores the attributes that a pickle would set, such as `_metadata`."""
+def _empty_dict() -> dict[Any, Any]:
+    """Stand for `OrderedDict`, whose items follow as opcodes; `dict` itself would hash any key."""
+    return {}
 
-    __slots__ = ()
 
-    def __setstate__(self, state: Any) -> None:
-        pass
+def _rebuild_tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    requires_grad: Any,
+    hooks: Any,
+    metadata: Any = None,
+) -> Tensor:
+    """Stand for `torch._utils._rebuild_tensor_v2`."""
+    return Tensor(storage, offset, shape, stride)
 
 
 class TorchFile:
@@ -74,10 +83,9 @@ class TorchFile:
         order = self._prefix + "byteorder"
         if order in archive.namelist() and self._read("byteorder") != b"little":
             raise UserError(f"{name} has big-endian numbers; save it again on another machine")
-        # A new function each time, since a pickle could set attributes of it.
         allowed = {f"torch.{storage}": dtype for storage, dtype in _DTYPES.items()} | {
-            "collections.OrderedDict": _StateDict,
-            "torch._utils._rebuild_tensor_v2": lambda *args: Tensor(*args[:4]),
+            "collections.OrderedDict": _empty_dict,
+            "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         }
         self.content = load_pickle(self._read("data.pkl"), name, allowed, _storage)
 
@@ -131,7 +139,8 @@ class TorchFile:
         stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & _ENCRYPTED
         if not stored or entry.file_size != entry.compress_size:
             raise UserError(f"{self._name} is corrupt: torch.save would not compress {name}")
-        return self._archive.read(entry)
+        with _corruption_as_user_error(self._name):
+            return self._archive.read(entry)
 
 
 @contextmanager
@@ -141,16 +150,24 @@ def open_torch_file(path: str) -> Iterator[TorchFile]:
     Raises:
         UserError: if it is not such a file, is corrupt, or asks for anything that is not data.
     """
+    with open_regular(path) as file:
+        with _corruption_as_user_error(path):
+            archive = zipfile.ZipFile(file)
+        size = os.fstat(file.fileno()).st_size
+        if (claimed := sum(entry.file_size for entry in archive.infolist())) > size:
+            raise UserError(f"{path} is corrupt: it claims {claimed:,} bytes and has {size:,}")
+        yield TorchFile(archive, path)
+
+
+@contextmanager
+def _corruption_as_user_error(path: str) -> Iterator[None]:
+    """Translate the errors of `zipfile`."""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            size = os.fstat(file.fileno()).st_size
-            if (claimed := sum(entry.file_size for entry in archive.infolist())) > size:
-                raise UserError(f"{path} is corrupt: it claims {claimed:,} bytes and has {size:,}")
-            yield TorchFile(archive, path)
+        yield
     except zipfile.BadZipFile as error:
         right = "give nanoGPT's ckpt.pt, as torch.save writes it since PyTorch 1.6"
         raise UserError(f"{path} is not a whole zip archive ({error}); {right}") from error
-    except (EOFError, NotImplementedError, UnicodeError, struct.error) as error:  # of zipfile
+    except (EOFError, NotImplementedError, UnicodeError, struct.error) as error:
         raise UserError(f"{path} is corrupt: {error or 'it ends early'}") from error
 
 
