@@ -206,18 +206,21 @@ class Malicious:
 
 
 DOUBLED = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))
+ORDERED = b"ccollections\nOrderedDict\n"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 PICKLES = {
     "a function": (
         pickle.dumps(Malicious(), 2),
         "asks for '__builtin__.exec', which",
     ),
-    "protocol 0": (pickle.dumps(Malicious(), 0), "uses PUT"),
+    "protocol 0": (pickle.dumps(Malicious(), 0), "asks for '__builtin__.exec'"),
     "protocol 4": (pickle.dumps(Malicious(), 4), "uses STACK_GLOBAL"),
     "protocol 5": (pickle.dumps({"a": [Malicious()]}, 5), "uses STACK_GLOBAL"),
     "a dotted name": (b"ctorch._utils\nos.system\n(X\x02\0\0\0lstR.", "'torch._utils.os.system'"),
     "a near name": (b"ctorch\nload\n.", "asks for 'torch.load'"),
-    "an instance": (b"(cos\nsystem\nX\x02\0\0\0lso.", "uses OBJ"),
+    "an instance": (b"(cos\nsystem\nX\x02\0\0\0lso.", "asks for 'os.system'"),
+    "an instance of data": (b"(X\x02\0\0\0lso.", "uses OBJ"),
+    "an entry of text": (b"Np0\n.", "uses PUT"),
     "a shortcut": (b"(X\x02\0\0\0lsios\nsystem\n.", "uses INST"),
     "an extension": (b"\x82\x01.", "uses EXT1"),
     "attributes of a function": (REBUILD + b"N}X\x01\0\0\0aNs\x86b(tR.", "sets attributes"),

@@ -25,6 +25,8 @@ _OPCODES = frozenset(
     """.split()  # noqa: SIM905
 )
 
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+
 
 def load_pickle(
     data: bytes,
@@ -62,8 +64,7 @@ class _Dispatch(dict[int, Callable[[Any], None]]):
 
     def __missing__(self, opcode: int) -> Callable[[Any], None]:
         def refuse(unpickler: Any) -> None:
-            known = pickletools.code2op.get(chr(opcode))
-            used = known.name if known else f"the opcode {opcode}"
+            used = _NAMES.get(opcode, f"the opcode {opcode}")
             raise UserError(
                 f"{unpickler.name} is refused: its pickle uses {used}, as data does not"
             )
