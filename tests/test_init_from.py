@@ -1,5 +1,6 @@
 """Fine-tuning: `train.init_from` starts a run from the parameters of another one."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_training_run import Crash, at_step_9, reproducible
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.integrity import write_digests
 from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.prepared import prepare_text
@@ -21,8 +23,10 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.run_evaluation import evaluate_run
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.mesh import gather, make_mesh
+from shakegpt_jax.training import init_from
 from shakegpt_jax.training.chunk import make_chunk
-from shakegpt_jax.training.init_from import find_source
+from shakegpt_jax.training.init_from import find_pretrained
+from shakegpt_jax.training.resume import recorded_config
 from shakegpt_jax.training.run import train
 from shakegpt_jax.training.trainer import Trainer
 
@@ -57,7 +61,7 @@ class Started:
     """A state that starts from a source, as the trainer creates it."""
 
     def __init__(self, config: Config, tmp_path: Path):
-        source = find_source(config.freeze(), tmp_path / "new")
+        source = find_pretrained(config.freeze(), tmp_path / "new")
         assert source
         known = source.metadata.vocabulary
         block_size = config.model.block_size
@@ -119,10 +123,11 @@ def test_without_updates_the_loss_is_that_of_the_source(
     for step in (6, 12):
         folder = finished_copy / "checkpoints" / str(step)
         shutil.rmtree(folder / "opt_state")
-        metadata = (folder / "metadata.json").read_text()
-        digest = load(finished_copy, step=12).text_sha256 if step == 6 else None
-        (folder / "metadata.json").write_text(metadata.replace(str(digest), "0" * 64))
+        metadata = json.loads((folder / "metadata.json").read_text())
+        assert metadata["text_sha256"]
+        (folder / "metadata.json").write_text(json.dumps(metadata | {"text_sha256": ""}))
         write_digests(folder)
+    assert {load(finished_copy, step=step).text_sha256 for step in (6, 12)} == {""}
     run_config.train.init_from = str(finished_copy)
     run_config.optimizer.learning_rate = 1e-30  # too small to change a float32
     train(run_config.freeze(), tmp_path / "run")
@@ -155,14 +160,52 @@ def test_resuming_is_bit_exact_and_needs_no_source(
         patch.setattr(Trainer, "run", at_step_9(crash))
         train(config, tmp_path / "stopped")
     shutil.rmtree(finished_copy)
-    train(config, tmp_path / "stopped")
+    moved = config.replace({"train.init_from": "moved"})
+    train(moved, tmp_path / "stopped")
     assert "resumes at step 6 of 12" in capsys.readouterr().out
+    assert load(tmp_path / "stopped").config.train.init_from == str(finished_copy)
     assert reproducible(tmp_path / "whole") == reproducible(tmp_path / "stopped")
     ends = [load(tmp_path / name, step=12).params for name in ("whole", "stopped")]
     assert jax.tree.all(jax.tree.map(np.array_equal, *ends))
 
     with pytest.raises(UserError, match=r"a different train\.init_from \(saved '.*', now ''\)"):
         train(config.replace({"train.init_from": ""}), tmp_path / "stopped")
+
+
+def test_the_run_started_from_may_move_but_not_come_or_go(config, text):
+    def recorded(now: str, saved: str) -> str:
+        metadata = RunMetadata(config.replace({"train.init_from": saved}), text, "")
+        config_now = config.replace({"train.init_from": now})
+        return recorded_config(config_now, metadata).train.init_from
+
+    assert recorded("moved", "/source") == "/source"
+    assert recorded("", "/source") == recorded("", "") == ""  # refused, and the same
+    assert recorded("/source", "") == "/source"  # refused
+    assert recorded_config(config.replace({"train.init_from": "~"}), None).train.init_from == str(
+        Path.home()
+    )
+
+
+def test_finds_another_checkpoint_if_training_replaces_one(other, finished_copy, monkeypatch):
+    verify, best = init_from.verify_digests, finished_copy / "checkpoints" / "12"
+
+    def prune_first(folder, skip=()):
+        if folder == best and best.exists():
+            shutil.rmtree(best)
+        verify(folder, skip)
+
+    monkeypatch.setattr(init_from, "verify_digests", prune_first)
+    source = find_pretrained(other.replace({"train.init_from": str(finished_copy)}), "new")
+    assert source and source.step == 6
+
+
+def test_says_that_training_has_removed_the_checkpoint(other, finished_copy, tmp_path):
+    source = find_pretrained(other.replace({"train.init_from": str(finished_copy)}), "new")
+    assert source
+    shutil.rmtree(source.path)
+    removed = rf"/12 has been removed since this run started: {finished_copy} is still training;"
+    with pytest.raises(UserError, match=removed):
+        source.load(source.metadata.vocabulary, make_mesh(other))
 
 
 @pytest.mark.slow

@@ -189,27 +189,28 @@ def test_each_process_reads_its_windows_of_a_text_on_the_host(many):
     np.testing.assert_allclose(losses(on_device), losses(many.workdir), rtol=1e-5)
 
 
-SLOW_DIGESTS = """
+SLOW = """
 import time
 
 from shakegpt_jax.checkpoints import writer
 from shakegpt_jax.command_line.entry_point import run_command
 from shakegpt_jax.train import main
+from shakegpt_jax.training import run
 
 
-def slow(folder, write=writer.write_digests):
+def slow(*arguments, call={module}.{name}):
     time.sleep(22)
-    write(folder)
+    return call(*arguments)
 
 
-writer.write_digests = slow
+{module}.{name} = slow
 run_command(main)
 """
 
 
 @pytest.mark.slow
 def test_the_others_wait_while_process_0_completes_a_checkpoint(many):
-    many.program = ["-c", SLOW_DIGESTS]
+    many.program = ["-c", SLOW.format(module="writer", name="write_digests")]
     args = "--config.train.num_steps=100000", "--heartbeat_seconds=5"
     many.start(2, *args)
     many.wait_for_step(6)
@@ -217,6 +218,14 @@ def test_the_others_wait_while_process_0_completes_a_checkpoint(many):
     assert [code for code, _, _ in many.finish()] == [143, 143]
     step = read_metrics(many.workdir)[-1].step
     assert CheckpointReader(many.workdir).steps[-1] == step
+
+
+@pytest.mark.slow
+def test_the_others_wait_while_process_0_draws_the_curves(many):
+    many.program = ["-c", SLOW.format(module="run", name="draw_run")]
+    ended = many.run(2, "--heartbeat_seconds=5")
+    assert [code for code, _, _ in ended] == [0, 0]
+    assert ended[0][1].rstrip().splitlines()[-1].startswith(("Curves: ", "No curves: "))
 
 
 @pytest.mark.slow

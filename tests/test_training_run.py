@@ -1,10 +1,12 @@
 """`train`: evaluations, checkpoints, resuming, signals, divergence, locks."""
 
+import fcntl
 import json
 import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from shakegpt_jax.reporting.metrics_file import read_metrics
 from shakegpt_jax.reporting.progress import Progress
 from shakegpt_jax.training.optimizer import make_schedule
 from shakegpt_jax.training.run import TrainingRun, train
-from shakegpt_jax.training.run_lock import run_lock
+from shakegpt_jax.training.run_lock import is_locked, run_lock
 from shakegpt_jax.training.step import random_key
 from shakegpt_jax.training.trainer import Trainer
 
@@ -311,6 +313,17 @@ def test_one_process_per_run_folder(run_config, finished_copy):
     with run_lock(finished_copy), pytest.raises(UserError, match=in_use):
         train(run_config.freeze(), finished_copy)
     train(run_config, finished_copy)
+
+
+def test_asking_whether_a_run_trains_does_not_keep_it_from_starting(tmp_path):
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as `is_locked` does
+        release = threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
+        with run_lock(tmp_path):
+            assert is_locked(tmp_path)
+        release.join()
 
 
 def test_refuses_another_run_in_the_folder(run_config, finished_copy, tmp_path, text):

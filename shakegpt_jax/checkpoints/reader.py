@@ -8,8 +8,9 @@ no `opt_state`.
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -23,6 +24,8 @@ from shakegpt_jax.parallel.processes import is_primary
 ARRAYS = ("params", "opt_state")
 
 Metrics = dict[str, float]
+
+Result = TypeVar("Result")
 
 
 class CheckpointReader:
@@ -59,6 +62,20 @@ class CheckpointReader:
             raise UserError(f"no checkpoint of step {step}; there are: {steps}")
         return step
 
+    def read_stable(self, read: Callable[[], Result]) -> Result:
+        """Call a function that finds and reads a checkpoint, again if training replaces one.
+
+        Args:
+            read: the function; what it raises while the checkpoints stay the same is raised.
+        """
+        while True:
+            steps = self.steps
+            try:
+                return read()
+            except Exception:
+                if steps == self.steps:
+                    raise
+
     def run_metadata(self, step: int) -> RunMetadata:
         """Return the run metadata of a checkpoint; raises like `metrics`."""
         return self._read(step)[0]
@@ -89,7 +106,7 @@ class CheckpointReader:
         try:
             content = json.loads(read_metadata(self.path(step)))
             metadata, metrics = RunMetadata.from_json(content), content.get("metrics")
-            if metrics is not None and not are_metrics(metrics):
+            if metrics is not None and not is_valid_metrics(metrics):
                 raise UserError("its metrics must map names to finite numbers and include loss")
         except ValueError as error:  # UserError is one
             if isinstance(error, CorruptCheckpointError):
@@ -130,7 +147,7 @@ class CheckpointReader:
         return restored
 
 
-def are_metrics(metrics: Any) -> bool:
+def is_valid_metrics(metrics: Any) -> bool:
     """Return whether a value is what a checkpoint may hold as validation metrics."""
     return (
         isinstance(metrics, dict)

@@ -28,7 +28,7 @@ from shakegpt_jax.inference.sampler import generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import character_losses, next_logits
 from shakegpt_jax.inference.stopping import truncate_at_stops
-from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.model.gpt import GPT, abstract_params
 from shakegpt_jax.parallel.mesh import on_one_device
 from shakegpt_jax.reporting.metrics import Evaluation
 
@@ -303,18 +303,15 @@ def load(
             right = "'best', 'latest' or a whole number"
             raise UserError(f"step is {step!r}; it must be {right}") from error
     checkpoints = CheckpointReader(find_run(str(workdir)))
-    while True:
+    try:
+        return checkpoints.read_stable(lambda: _load(checkpoints, step))
+    except CorruptCheckpointError as error:
         steps = checkpoints.steps
-        try:
-            return _load(checkpoints, step)
-        except Exception as error:
-            if steps != checkpoints.steps:  # training has just replaced one: look again
-                continue
-            if isinstance(error, CorruptCheckpointError) and len(steps) > 1:
-                intact = [each for each in steps if checkpoints.is_intact(each)]
-                advice = f"intact: {intact}" if intact else "the other checkpoints are corrupt too"
-                raise CorruptCheckpointError(f"{error}; {advice}") from error
+        if len(steps) < 2:
             raise
+        intact = [each for each in steps if checkpoints.is_intact(each)]
+        advice = f"intact: {intact}" if intact else "the other checkpoints are corrupt too"
+        raise CorruptCheckpointError(f"{error}; {advice}") from error
 
 
 def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) -> LanguageModel:
@@ -322,7 +319,7 @@ def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) 
     metadata = checkpoints.run_metadata(step)
     config, tokenizer = metadata.config, CharTokenizer(metadata.vocabulary)
     model = GPT(config.model, tokenizer.vocab_size)
-    abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    params = checkpoints.restore(step, {"params": on_one_device(abstract)})["params"]
+    abstract = on_one_device(abstract_params(config.model, tokenizer.vocab_size))
+    params = checkpoints.restore(step, {"params": abstract})["params"]
     path = checkpoints.path(step)
     return LanguageModel(model, params, tokenizer, config, metadata.text_sha256, path)

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from shakegpt_jax.checkpoints.reader import are_metrics
+from shakegpt_jax.checkpoints.reader import is_valid_metrics
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.export_folder import import_safetensors
@@ -135,7 +135,7 @@ def _own_entry(
     ):
         raise UserError(f"{weights.parent / CONFIG}: its entry {RUN_ENTRY} describes another model")
     step, metrics = entry.get("step"), entry.get("metrics") or None
-    if metrics is not None and not are_metrics(metrics):
+    if metrics is not None and not is_valid_metrics(metrics):
         raise UserError(
             f"{weights.parent / CONFIG}: in {RUN_ENTRY}, metrics are not finite numbers"
         )

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -17,7 +16,7 @@ from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.errors import SaveError, UserError
 from shakegpt_jax.interop.gpt2_names import gpt2_names
 from shakegpt_jax.interop.stored_array import StoredArray
-from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.model.gpt import abstract_params
 
 # GPT-2 stores its causal mask under these names.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
@@ -108,8 +107,7 @@ def read_params(
 
 
 def _shapes(config: ModelConfig, n_character: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    model = GPT(config, n_character)
-    params = flatten_dict(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+    params = flatten_dict(abstract_params(config, n_character))
     return {path: param.shape for path, param in params.items()}
 
 

@@ -246,3 +246,8 @@ class GPT(nn.Module):
 def init_params(model: GPT, key: jax.Array) -> Any:
     """Initialize the parameters of a model: a pytree of float32 arrays."""
     return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def abstract_params(config: ModelConfig, vocab_size: int) -> Any:
+    """Return the parameters of a model as a pytree of `ShapeDtypeStruct`."""
+    return jax.eval_shape(lambda: init_params(GPT(config, vocab_size), jax.random.key(0)))

@@ -21,7 +21,7 @@ class Chunk(NamedTuple):
     """Jitted functions of a run. All can be lowered from abstract arguments, without devices."""
 
     abstract_state: TrainState  # shapes, dtypes and shardings
-    create: Any  # seed, Start or nothing -> TrainState before the first step
+    create: Any  # seed, PretrainedParams or nothing -> TrainState before the first step
     run: Any  # TrainState (donated), ids, seed, n -> TrainState n steps later, (n,) metrics
     run_windows: Any  # TrainState (donated), (n, B, T + 1) windows, seed -> the same
 

@@ -19,7 +19,7 @@ from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, find_run
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.model.gpt import abstract_params
 from shakegpt_jax.parallel.mesh import replicate, shard_state
 from shakegpt_jax.parallel.processes import busy, is_primary
 
@@ -28,7 +28,7 @@ from shakegpt_jax.parallel.processes import busy, is_primary
 _FREE_FIELDS = {"block_size", "dropout", "init_stddev", "compute_dtype", "remat"}
 
 
-class Start(NamedTuple):
+class PretrainedParams(NamedTuple):
     """Parameters of a source, and where its characters are in it."""
 
     params: Any  # pytree of float32 arrays
@@ -36,7 +36,7 @@ class Start(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class PretrainedCheckpoint:
     """The checkpoint that a run starts from."""
 
     checkpoints: CheckpointReader
@@ -48,7 +48,7 @@ class Source:
         """Folder of the checkpoint."""
         return self.checkpoints.path(self.step)
 
-    def load(self, vocabulary: str, mesh: Mesh) -> Start:
+    def load(self, vocabulary: str, mesh: Mesh) -> PretrainedParams:
         """Read the parameters, sharded like those of a run.
 
         Args:
@@ -57,14 +57,23 @@ class Source:
 
         Raises:
             CorruptCheckpointError: if a file is missing or has changed.
-            UserError: if the arrays do not match the config of the source.
+            UserError: if the arrays do not match the config of the source, or the run that it
+                belongs to still trains and has removed it.
         """
         ours = self.metadata.vocabulary
-        model = GPT(self.metadata.config.model, len(ours))
-        abstract = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+        abstract = shard_state(mesh, abstract_params(self.metadata.config.model, len(ours)))
         ids_V = np.array([ours.find(character) for character in vocabulary], np.int32)
-        restored = self.checkpoints.restore(self.step, {"params": shard_state(mesh, abstract)})
-        return Start(restored["params"], replicate(mesh, ids_V))
+        try:
+            restored = self.checkpoints.restore(self.step, {"params": abstract})
+        except Exception as error:
+            if self.step in self.checkpoints.steps:
+                raise
+            raise UserError(
+                f"{self.path} has been removed since this run started: "
+                f"{self.checkpoints.workdir} is still training; wait for it or stop it, and run "
+                "the same command again"
+            ) from error
+        return PretrainedParams(restored["params"], replicate(mesh, ids_V))
 
     def describe(self, vocabulary: str) -> str:
         """Return a line that says where the run starts and which characters are new.
@@ -80,7 +89,7 @@ class Source:
         return line
 
 
-def find_source(config: Config, workdir: str | Path) -> Source | None:
+def find_pretrained(config: Config, workdir: str | Path) -> PretrainedCheckpoint | None:
     """Find and check the checkpoint that a run starts from.
 
     Args:
@@ -109,13 +118,18 @@ def find_source(config: Config, workdir: str | Path) -> Source | None:
         checkpoints = CheckpointReader(find_run(path))
     except UserError as error:
         raise UserError(f"config.train.init_from: {error}") from error
-    step = checkpoints.find("best")
-    source = Source(checkpoints, step, checkpoints.run_metadata(step))
+    source = checkpoints.read_stable(lambda: _find_best(checkpoints))
     _check_shape(config.model, source.metadata.config.model, path)
+    return source
+
+
+def _find_best(checkpoints: CheckpointReader) -> PretrainedCheckpoint:
+    step = checkpoints.find("best")
+    best = PretrainedCheckpoint(checkpoints, step, checkpoints.run_metadata(step))
     if is_primary():
         with busy():
-            verify_digests(source.path, skip=["opt_state"])  # before anything is written
-    return source
+            verify_digests(best.path, skip=["opt_state"])  # before anything is written
+    return best
 
 
 def _check_shape(ours: ModelConfig, theirs: ModelConfig, path: str) -> None:
@@ -139,14 +153,13 @@ def _check_shape(ours: ModelConfig, theirs: ModelConfig, path: str) -> None:
         )
 
 
-def adopt(fresh: Any, start: Start) -> Any:
+def merge_params(fresh: Any, start: PretrainedParams) -> Any:
     """Replace the parameters of a new model by those of a source; pure, to be traced under jit.
 
     New characters keep their random embeddings and columns of the head. On a text with few of them
     this trains as well as the mean of the source's columns (Hewitt 2021, "Initializing new word
-    embeddings for pretrained language models"); where they are frequent, better: from
-    `configs/cpu.py`, on an English novel with e, t and a replaced by new letters, 1.565 and 1.577
-    instead of 1.578 and 1.588 after 200 steps (two seeds).
+    embeddings for pretrained language models"); where they are frequent, it trains better
+    (measured in docs/interop.md).
 
     Args:
         fresh: parameters of the new model, whose vocabulary holds that of the source.

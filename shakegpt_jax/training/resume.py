@@ -1,9 +1,12 @@
-"""Checks that a config can resume the run in a folder."""
+"""Whether and how a config resumes the run in a folder."""
 
 import contextlib
+import os
+from pathlib import Path
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.config import Config
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
 
 # Fields that may change when a run resumes. The text is identified by its digest.
@@ -21,6 +24,25 @@ _RESUMABLE_FIELDS = {
     "mesh.fsdp",
     "mesh.tensor",
 }
+
+
+def recorded_config(config: Config, saved: RunMetadata | None) -> Config:
+    """Return the config that the checkpoints of a run record.
+
+    Paths are absolute, so that `evaluate` finds the text from any folder. A resumed run does not
+    read the run that it started from, which may have moved: the path recorded first is kept.
+
+    Args:
+        config: frozen config of a run.
+        saved: metadata of the checkpoint that the run resumes from; None: it is new.
+    """
+    given = {"data.path": config.data.path, "train.init_from": config.train.init_from}
+    paths = {
+        name: str(Path(os.path.expanduser(path)).absolute()) for name, path in given.items() if path
+    }
+    if saved and saved.config.train.init_from and config.train.init_from:
+        paths["train.init_from"] = saved.config.train.init_from
+    return config.replace(paths)
 
 
 def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> None:

@@ -2,42 +2,28 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import math
-import os
-import secrets
 import shlex
 import time
 from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.command_line.signals import StopSignal, record_signal
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.corpus import Corpus, load_corpus
-from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
+from shakegpt_jax.data.corpus import load_corpus
+from shakegpt_jax.errors import DivergedError, StoppedBySignalError
 from shakegpt_jax.inference.defaults import choose_prompt
-from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
-from shakegpt_jax.model.precision import compute_dtype
 from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.parallel.processes import (
-    check_equal,
-    from_primary,
-    highest,
-    is_primary,
-    primary_first,
-)
+from shakegpt_jax.parallel.processes import check_equal, highest, is_primary, primary_first
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.reporting.metrics_file import MetricsFile
 from shakegpt_jax.reporting.progress import Progress, format_duration
+from shakegpt_jax.training.agreement import check_same_run, check_shared
 from shakegpt_jax.training.cpu_limits import adapt_to_cpu
-from shakegpt_jax.training.init_from import Source, find_source
-from shakegpt_jax.training.resume import check_resumable, saved_metadata
+from shakegpt_jax.training.init_from import PretrainedCheckpoint, find_pretrained
+from shakegpt_jax.training.resume import check_resumable, recorded_config, saved_metadata
 from shakegpt_jax.training.run_lock import run_lock
 from shakegpt_jax.training.trainer import Trainer, run_metadata
 
@@ -61,20 +47,19 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
     """
     started = time.perf_counter() if started is None else started
-    source, saved = find_source(config, workdir), saved_metadata(CheckpointReader(workdir))
+    source, saved = find_pretrained(config, workdir), saved_metadata(CheckpointReader(workdir))
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
     corpus = load_corpus(config.data.path, config.model.block_size, characters)
-    config = _with_absolute_paths(config)
-    check_equal("start", _identity(config, corpus, workdir, source))
+    config = recorded_config(config, saved)
+    check_same_run(config, corpus, workdir, source)
     mesh = make_mesh(config)
     with (
         record_signal() as signal,
         run_lock(workdir) if is_primary() else contextlib.nullcontext(),
         Progress(config.train.num_steps, quiet=not is_primary()) as progress,
     ):
-        if jax.process_count() > 1:
-            _check_shared(workdir)
+        check_shared(workdir)
         config = adapt_to_cpu(config, corpus, progress.note)
         if 0 < config.train.eval_characters < len(corpus.val_ids) - 1:
             progress.note(
@@ -133,7 +118,9 @@ class TrainingRun:
             self.config.target_loss > 0 and min(losses, default=math.inf) <= self.config.target_loss
         )
 
-    def restore_or_initialize(self, started: float, source: Source | None = None) -> None:
+    def restore_or_initialize(
+        self, started: float, source: PretrainedCheckpoint | None = None
+    ) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file.
 
         Args:
@@ -157,7 +144,7 @@ class TrainingRun:
         self.metrics = MetricsFile(
             self.workdir, self.step, started, self.progress.note, writes=is_primary()
         )
-        self.progress.begin(self.step, _peak_characters_per_second(self.trainer))
+        self.progress.begin(self.step, self.trainer.peak_characters_per_second)
 
     def train_to_next_evaluation(self) -> None:
         """Train until an evaluation is due, and evaluate; a signal ends it early."""
@@ -251,52 +238,5 @@ class TrainingRun:
         )
         command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(self.workdir))}"
         self.progress.note(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
-        if is_primary():
-            self.progress.note(draw_run(self.workdir, self.metrics.rows))
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Make paths absolute, so that `evaluate` finds the text from any folder."""
-    given = {"data.path": config.data.path, "train.init_from": config.train.init_from}
-    paths = {name: Path(os.path.expanduser(path)) for name, path in given.items() if path}
-    return config.replace({name: str(path.absolute()) for name, path in paths.items()})
-
-
-def _identity(
-    config: Config, corpus: Corpus, workdir: str | Path, source: Source | None
-) -> dict[str, Any]:
-    """Return what all processes of a run must have in common."""
-    fields = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    start = source and str(source.path)
-    vocabulary = corpus.tokenizer.vocabulary
-    return (
-        fields
-        | versions
-        | {
-            "text": corpus.sha256,
-            "vocabulary": vocabulary,
-            "the checkpoint to start from": start,
-            "--workdir": str(workdir),
-        }
-    )
-
-
-def _check_shared(workdir: str | Path) -> None:
-    """Check that all processes see the run folder of process 0."""
-    marker = Path(workdir) / from_primary("marker", f".shared-{secrets.token_hex(8)}")
-    primary_first(marker.touch)
-    missing = highest(not marker.exists())
-    if is_primary():
-        marker.unlink()
-    if missing:
-        raise UserError(f"{workdir} is not the same folder for all processes; share --workdir")
-
-
-def _peak_characters_per_second(trainer: Trainer) -> float | None:
-    model = trainer.config.model
-    peak = peak_flops(trainer.mesh.devices.flat[0].device_kind)
-    if peak is None or compute_dtype(model) != jnp.bfloat16:
-        return None
-    return peak * trainer.mesh.size / train_flops_per_character(model, trainer.model.vocab_size)
+        # The others have nothing left to do: without waiting they would disconnect, and time out.
+        primary_first(lambda: self.progress.note(draw_run(self.workdir, self.metrics.rows)))

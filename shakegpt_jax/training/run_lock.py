@@ -2,11 +2,15 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from shakegpt_jax.errors import UserError
+
+_PATIENCE_SECONDS = 0.2  # `is_locked` holds the lock for an instant
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
         raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(
@@ -36,6 +40,17 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def is_locked(workdir: str | Path) -> bool:

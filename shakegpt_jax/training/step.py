@@ -14,7 +14,7 @@ from flax import struct
 
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.parallel.mesh import shard_batch
-from shakegpt_jax.training.init_from import Start, adopt
+from shakegpt_jax.training.init_from import PretrainedParams, merge_params
 
 Metrics = dict[str, jax.Array]
 
@@ -42,7 +42,7 @@ def create_state(
     model: GPT,
     tx: optax.GradientTransformation,
     seed: int | jax.Array,
-    start: Start | None = None,
+    start: PretrainedParams | None = None,
 ) -> TrainState:
     """Create the state before the first step; pure, so that it can be traced under jit.
 
@@ -54,7 +54,7 @@ def create_state(
     """
     params = init_params(model, random_key(seed, "params", 0))
     if start is not None:
-        params = adopt(params, start)
+        params = merge_params(params, start)
     return TrainState(jnp.int32(0), params, tx.init(params))
 
 

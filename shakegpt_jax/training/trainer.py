@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,14 +16,16 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
+from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
 from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.model.precision import compute_dtype
 from shakegpt_jax.parallel.dispatch import one_ahead
 from shakegpt_jax.parallel.mesh import gather, replicate
 from shakegpt_jax.parallel.processes import busy, is_primary
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.training.chunk import make_chunk
 from shakegpt_jax.training.host_windows import HostWindows
-from shakegpt_jax.training.init_from import Source
+from shakegpt_jax.training.init_from import PretrainedCheckpoint
 from shakegpt_jax.training.step import Metrics, TrainState
 
 _MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host
@@ -78,6 +81,15 @@ class Trainer:
         self._compile(lengths)
         self.compile_seconds = time.perf_counter() - start
 
+    @property
+    def peak_characters_per_second(self) -> float | None:
+        """Speed at the bfloat16 peak of the devices; None if it is unknown or does not apply."""
+        peak = peak_flops(self.mesh.devices.flat[0].device_kind)
+        if peak is None or compute_dtype(self.config.model) != jnp.bfloat16:
+            return None
+        per_character = train_flops_per_character(self.config.model, self.model.vocab_size)
+        return peak * self.mesh.size / per_character
+
     def _compile(self, lengths: list[int]) -> None:
         with busy(), jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
@@ -95,7 +107,7 @@ class Trainer:
             return itertools.repeat(self._train_ids, len(lengths))
         return self._windows.chunks(step, lengths)
 
-    def initialize(self, source: Source | None = None) -> None:
+    def initialize(self, source: PretrainedCheckpoint | None = None) -> None:
         """Create the state before the first step, sharded from the start.
 
         Args:
