@@ -137,7 +137,8 @@ class CheckpointWriter(CheckpointReader):
                 first with several processes.
         """
         self.wait()
-        folder = self._temporary / str(step)
+        # Threads of a failed save may still write to its folder: a second attempt has another.
+        folder = self._temporary / f"{step}.{self._n_failure}"
         content = json.dumps(metadata.to_json() | {"metrics": metrics}, allow_nan=False)
         context = ocp.Context()
         context.array.saving.use_compression = False  # compressed: 8% smaller, 1.6 times slower
