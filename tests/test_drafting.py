@@ -66,7 +66,13 @@ def generate(model, params, prompts, n, sampling, stride, ngram) -> list[list[in
 
 @pytest.mark.parametrize("stride", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 12))])
 @pytest.mark.parametrize(
-    "sampling", [Sampling(0.0), Sampling(0.7), Sampling(1.0, top_k=3), Sampling(1.3, 6, 0.8)]
+    "sampling",
+    [
+        Sampling(0.0),
+        pytest.param(Sampling(0.7), marks=pytest.mark.slow),
+        pytest.param(Sampling(1.0, top_k=3), marks=pytest.mark.slow),
+        Sampling(1.3, 6, 0.8),
+    ],
 )
 def test_drafting_does_not_change_the_text(trained, sampling, stride):
     prompts = [[1], [2, 3, 4], [5] * 12, list(range(7)) * 3, [4, 6]]

@@ -213,6 +213,7 @@ def test_memory_is_what_a_run_takes_on_a_cpu(config):
     assert planned == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_for_more_devices_than_there_are(config, text_file):
     code = (
         "import sys; sys.modules['jax_plugins.xla_cuda12'] = None\n"  # as if not installed
