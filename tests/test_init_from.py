@@ -20,7 +20,7 @@ from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.prepared import prepare_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.run_evaluation import evaluate_run
+from shakegpt_jax.inference.run_evaluation import select
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.mesh import gather, make_mesh
 from shakegpt_jax.training import init_from
@@ -212,7 +212,7 @@ def test_says_that_training_has_removed_the_checkpoint(other, finished_copy, tmp
 def test_commands_use_the_wider_vocabulary(other, tmp_path):
     train(other.freeze(), tmp_path / "run")
     expected = CheckpointReader(tmp_path / "run").metrics(12)["loss"]
-    assert evaluate_run(tmp_path / "run", step=12).evaluation.loss == pytest.approx(expected)
+    assert select(tmp_path / "run", step=12).evaluate().evaluation.loss == pytest.approx(expected)
     lm = load(tmp_path / "run")
     corpus = lm.load_corpus()
     assert corpus.tokenizer == lm.tokenizer

@@ -13,7 +13,7 @@ import shakegpt_jax
 from shakegpt_jax.inference import run_evaluation
 from shakegpt_jax.inference.attention_weights import attention_weights
 from shakegpt_jax.training.run import train
-from shakegpt_jax.web.report import report_run
+from shakegpt_jax.web.report import write_report
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def page(finished, lm, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_evaluation, "load", lambda *args, **options: lm)
-        report_run(path, finished)
+        write_report(run_evaluation.select(finished), path)
     return path
 
 
@@ -164,7 +164,7 @@ def test_texts_of_every_kind_are_shown_as_they_are(run_config, tmp_path):
     run_config.data.path = str(tmp_path / "hard.txt")
     run_config.train.num_steps = run_config.train.eval_every = 3
     train(run_config.freeze(), tmp_path / "<b>run")
-    report_run(tmp_path / "hard.html", tmp_path / "<b>run")
+    write_report(run_evaluation.select(tmp_path / "<b>run"), tmp_path / "hard.html")
     shown = text[int(len(text) * 0.9) :]
     with chromium() as chrome:
         open_page(chrome, tmp_path / "hard.html")
