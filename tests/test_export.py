@@ -214,7 +214,7 @@ def test_without_safetensors_it_says_what_to_install(finished, tmp_path, command
     monkeypatch.setitem(sys.modules, "safetensors", None)
     code, out, err = command("export", "--workdir", finished, "--output", tmp_path / "hf")
     assert (code, out) == (2, "")
-    assert one_line(err) == "error: Hugging Face folders need safetensors: pip install -e '.[hf]'\n"
+    assert one_line(err) == "error: this needs safetensors: pip install -e '.[hf]'\n"
     assert not [*tmp_path.iterdir()]
 
 

@@ -467,7 +467,7 @@ def test_an_imported_model_is_exported_and_comes_back(here, command):
 
 def test_only_folders_need_safetensors(hf, here, command, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert "folders need safetensors: pip install -e '.[hf]'" in refused(hf)
+    assert "this needs safetensors: pip install -e '.[hf]'" in refused(hf)
     assert command("import_model", *NANO, "--workdir", RUN)[0] == 0
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from shakegpt_jax.checkpoints.reader import is_valid_metrics
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.command_line.extras import import_extra
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.export_folder import import_safetensors
 from shakegpt_jax.interop.huggingface import ACTIVATIONS, CONFIG, RUN_ENTRY, WEIGHTS
 from shakegpt_jax.interop.huggingface_tokenizer import read_characters
 from shakegpt_jax.interop.imported_model import (
@@ -153,14 +153,13 @@ def _digest(path: Path) -> str:
 
 
 def _read_weights(path: Path, metadata: RunMetadata, characters: str, *, tied: bool) -> Any:
-    import_safetensors()
+    safetensors = import_extra("safetensors", extra="hf")
     import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy, which safetensors needs
-    from safetensors import SafetensorError, safe_open
 
     with open_regular(path):  # errors of the operating system as ours
         pass
     try:
-        with safe_open(path, framework="np") as file:
+        with safetensors.safe_open(path, framework="np") as file:
             arrays = {}
             for key in file.keys():  # noqa: SIM118  # not a dict
                 part = file.get_slice(key)
@@ -174,7 +173,7 @@ def _read_weights(path: Path, metadata: RunMetadata, characters: str, *, tied: b
             if tied and (embedding := arrays.get("transformer.wte.weight")):
                 arrays["lm_head.weight"] = embedding
             return read_params(metadata, arrays, path, characters)
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise UserError(f"{path} is corrupt: {str(error)[:200]}") from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.command_line.extras import import_extra
 from shakegpt_jax.reporting.metrics import MetricsRow
 from shakegpt_jax.reporting.metrics_file import read_metrics
 
@@ -97,13 +97,9 @@ def _import_writer() -> tuple[Any, Any]:
     Raises:
         UserError: if TensorBoard is not installed.
     """
-    try:
-        from tensorboard.compat.proto import event_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-    except ImportError as error:
-        message = "event files need tensorboard: pip install -e '.[tensorboard]'"
-        raise UserError(message) from error
-    return event_pb2, RecordWriter
+    event_pb2 = import_extra("tensorboard.compat.proto.event_pb2", extra="tensorboard")
+    writer = import_extra("tensorboard.summary.writer.record_writer", extra="tensorboard")
+    return event_pb2, writer.RecordWriter
 
 
 def _records(events: Iterable[Any]) -> bytes:
