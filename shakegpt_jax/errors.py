@@ -1,5 +1,9 @@
 """Exceptions that end a command early, each with its exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(ValueError):
     """Invalid input. The message says what is wrong, what was given and what is accepted."""
@@ -29,3 +33,13 @@ class StoppedBySignalError(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def os_errors_name(path: str | Path) -> Iterator[None]:
+    """Let errors of the operating system name what the user knows, not a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

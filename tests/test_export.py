@@ -162,8 +162,9 @@ def test_an_earlier_export_is_replaced_only_with_force(finished, exported, tmp_p
     code, out, err = command(*args)
     assert (code, out) == (2, "") and "holds an export already; --force replaces" in one_line(err)
     lm = shakegpt_jax.load(finished)
-    with SmallFiles(), pytest.raises(OSError, match="File too large"):  # a full disk
+    with SmallFiles(), pytest.raises(OSError, match="File too large") as raised:
         export_folder(lm, str(folder), force=True)
+    assert raised.value.filename == str(folder)
     assert content(folder) == before
     assert command(*args, "--force")[0] == 0
     assert content(folder) == content(exported)

@@ -122,7 +122,7 @@ def test_what_an_imported_run_cannot_do_is_said_in_one_line(here, command):
         ("evaluate",): "training text of an imported model is not known; pass --path FILE",
         ("generate", "--draft"): "drafting needs the training text",
         ("train",): "holds an imported model, without an optimizer state to resume from",
-        ("plot",): "have no loss yet",
+        ("plot",): "no curves of new/run: metrics.jsonl is missing, as in an imported run",
     }.items():
         before = sorted(RUN.rglob("checkpoints/**/*"))
         code, out, err = command(*args, "--workdir", RUN)
@@ -338,6 +338,8 @@ METAS = {
     "no single character for the id 1": {"itos": {0: "a", 2: "b"}},
     "no single character for the id 0": {"itos": {0: "the"}},
     "itos repeats a character": {"itos": {0: "a", 1: "a"}},
+    "stoi and itos contradict": {"itos": {0: "a", 1: "b"}, "stoi": {"a": 1, "b": 0}},
+    "stoi and itos contradict each": {"itos": {0: "a"}, "stoi": {"a": 0, "b": 1}},
     "tokens and meta.pkl 2 characters": {"itos": {0: "b", 1: "a"}},
 }
 
@@ -454,11 +456,44 @@ def test_an_export_comes_back_bit_for_bit(hf, finished, command):
     assert code == 2 and "without an optimizer state" in one_line(err)
 
 
+@pytest.mark.parametrize("step", [0, -1, True, 1.5, "12", 2**31])
+def test_a_step_that_no_checkpoint_has_is_refused(hf, refused, step):
+    change_json(hf / "config.json", replaced(step, "shakegpt_jax", "step"))
+    assert f"in shakegpt_jax, step is {step!r}; it must be a whole number from 1" in refused(hf)
+
+
+def test_an_export_of_strangers_can_name_no_file_of_the_user(hf, command):
+    for field in ("path", "init_from"):
+        section = "data" if field == "path" else "train"
+        change = replaced("/etc/\x1b]0;mine\x07passwd", "shakegpt_jax", "config", section, field)
+        change_json(hf / "config.json", change)
+    code, out, err = command("import_model", hf, "--workdir", RUN)
+    assert (code, err) == (0, "") and "/etc" not in out
+    assert "--path '\\x1b]0;mine\\x07passwd'\n" in out
+    config = shakegpt_jax.load(RUN).config
+    assert config.data.path == config.train.init_from == "\x1b]0;mine\x07passwd"
+    code, out, err = command("evaluate", "--workdir", RUN)
+    assert (code, out) == (2, "")
+    assert one_line(err).startswith(r"error: no such file: \x1b]0;mine\x07passwd; ")
+
+
+def test_plots_leave_out_imported_runs_and_say_so(here, finished, command):
+    assert command("import_model", *NANO, "--workdir", RUN)[0] == 0
+    line = f"no curves of {RUN}: metrics.jsonl is missing, as in an imported run\n"
+    code, out, err = command("plot", RUN, finished, "--output", "x.png")
+    assert (code, out, err) == (0, "x.png\n", line)
+    code, out, err = command("plot", RUN, "--tensorboard")
+    assert (code, out, err) == (2, "", f"error: {line}")
+
+
 def test_an_imported_model_is_exported_and_comes_back(here, command):
     assert command("import_model", *NANO, "--workdir", RUN)[0] == 0
     assert command("export", "--workdir", RUN, "--output", "hf")[0] == 0
     assert json.loads((here / "hf" / "config.json").read_text())["activation_function"] == "gelu"
-    assert "Tiny Shakespeare" not in (here / "hf" / "README.md").read_text()
+    card = (here / "hf" / "README.md").read_text()
+    assert "| training steps | 250 |\n" in card and "| training text | unknown |\n" in card
+    assert "Tiny Shakespeare" not in card
+    assert shakegpt_jax.load(RUN).config.train.num_steps == 250
     assert command("import_model", "hf", "--workdir", "again")[0] == 0
     first, again = shakegpt_jax.load(RUN), shakegpt_jax.load("again")
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
@@ -477,6 +512,8 @@ def test_weights_that_have_changed_lose_their_metrics_and_their_text(hf, command
     save_file(weights, hf / "model.safetensors", {"format": "pt"})
     code, out, _ = command("import_model", hf, "--workdir", RUN)
     assert code == 0 and "which has changed since its export" in out
+    assert command("export", "--workdir", RUN, "--output", "out")[0] == 0
+    assert "training steps" not in Path("out", "README.md").read_text()
     lm = shakegpt_jax.load(RUN)
     assert (lm.text_sha256, CheckpointReader(RUN).metrics(1)) == ("", {})
     np.testing.assert_array_equal(

@@ -253,6 +253,17 @@ def corrupt(run: Path) -> None:
             {"train.init_from": "."},
             "config.train.init_from: . is a folder of runs (broken, source)",
         ),
+        ({"train.init_from": "source/checkpoints/12"}, "it is part of the run source; give that"),
+        ({"train.init_from": "source/checkpoints"}, "it is part of the run source; give that"),
+        (
+            {"train.init_from": "hf"},
+            "config.train.init_from: hf is not a run folder: it holds no checkpoints; if another "
+            "tool wrote it: python -m shakegpt_jax.import_model hf",
+        ),
+        (
+            {"train.init_from": "ckpt.pt"},
+            "no such run folder: ckpt.pt; if another tool wrote it: python -m",
+        ),
         ({"train.init_from": "new"}, "config.train.init_from and --workdir are both new; choose"),
         ({"train.init_from": "broken"}, "is corrupt: its SHA-256 differs"),
         (
@@ -275,6 +286,8 @@ def test_refuses_what_cannot_work_in_one_line(
     (tmp_path / "source").symlink_to(finished)
     shutil.copytree(finished, tmp_path / "broken")
     corrupt(tmp_path / "broken")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").touch()
     config = SMALL | {"data.path": other_file, "train.init_from": "source"} | changes
     arguments = [f"--config.{name}={value}" for name, value in config.items()]
     code, out, err = command("train", "--workdir", "new", *arguments)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.command_line.extras import import_extra
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.huggingface import (
     CONFIG,
@@ -104,7 +104,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
     except OSError as error:
         raise UserError(f"cannot create {output}: {error.strerror}") from error
-    with beside as temporary:
+    with os_errors_name(output), beside as temporary:
         new = Path(temporary, "new")
         new.mkdir()
         for name, text in texts.items():

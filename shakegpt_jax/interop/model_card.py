@@ -130,14 +130,14 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
         yield "bits per character", f"{metrics['bits_per_character']:.4f}"
     if "count" in metrics:
         yield "characters scored", f"{metrics['count']:,}"
-    if step is not None:
+    if step is not None and (lm.text_sha256 or step > 1):  # 1 stands for unknown in an import
         yield "training steps", f"{step:,}"
     yield "parameters", f"{lm.n_params:,}, float32"
     yield "shape", f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} dimensions"
     yield "window", f"{shape.block_size:,} characters"
     yield "vocabulary", f"{lm.tokenizer.vocab_size:,} characters"
+    yield "training text", _inline(_text_name(lm)) if lm.text_sha256 else "unknown"
     if lm.text_sha256:
-        yield "training text", _inline(_text_name(lm))
         yield "its SHA-256", f"`{lm.text_sha256}`"
     if source := _source_name(lm):
         yield "started from", _inline(source)
@@ -146,7 +146,7 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
 def _imitated(lm: LanguageModel) -> str:
     if source := _source_name(lm):
         return f"its training text and that of {_inline(source)}, which it started from"
-    return "its training text"
+    return "its training text" if lm.text_sha256 else "its training text, which is not known,"
 
 
 def _source_name(lm: LanguageModel) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shakegpt_jax.command_line.extras import import_extra
+from shakegpt_jax.errors import os_errors_name
 from shakegpt_jax.reporting.metrics import MetricsRow
 from shakegpt_jax.reporting.metrics_file import read_metrics
 
@@ -74,8 +75,9 @@ class EventFile:
         # A new name: TensorBoard does not start over with a file that it has open.
         path = self._workdir / _NAME.format(time.time_ns())
         temporary = path.with_name("events.tmp")
-        temporary.write_bytes(wanted)
-        temporary.replace(path)
+        with os_errors_name(self._workdir):
+            temporary.write_bytes(wanted)
+            temporary.replace(path)
         for each in older:
             each.unlink(missing_ok=True)
         return path
