@@ -24,7 +24,8 @@ def main() -> None:
     add(
         "--path",
         type=named,
-        help="another UTF-8 text; with --split: the new path of the training text",
+        help="another UTF-8 text, without new characters; with --split: the new path of the "
+        "training text",
     )
     add("--stride", type=int, help="characters from window to window; smaller is slower")
     add("--characters", type=int, help="score this many of a long text; 0: all (as in training)")

@@ -70,11 +70,12 @@ print(text)
 ## Limits
 
 - One token is one character (one Unicode code point). A character that is not among the
-  {n_character} in `tokenizer.json` raises an error.
-- More than {window} characters, prompt and continuation together, raise an error. A prompt has at
-  least one character.
-- There are no special tokens. Without an end of text, generation stops only at its maximum length;
-  without padding, the prompts of a batch must have the same length.
+  {n_character} in `tokenizer.json` raises "WordLevel error: Missing [UNK] token".
+- A prompt has at least one character and at most {longest}: one less than the window, since the
+  first new character has to fit. Longer ones raise an error.
+- There are no special tokens. Without an end of text, generation stops only at its maximum length.
+  Without padding, `pipe` continues the prompts of a list one by one, and a `batch_size` above 1
+  raises an error; `model.generate` takes a batch of prompts that have the same length.
 - It imitates {imitated}, with the language and the prejudices in it,
   and may repeat passages verbatim. It knows no facts and follows no instructions. Do not use it to
   inform, to advise or to decide anything about people.
@@ -100,6 +101,7 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
         prompt=_quote(_prompt(lm)[:half]),
         temperature=defaults.TEMPERATURE,
         window=window,
+        longest=max(1, window - 1),
         half=half,
         n_character=lm.tokenizer.vocab_size,
         imitated=_imitated(lm),
