@@ -57,14 +57,6 @@ def lm(finished) -> shakegpt_jax.LanguageModel:
     return shakegpt_jax.load(finished)
 
 
-@pytest.fixture(scope="session")
-def exported(lm, tmp_path_factory) -> Path:
-    """The export of a finished run. Do not change it."""
-    folder = tmp_path_factory.mktemp("exported") / "hf"
-    export_folder(lm, str(folder))
-    return folder
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
