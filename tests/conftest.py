@@ -12,6 +12,7 @@ import jax
 import nanogpt_checkpoints as nano
 import pytest
 from fakes import one_line
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  # hooks
 
 import shakegpt_jax
 from shakegpt_jax.command_line.entry_point import run_command
