@@ -1,4 +1,4 @@
-"""Exceptions that end a command early, each with its exit code."""
+"""Exceptions that end a command early, each with its exit code, and errors of the system."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

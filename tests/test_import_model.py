@@ -94,6 +94,7 @@ def test_an_imported_model_is_exported_and_comes_back(nanogpt_files, command):
     )
     card = (nanogpt_files / "hf" / "README.md").read_text()
     assert "| training steps | 250 |\n" in card and "| training text | unknown |\n" in card
+    assert "imitates its training text, which is not known, with" in card
     assert "Tiny Shakespeare" not in card
     assert shakegpt_jax.load(RUN).config.train.num_steps == 250
     assert command("import_model", "hf", "--workdir", "again")[0] == 0

@@ -257,12 +257,12 @@ def corrupt(run: Path) -> None:
         ({"train.init_from": "source/checkpoints"}, "it is part of the run source; give that"),
         (
             {"train.init_from": "hf"},
-            "config.train.init_from: hf is not a run folder: it holds no checkpoints; if another "
-            "tool wrote it: python -m shakegpt_jax.import_model hf",
+            "config.train.init_from: hf is not a run folder: it holds no checkpoints; "
+            "import it first: python -m shakegpt_jax.import_model hf",
         ),
         (
             {"train.init_from": "ckpt.pt"},
-            "no such run folder: ckpt.pt; if another tool wrote it: python -m",
+            "no such run folder: ckpt.pt; import it first: python -m shakegpt_jax.import_model",
         ),
         ({"train.init_from": "new"}, "config.train.init_from and --workdir are both new; choose"),
         ({"train.init_from": "broken"}, "is corrupt: its SHA-256 differs"),

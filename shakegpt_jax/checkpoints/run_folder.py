@@ -121,5 +121,5 @@ def _remedy(path: str) -> str:
         if checkpoint_steps(run):
             return f"it is part of the run {run}; give that"
     if path.endswith(".pt") or os.path.isfile(os.path.join(path, "config.json")):
-        return f"if another tool wrote it: python -m shakegpt_jax.import_model {shlex.quote(path)}"
+        return f"import it first: python -m shakegpt_jax.import_model {shlex.quote(path)}"
     return _TRAIN_ONE

@@ -148,7 +148,7 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
 def _imitated(lm: LanguageModel) -> str:
     if source := _source_name(lm):
         return f"its training text and that of {_inline(source)}, which it started from"
-    return "its training text" if lm.text_sha256 else "its training text, which is not known,"
+    return "its training text" if lm.text_sha256 else "its training text, which is not known"
 
 
 def _source_name(lm: LanguageModel) -> str:
