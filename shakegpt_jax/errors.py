@@ -1,4 +1,8 @@
-"""Exceptions that end a command early, each with its exit code."""
+"""Exceptions that end a command early, each with its exit code, and errors of the system."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -29,3 +33,13 @@ class StoppedBySignalError(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def os_errors_name(path: str | Path) -> Iterator[None]:
+    """Let errors of the operating system name what the user knows, not a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

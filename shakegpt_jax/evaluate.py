@@ -7,7 +7,6 @@ _OPTIONS = ("step", "split", "path", "stride", "characters", "memorization")
 
 def main() -> None:
     """Parse the arguments, evaluate and print."""
-    import functools
     import json
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, short_names
@@ -25,7 +24,8 @@ def main() -> None:
     add(
         "--path",
         type=named,
-        help="another UTF-8 text; with --split: the new path of the training text",
+        help="another UTF-8 text, without new characters; with --split: the new path of the "
+        "training text",
     )
     add("--stride", type=int, help="characters from window to window; smaller is slower")
     add("--characters", type=int, help="score this many of a long text; 0: all (as in training)")
@@ -39,17 +39,21 @@ def main() -> None:
     if args.html and len(workdirs) > 1:
         parser.error(f"--html shows one run, and these are {len(workdirs)}; give one --workdir")
 
-    from shakegpt_jax.inference.run_evaluation import COLUMNS, COPY_COLUMNS, evaluate_run
+    from shakegpt_jax.inference.run_evaluation import COLUMNS, COPY_COLUMNS, select
     from shakegpt_jax.reporting.tables import print_table
-    from shakegpt_jax.web.report import report_run
+    from shakegpt_jax.web.page import check_page_path
+    from shakegpt_jax.web.report import write_report
 
     use_compilation_cache()
-    evaluate = functools.partial(report_run, args.html) if args.html else evaluate_run
+    if args.html:
+        check_page_path(args.html)  # before anything is computed
     options = {name: getattr(args, name) for name in _OPTIONS}
     results, failures = {}, []
     for workdir in workdirs:
         try:
-            results[str(workdir)] = evaluate(workdir, **options)
+            chosen = select(workdir, **options)
+            run = write_report(chosen, args.html) if args.html else chosen.evaluate()
+            results[str(workdir)] = run
         except UserError as error:  # the other runs are still worth a row
             failures.append(str(error) if len(workdirs) == 1 else f"{workdir}: {error}")
     if args.json:

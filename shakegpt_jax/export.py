@@ -9,6 +9,7 @@ def main() -> None:
     import sys
 
     from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.command_line.extras import import_extra
     from shakegpt_jax.command_line.signals import record_signal
 
     parser = ArgumentParser(
@@ -29,9 +30,9 @@ def main() -> None:
     args = parser.parse_args()
 
     from shakegpt_jax.inference.language_model import load
-    from shakegpt_jax.interop.export_folder import check_output, export_folder, import_safetensors
+    from shakegpt_jax.interop.export_folder import check_output, export_folder
 
-    import_safetensors()  # before loading, which takes longer
+    import_extra("safetensors", extra="hf")  # before loading, which takes longer
     check_output(args.output, force=args.force)
     lm = load(args.workdir or "", step=args.step)
     with record_signal() as stop:  # so that no half of an export is left

@@ -1,6 +1,6 @@
 """Import a model of another tool into a run folder: nanoGPT's ckpt.pt, or a Hugging Face folder."""
 
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.command_line.entry_point import printable, run_command
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
         f"{len(model.metadata.vocabulary)} characters, {shape.activation}"
     )
     print(f"Generate: python -m shakegpt_jax.generate --workdir {run}")
-    known = f" --split val --path {shlex.quote(text)}" if text else ""
+    known = f" --split val --path {shlex.quote(printable(text))}" if text else ""
     options = known if model.metadata.text_sha256 else " --path FILE"
     print(f"Evaluate: python -m shakegpt_jax.evaluate --workdir {run}{options}")
     names = ("n_layer", "n_head", "n_embd", "block_size", "activation")

@@ -12,8 +12,9 @@ def main() -> None:
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, shared_folder, short_names
     from shakegpt_jax.command_line.arguments import ArgumentParser, named
+    from shakegpt_jax.errors import UserError
     from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, plot_curves
-    from shakegpt_jax.reporting.metrics_file import read_metrics
+    from shakegpt_jax.reporting.metrics_file import has_metrics, read_metrics
     from shakegpt_jax.reporting.tensorboard import EventFile, follow
     from shakegpt_jax.training.run_lock import is_locked
 
@@ -36,7 +37,13 @@ def main() -> None:
         parser.error("--follow goes with --tensorboard")
     if args.tensorboard and (args.output or args.x):
         parser.error("--tensorboard goes without --output and --x")
-    runs = find_runs(args.runs + args.workdir, started=True)
+    found = find_runs(args.runs + args.workdir, started=True)
+    runs = [run for run in found if has_metrics(run)]
+    if others := ", ".join(str(run) for run in found if run not in runs):
+        line = f"no curves of {others}: metrics.jsonl is missing, as in an imported run"
+        if not runs:
+            raise UserError(line)
+        print(line, file=sys.stderr)
 
     if args.tensorboard:
         files = [EventFile(run) for run in runs]

@@ -1,6 +1,7 @@
 import importlib
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import sys
@@ -8,13 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import nanogpt_checkpoints as nano
 import pytest
+from fakes import one_line
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  # hooks
 
+import shakegpt_jax
 from shakegpt_jax.command_line.entry_point import run_command
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, split
 from shakegpt_jax.data.text import tiny_shakespeare
 from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.interop.export_folder import export_folder
 from shakegpt_jax.training.run import train
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # inherited by the processes under test
@@ -146,5 +152,51 @@ def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
             signal.signal(number, handler)
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def exported(finished: Path, tmp_path_factory) -> Path:
+    """The export of a finished run. Do not change it."""
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    export_folder(shakegpt_jax.load(finished), str(folder))
+    return folder
+
+
+@pytest.fixture
+def hf(exported: Path, tmp_path: Path, monkeypatch) -> Path:
+    """An export to change, in a working folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(exported, tmp_path / "hf"))
+
+
+@pytest.fixture(scope="session")
+def shuffled(text: str) -> str:
+    """The vocabulary in an order of another tool."""
+    return "".join(random.Random(0).sample(sorted(set(text)), len(set(text))))
+
+
+@pytest.fixture
+def nanogpt_files(tmp_path: Path, monkeypatch, shuffled: str) -> Path:
+    """A working folder with ckpt.pt and meta.pkl of nanoGPT."""
+    monkeypatch.chdir(tmp_path)
+    params = nano.random_params(len(shuffled))
+    nano.write_checkpoint(tmp_path / "ckpt.pt", nano.checkpoint(params, len(shuffled)))
+    nano.write_meta(tmp_path / "meta.pkl", shuffled)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(tmp_path: Path, command) -> Callable[..., str]:
+    """Imports what must be refused, checks that nothing is written, and returns the line."""
+
+    def run(*args: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        code, out, err = command("import_model", *args, "--workdir", tmp_path / "refused")
+        assert (code, out) == (2, ""), err
+        assert sorted(tmp_path.rglob("*")) == before
+        assert len(err) < 400
+        return one_line(err)
 
     return run

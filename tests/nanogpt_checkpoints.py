@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+
+from shakegpt_jax.config import Config
+from shakegpt_jax.model.gpt import GPT, init_params
+
+ARGS = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "dropout": 0.1, "bias": True}
 
 
 def encode(value: Any, storages: dict[str, bytes]) -> bytes:
@@ -106,4 +112,26 @@ def state_dict(params: Any, n_layer: int, *, bias: bool = True) -> dict[str, np.
         f"_orig_mod.{name}": np.ascontiguousarray(value)
         for name, value in state.items()
         if bias or not name.endswith(".bias")
+    }
+
+
+def random_params(n_character: int) -> Any:
+    """Return random parameters of a model with the shape of ARGS, biases and scales too."""
+    rng = np.random.default_rng(0)
+    shape = {f"model.{name}": ARGS[name] for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    model = GPT(Config().replace(shape).model, n_character)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+
+
+def checkpoint(params: Any, n_character: int) -> dict[str, Any]:
+    """Return what a checkpoint with the shape of ARGS holds."""
+    state = state_dict(params, ARGS["n_layer"])
+    return {
+        "model": state,
+        "optimizer": {"state": {0: {"exp_avg": state["_orig_mod.lm_head.weight"]}}},
+        "model_args": ARGS | {"vocab_size": n_character},
+        "iter_num": 250,
+        "best_val_loss": np.array(2.5, np.float32),
+        "config": {"dataset": "shakespeare_char", "compile": False, "weight_decay": 0.1},
     }

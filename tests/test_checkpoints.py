@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_folder import find_run, find_runs
+from shakegpt_jax.checkpoints.run_folder import find_run, find_runs, short_names
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
@@ -201,3 +201,14 @@ def test_finds_runs_and_refuses_other_folders(tmp_path, metadata):
     assert find_runs([str(runs / "old"), str(runs)])[0] == runs / "old"
     with pytest.raises(UserError, match="is not a run folder"):
         find_runs([str(runs / "empty")])
+
+
+def test_runs_are_called_by_what_differs_in_their_paths():
+    for paths, names in (
+        (["runs/cpu", "runs/muon"], ["cpu", "muon"]),
+        (["/a/x/runs/cpu", "/a/y/z/runs/cpu"], ["x", "y/z"]),
+        (["a/cpu", "b/cpu", "b/muon"], ["a/cpu", "b/cpu", "b/muon"]),
+        (["cpu", "cpu/cpu"], ["cpu", "cpu/cpu"]),
+        (["runs/cpu"], ["cpu"]),
+    ):
+        assert list(short_names(paths).values()) == names

@@ -417,11 +417,11 @@ def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
     assert growth["data.batch_size"][0] == [4, 8, 16, 32]
     assert Path("growth.png").read_bytes().startswith(b"\x89PNG")
     # Without matplotlib, it ends before it measures anything.
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr("shakegpt_jax.profiling.growth.step_seconds", pytest.fail)
     code, out, err = command("scaling", *TINY, "--plot=growth.png")
     assert (code, out) == (2, "")
-    assert one_line(err).startswith("error: plots need matplotlib")
+    assert one_line(err).startswith("error: this needs matplotlib")
 
 
 def test_commands_import_jax_only_after_parsing_their_arguments(tmp_path):

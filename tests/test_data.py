@@ -44,6 +44,8 @@ def test_tokenizer_names_unknown_characters_with_their_first_positions():
     with pytest.raises(UserError, match=r"'é' at position 1, '\\n' at position 4") as error:
         tokenizer.encode("aéaé\n")
     assert "position 3" not in str(error.value)
+    with pytest.raises(UserError, match=r"characters: U\+0301 at position 1$"):
+        tokenizer.encode("a\N{COMBINING ACUTE ACCENT}")
     for bad in ([3], [-1]):
         with pytest.raises(UserError, match=r"outside the vocabulary's \[0, 3\)"):
             tokenizer.decode(bad)

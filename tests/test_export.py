@@ -25,6 +25,7 @@ from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.export_folder import export_folder
 from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.training.run import train
 
 FILES = [
     "README.md",
@@ -54,14 +55,6 @@ def random_model(config: Config, text: str) -> shakegpt_jax.LanguageModel:
 @pytest.fixture(scope="session")
 def lm(finished) -> shakegpt_jax.LanguageModel:
     return shakegpt_jax.load(finished)
-
-
-@pytest.fixture(scope="session")
-def exported(lm, tmp_path_factory) -> Path:
-    """The export of a finished run. Do not change it."""
-    folder = tmp_path_factory.mktemp("exported") / "hf"
-    export_folder(lm, str(folder))
-    return folder
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -162,8 +155,9 @@ def test_an_earlier_export_is_replaced_only_with_force(finished, exported, tmp_p
     code, out, err = command(*args)
     assert (code, out) == (2, "") and "holds an export already; --force replaces" in one_line(err)
     lm = shakegpt_jax.load(finished)
-    with SmallFiles(), pytest.raises(OSError, match="File too large"):  # a full disk
+    with SmallFiles(), pytest.raises(OSError, match="File too large") as raised:
         export_folder(lm, str(folder), force=True)
+    assert raised.value.filename == str(folder)
     assert content(folder) == before
     assert command(*args, "--force")[0] == 0
     assert content(folder) == content(exported)
@@ -214,7 +208,7 @@ def test_without_safetensors_it_says_what_to_install(finished, tmp_path, command
     monkeypatch.setitem(sys.modules, "safetensors", None)
     code, out, err = command("export", "--workdir", finished, "--output", tmp_path / "hf")
     assert (code, out) == (2, "")
-    assert one_line(err) == "error: Hugging Face folders need safetensors: pip install -e '.[hf]'\n"
+    assert one_line(err) == "error: this needs safetensors: pip install -e '.[hf]'\n"
     assert not [*tmp_path.iterdir()]
 
 
@@ -287,6 +281,31 @@ def test_transformers_computes_the_same_logits(odd, transformers):
 
 
 @pytest.mark.slow
+def test_transformers_computes_the_logits_of_a_trained_model(
+    run_config, text, tmp_path, transformers
+):
+    """Trained weights have large logits, so that the error is relative: that of float32."""
+    import torch
+
+    run_config.model.n_layer, run_config.model.n_embd, run_config.model.block_size = 2, 32, 32
+    run_config.optimizer.learning_rate = 1e-2
+    run_config.train.num_steps = run_config.train.eval_every = 250
+    train(run_config.freeze(), tmp_path / "run")
+    lm = shakegpt_jax.load(tmp_path / "run")
+    export_folder(lm, str(tmp_path / "hf"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    idx_BxT = lm.tokenizer.encode(text[: 50 * 32]).reshape(50, 32).astype(np.int32)
+    ours = np.asarray(lm.model.apply({"params": lm.params}, idx_BxT))
+    with torch.no_grad():
+        theirs = model(torch.tensor(idx_BxT)).logits.numpy()
+        exact = model.double()(torch.tensor(idx_BxT)).logits.numpy()
+    largest = np.abs(exact).max()
+    assert largest > 8
+    for logits in (ours, theirs):
+        np.testing.assert_allclose(logits, exact, rtol=0, atol=3e-6 * largest)
+
+
+@pytest.mark.slow
 def test_the_tokenizer_of_transformers_is_exact(odd, transformers):
     lm, folder = odd
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -347,6 +366,34 @@ def test_greedy_text_is_equal(config, tmp_path, transformers):
     (output,) = pipe(ODD * 2, max_new_tokens=20, handle_long_generation="hole", do_sample=False)
     text = lm.generate((ODD * 2)[-12:], 20, temperature=0)
     assert output["generated_text"] == ODD * 2 + text[12:]
+
+
+@pytest.mark.slow
+def test_the_limits_are_those_that_the_card_names(odd, transformers):
+    lm, folder = odd
+    pipe = transformers.pipeline("text-generation", folder, do_sample=False)
+    tokenizer, model = pipe.tokenizer, pipe.model
+    texts = ["e", "😀é"]
+    found = [output["generated_text"] for (output,) in pipe(texts)]
+    assert found == [pipe(text)[0]["generated_text"] for text in texts]
+    with pytest.raises(ValueError, match="without pad_token cannot do batching"):
+        pipe(texts, batch_size=2)
+    with pytest.raises(ValueError, match="Unable to create tensor"):
+        tokenizer(texts, return_tensors="pt")
+    texts = ["e\u0301", "😀é"]  # as many characters
+    batch = model.generate(**tokenizer(texts, return_tensors="pt"), max_length=8, do_sample=False)
+    assert tokenizer.batch_decode(batch) == [pipe(text)[0]["generated_text"] for text in texts]
+    assert len(pipe(ODD[:7])[0]["generated_text"]) == 8 == lm.config.model.block_size
+    card = Path(folder, "README.md").read_text()
+    assert "at least one character and at most 7: one less than the window" in card
+    for text, error in (
+        ("", "no `input_ids` are provided"),
+        (ODD[:8], "Input length of input_ids"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            pipe(text)
+    with pytest.raises(Exception, match=r"WordLevel error: Missing \[UNK\] token"):
+        pipe("Q")
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra `plan`")
 pytestmark = pytest.mark.slow
 
 COMPILE = Path(__file__).with_name("compile_for_gpu.py")
@@ -17,6 +16,11 @@ INSTRUCTION = re.compile(  # name = shape opcode(operands), attributes
     r"^ +(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\w+\[[\d,]*\]\S*) ([\w-]+)\((.*)", re.MULTILINE
 )
 N_LAYER = {"base": 12, "record": 6, "speedrun": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin() -> None:
+    pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra `plan`")
 
 
 @pytest.fixture(scope="module", params=N_LAYER)

@@ -20,7 +20,7 @@ from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.prepared import prepare_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.run_evaluation import evaluate_run
+from shakegpt_jax.inference.run_evaluation import select
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.mesh import gather, make_mesh
 from shakegpt_jax.training import init_from
@@ -212,7 +212,7 @@ def test_says_that_training_has_removed_the_checkpoint(other, finished_copy, tmp
 def test_commands_use_the_wider_vocabulary(other, tmp_path):
     train(other.freeze(), tmp_path / "run")
     expected = CheckpointReader(tmp_path / "run").metrics(12)["loss"]
-    assert evaluate_run(tmp_path / "run", step=12).evaluation.loss == pytest.approx(expected)
+    assert select(tmp_path / "run", step=12).evaluate().evaluation.loss == pytest.approx(expected)
     lm = load(tmp_path / "run")
     corpus = lm.load_corpus()
     assert corpus.tokenizer == lm.tokenizer
@@ -253,6 +253,17 @@ def corrupt(run: Path) -> None:
             {"train.init_from": "."},
             "config.train.init_from: . is a folder of runs (broken, source)",
         ),
+        ({"train.init_from": "source/checkpoints/12"}, "it is part of the run source; give that"),
+        ({"train.init_from": "source/checkpoints"}, "it is part of the run source; give that"),
+        (
+            {"train.init_from": "hf"},
+            "config.train.init_from: hf is not a run folder: it holds no checkpoints; "
+            "import it first: python -m shakegpt_jax.import_model hf",
+        ),
+        (
+            {"train.init_from": "ckpt.pt"},
+            "no such run folder: ckpt.pt; import it first: python -m shakegpt_jax.import_model",
+        ),
         ({"train.init_from": "new"}, "config.train.init_from and --workdir are both new; choose"),
         ({"train.init_from": "broken"}, "is corrupt: its SHA-256 differs"),
         (
@@ -275,6 +286,8 @@ def test_refuses_what_cannot_work_in_one_line(
     (tmp_path / "source").symlink_to(finished)
     shutil.copytree(finished, tmp_path / "broken")
     corrupt(tmp_path / "broken")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").touch()
     config = SMALL | {"data.path": other_file, "train.init_from": "source"} | changes
     arguments = [f"--config.{name}={value}" for name, value in config.items()]
     code, out, err = command("train", "--workdir", "new", *arguments)

@@ -199,7 +199,7 @@ print(peak_bytes(compiled), resident("VmHWM") - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_memory_is_what_a_run_takes_on_a_cpu(config):
     config.model.n_embd, config.model.block_size = 256, 128
     config.model.compute_dtype = "float32"

@@ -22,7 +22,7 @@ from shakegpt_jax.data.prepared import load_prepared, prepare_text
 from shakegpt_jax.data.text import read_pieces, read_text
 from shakegpt_jax.data.windows import gather_on_host, sample_windows
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.run_evaluation import evaluate_run
+from shakegpt_jax.inference.run_evaluation import select
 from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.reporting.metrics_file import read_metrics
 from shakegpt_jax.training.host_windows import HostWindows
@@ -276,7 +276,7 @@ def test_a_run_from_a_file_resumes_and_is_evaluated_with_the_folder(
     )
     last = read_metrics(finished_copy)[-1]
     for path in (None, lm.config.data.path, folder):
-        result = evaluate_run(finished_copy, step=12, split=path and "val", path=path)
+        result = select(finished_copy, step=12, split=path and "val", path=path).evaluate()
         assert result.evaluation.loss == pytest.approx(last.evaluation.loss, rel=1e-6)
 
 

@@ -15,6 +15,7 @@ import pytest
 from fakes import PositionModel, one_line
 
 import shakegpt_jax
+from shakegpt_jax.inference import run_evaluation
 from shakegpt_jax.inference.attention_weights import attention_weights
 from shakegpt_jax.inference.memorization import copied_stretches
 from shakegpt_jax.inference.scoring import character_losses, character_predictions
@@ -276,7 +277,7 @@ def test_without_the_training_text_the_report_goes_on(finished, tmp_path, comman
 def test_what_cannot_be_written_is_refused_before_anything_is_computed(
     finished, tmp_path, command, monkeypatch
 ):
-    monkeypatch.setattr(report, "select", lambda *args, **options: pytest.fail("computed"))
+    monkeypatch.setattr(run_evaluation, "select", lambda *args, **kw: pytest.fail("computed"))
     for path, message in [
         ("report.png", "give a file such as report.html"),
         ("none/report.html", "no such folder: "),

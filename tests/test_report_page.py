@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import time
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import shakegpt_jax
 from shakegpt_jax.inference import run_evaluation
 from shakegpt_jax.inference.attention_weights import attention_weights
 from shakegpt_jax.training.run import train
-from shakegpt_jax.web.report import report_run
+from shakegpt_jax.web.report import write_report
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +23,8 @@ HARD_TEXT = (
     "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd, mixed \u202eoverride\u202c\n"
     "\U0001f600 smile, \U0001f469\u200d\U0001f469\u200d\U0001f467, cafe\u0301\ta\u2028b \x07\n\n"
 )
+
+LONG, SHORT = "First Citizen: " * 30, "Nay.\n" * 200
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +42,20 @@ def page(finished, lm, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_evaluation, "load", lambda *args, **options: lm)
-        report_run(path, finished)
+        write_report(run_evaluation.select(finished), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def lines_page(finished, tmp_path_factory) -> Path:
+    """One line that is longer than a row, an empty line and many short lines; fine-tuned."""
+    folder = tmp_path_factory.mktemp("lines")
+    (folder / "lines.txt").write_text(f"{LONG}\n\n{SHORT}")
+    selection = run_evaluation.select(finished, path=str(folder / "lines.txt"))
+    tuned = selection.lm.config.replace({"train.init_from": "/home/someone/the <b>source"})
+    lm = dataclasses.replace(selection.lm, config=tuned)
+    write_report(dataclasses.replace(selection, lm=lm), folder / "report.html")
+    return folder / "report.html"
 
 
 def bars(chrome) -> np.ndarray:
@@ -63,10 +78,14 @@ def point_at(chrome, element) -> None:
     ActionChains(chrome).move_to_element(element).perform()
 
 
-def press(chrome, *keys: str) -> None:
-    from selenium.webdriver import ActionChains
+def press(chrome, *keys: str, control: bool = False) -> None:
+    from selenium.webdriver import ActionChains, Keys
 
-    ActionChains(chrome).send_keys(*keys).perform()
+    actions = ActionChains(chrome)
+    if control:
+        actions.key_down(Keys.CONTROL).send_keys(*keys).key_up(Keys.CONTROL).perform()
+    else:
+        actions.send_keys(*keys).perform()
 
 
 def open_page(chrome, page: Path) -> None:
@@ -141,6 +160,80 @@ def test_the_attention_of_a_line_opens_and_follows_the_keys(page, lm, text):
         assert console_errors(chrome) == []
 
 
+def test_long_lines_have_pieces_and_empty_lines_no_attention(lines_page):
+    with chromium() as chrome:
+        open_page(chrome, lines_page)
+        copies = text_of(chrome, "copies-note")
+        assert copies.startswith("No stretch of 20 or more characters stands in the training text")
+        source = "The text of the <b>source, from which the model started, has not been compared."
+        assert copies.endswith(source)
+        assert "/home" not in lines_page.read_text()
+        assert chrome.execute_script("return withError(1.5, 0.25, 2, 3)") == "1.500 ± 0.250"
+        assert chrome.execute_script("return withError(1.5, 0, 1, 3)") == "1.500"
+        assert "(1 layer of 2 heads" in text_of(chrome, "summary")
+        assert not chrome.find_elements("id", "copied-legend")
+        note = text_of(chrome, "attention-note")
+        assert "A line of more than 8 characters is cut into pieces." in note
+        assert "lines or pieces can be opened." in note
+        selected = (
+            "return [...document.querySelectorAll('#text .selected')].map(e => e.textContent)"
+        )
+        character(chrome, 20).click()
+        assert text_of(chrome, "attention-title") == "Attention of the chosen piece of a long line"
+        assert "".join(chrome.execute_script(selected)) == LONG[16:24]
+        assert chrome.find_element("id", "heads").is_displayed()
+        character(chrome, len(LONG) + 1).click()
+        assert text_of(chrome, "attention-summary") == "The chosen line is empty."
+        assert not chrome.find_element("id", "heads").is_displayed()
+        assert not chrome.find_element("id", "attention-text").is_displayed()
+        character(chrome, len(LONG) + 2 + 4).click()  # the newline of "Ay.\n"
+        assert text_of(chrome, "attention-title") == "Attention of the chosen line"
+        assert chrome.find_element("id", "heads").is_displayed()
+        assert chrome.execute_script(selected) == ["Nay.↵"]
+        assert console_errors(chrome) == []
+
+
+def test_the_keyboard_reaches_every_character_and_keeps_its_choice(lines_page):
+    from selenium.webdriver import Keys
+
+    size = len(LONG) + 2 + len(SHORT)
+    with chromium() as chrome:
+        open_page(chrome, lines_page)
+
+        def pressed(*keys: str, control: bool = False) -> int:
+            press(chrome, *keys, control=control)
+            title = text_of(chrome, "prediction-title")
+            return int(title.split()[1].rstrip(":").replace(",", "")) - 1
+
+        point_at(chrome, character(chrome, 100))  # the pointer stays there
+        chrome.execute_script("document.getElementById('text').focus()")
+        assert pressed(Keys.HOME) == 0
+        assert 0 < pressed(Keys.ARROW_DOWN) < len(LONG) / 2  # a row of the long line
+        assert pressed(Keys.ARROW_UP) == 0
+        assert pressed(Keys.END) == len(LONG)
+        start = len(LONG) + 2
+        assert pressed(Keys.ARROW_DOWN) == start - 1 and pressed(Keys.ARROW_DOWN) == start
+        below = pressed(Keys.PAGE_DOWN)
+        assert (below - start) % 5 == 0 and (below - start) // 5 > 5
+        assert pressed(Keys.PAGE_UP) == start
+        assert pressed(Keys.PAGE_DOWN, Keys.PAGE_DOWN) > below
+        time.sleep(0.5)  # Chromium tells the page that another character is below the pointer
+        assert pressed(Keys.ARROW_RIGHT) > below
+        assert pressed(Keys.END, control=True) == size - 1
+        time.sleep(0.5)
+        assert pressed(Keys.HOME) == size - 5
+        assert pressed(*[Keys.PAGE_UP] * 50) == pressed(Keys.HOME, control=True) == 0
+        point_at(chrome, character(chrome, 50))
+        assert "Character 51:" in text_of(chrome, "prediction-title")
+        chrome.execute_script("document.getElementById('attention-text').focus()")
+        summaries = []
+        for key in (Keys.HOME, Keys.END, Keys.ARROW_LEFT):
+            press(chrome, key)
+            summaries.append(text_of(chrome, "attention-summary"))
+        assert len(set(summaries)) == 3
+        assert console_errors(chrome) == []
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_needs_no_horizontal_scrolling(page, dark):
     with chromium(390, 844, dark=dark) as chrome:
@@ -164,7 +257,7 @@ def test_texts_of_every_kind_are_shown_as_they_are(run_config, tmp_path):
     run_config.data.path = str(tmp_path / "hard.txt")
     run_config.train.num_steps = run_config.train.eval_every = 3
     train(run_config.freeze(), tmp_path / "<b>run")
-    report_run(tmp_path / "hard.html", tmp_path / "<b>run")
+    write_report(run_evaluation.select(tmp_path / "<b>run"), tmp_path / "hard.html")
     shown = text[int(len(text) * 0.9) :]
     with chromium() as chrome:
         open_page(chrome, tmp_path / "hard.html")

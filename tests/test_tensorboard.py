@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes import SmallFiles
 
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting import tensorboard
@@ -26,7 +27,7 @@ def test_without_tensorboard_says_how_to_get_it(finished_copy, command, monkeypa
     before = sorted(finished_copy.iterdir())
     code, out, err = command("plot", finished_copy, "--tensorboard")
     install = "pip install -e '.[tensorboard]'"
-    assert (code, out, err) == (2, "", f"error: event files need tensorboard: {install}\n")
+    assert (code, out, err) == (2, "", f"error: this needs tensorboard: {install}\n")
     assert sorted(finished_copy.iterdir()) == before
 
 
@@ -74,6 +75,14 @@ def test_tensorboard_reads_what_metrics_hold(finished_copy, lines, command, read
         expected = [(row["step"], row[field]) for row in rows if field in row]
         assert scalars[tag] == [(step, pytest.approx(value)) for step, value in expected]
     assert len(scalars["loss/train"]) == 4 and len(scalars["loss/validation"]) == 2
+
+
+def test_what_cannot_be_written_is_named_as_the_user_does(finished_copy):
+    pytest.importorskip("tensorboard")
+    file = tensorboard.EventFile(finished_copy)
+    with SmallFiles(), pytest.raises(OSError, match="File too large") as raised:
+        file.update()
+    assert raised.value.filename == str(finished_copy)
 
 
 @pytest.mark.slow

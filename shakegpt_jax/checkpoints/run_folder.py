@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from shakegpt_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"  # folder inside a run folder
 _METRICS = "metrics.jsonl"  # file inside a run folder
+_TRAIN_ONE = "train one: python run_train.py --config configs/cpu.py"
 
 
 def checkpoint_steps(workdir: str | Path) -> list[int]:
@@ -49,10 +51,13 @@ def find_runs(workdirs: Sequence[str], runs: str = "runs", *, started: bool = Fa
 
 
 def short_names(workdirs: Iterable[str]) -> dict[str, str]:
-    """Map run folders to their paths inside of the folder that they share."""
+    """Map run folders to the parts of their paths in which they differ."""
     workdirs = list(workdirs)
     shared = shared_folder(workdirs)
-    return {workdir: os.path.relpath(workdir, shared) for workdir in workdirs}
+    parts = [Path(os.path.relpath(workdir, shared)).parts for workdir in workdirs]
+    while len({each[-1] for each in parts}) == 1 and all(len(each) > 1 for each in parts):
+        parts = [each[:-1] for each in parts]
+    return {workdir: str(Path(*each)) for workdir, each in zip(workdirs, parts, strict=True)}
 
 
 def shared_folder(workdirs: Iterable[str]) -> Path:
@@ -85,17 +90,18 @@ def find_run(workdir: str = "", runs: str = "runs", *, started: bool = False) ->
     Raises:
         UserError: if there is none.
     """
-    train_one = "train one: python run_train.py --config configs/cpu.py"
     if workdir:
         if not os.path.isdir(workdir):  # Path.is_dir raises for names that are too long
-            raise UserError(f"no such run folder: {workdir}; {train_one}")
+            raise UserError(f"no such run folder: {workdir}; {_remedy(workdir)}")
         saved = _saved(workdir, started)
         if not saved and (runs_inside := _runs_inside(workdir, started)):
             names = ", ".join(path.name for path in runs_inside)
             raise UserError(f"{workdir} is a folder of runs ({names}); give one of them")
         if not saved:
             missing = "metrics" if started else "checkpoints"
-            raise UserError(f"{workdir} is not a run folder: it holds no {missing}; {train_one}")
+            raise UserError(
+                f"{workdir} is not a run folder: it holds no {missing}; {_remedy(workdir)}"
+            )
         return Path(workdir)
     newest = {
         max(each.stat().st_mtime_ns for each in saved): path
@@ -103,5 +109,17 @@ def find_run(workdir: str = "", runs: str = "runs", *, started: bool = False) ->
         if path.is_dir() and (saved := _saved(path, started))
     }
     if not newest:
-        raise UserError(f"no run found under {runs}/; {train_one}")
+        raise UserError(f"no run found under {runs}/; {_TRAIN_ONE}")
     return newest[max(newest)]
+
+
+def _remedy(path: str) -> str:
+    """Say what to do about a path that is not a run folder."""
+    inside = Path(path).parts
+    if CHECKPOINTS in inside[-2:]:
+        run = Path(*inside[: -1 - inside[::-1].index(CHECKPOINTS)])
+        if checkpoint_steps(run):
+            return f"it is part of the run {run}; give that"
+    if path.endswith(".pt") or os.path.isfile(os.path.join(path, "config.json")):
+        return f"import it first: python -m shakegpt_jax.import_model {shlex.quote(path)}"
+    return _TRAIN_ONE

@@ -34,6 +34,11 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def printable(text: str) -> str:
+    """Escape what could steer a terminal, such as control characters in a file of others."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Run the `main` of a command and exit.
 
@@ -56,7 +61,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except (UserError, DivergedError, SaveError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except StoppedBySignalError as stop:
         print(stop, file=sys.stderr)
@@ -65,7 +70,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         _discard_output()
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"error: {printable(reason)}", file=sys.stderr)
         _discard_output()
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:  # JAX raises a RuntimeError

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+import unicodedata
 
 import numpy as np
 
@@ -37,7 +38,10 @@ class CharTokenizer:
         ids = self._ids.take(code_points(text))
         if len(unknown := np.flatnonzero(ids < 0)):
             first = {text[i]: i for i in reversed(unknown.tolist())}
-            shown = [f"{c!r} at position {i}" for c, i in sorted(first.items(), key=lambda x: x[1])]
+            shown = [
+                f"{show_character(c)} at position {i}"
+                for c, i in sorted(first.items(), key=lambda x: x[1])
+            ]
             more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
             raise UserError(
                 f"not in the vocabulary of {self.vocab_size} characters: "
@@ -69,6 +73,12 @@ class CharTokenizer:
         ids = np.full(sys.maxunicode + 1, -1, np.int32)
         ids[self._points] = np.arange(self.vocab_size)
         return ids
+
+
+def show_character(character: str) -> str:
+    """Return a character in quotes, or U+0301 for a mark, which would sit on the quote."""
+    is_mark = unicodedata.category(character).startswith("M")
+    return f"U+{ord(character):04X}" if is_mark else repr(character)
 
 
 def code_points(text: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import find_run
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
-from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
 from shakegpt_jax.inference import defaults
 from shakegpt_jax.inference.arguments import (
@@ -276,7 +276,9 @@ class LanguageModel:
         path = self.config.data.path if path is None else path
         corpus = load_corpus(path, self.config.model.block_size, self.tokenizer.vocabulary)
         if new := set(corpus.tokenizer.vocabulary) - set(self.tokenizer.vocabulary):
-            raise UserError(f"{path} has characters that the model lacks, such as {min(new)!r}")
+            raise UserError(
+                f"{path} has characters that the model lacks, such as {show_character(min(new))}"
+            )
         if self.text_sha256 and corpus.sha256 != self.text_sha256:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus

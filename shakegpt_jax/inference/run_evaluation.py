@@ -72,7 +72,7 @@ class RunEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """A model and the text to evaluate it on."""
+    """A model and the text to evaluate it on, as `select` chooses them."""
 
     workdir: str | Path
     lm: LanguageModel
@@ -81,14 +81,21 @@ class Selection:
     n_character: int  # of the whole text
     pieces: list[np.ndarray]  # ids: the text, or evenly spread pieces of it
     stride: int | None
+    memorization: bool
 
-    def summarize(self, losses: np.ndarray, *, memorization: bool = False) -> RunEvaluation:
-        """Summarize (count,) losses of the pieces; see `evaluate_run` for `memorization`."""
+    def evaluate(self) -> RunEvaluation:
+        """Score the text."""
+        model, params = self.lm.model, self.lm.params
+        losses = [character_losses(model, params, ids, stride=self.stride) for ids in self.pieces]
+        return self.summarize(np.concatenate(losses))
+
+    def summarize(self, losses: np.ndarray) -> RunEvaluation:
+        """Summarize the (count,) losses of the text, and search for copies if that was chosen."""
         lm, corpus = self.lm, self.corpus
         assert lm.checkpoint  # load() sets it
         saved_step = int(lm.checkpoint.name)
         copies = {}
-        if memorization:
+        if self.memorization:
             assert corpus  # select() has loaded it
             copies = longest_copies(lm, corpus.train_ids, corpus.val_ids)
         return RunEvaluation(
@@ -102,7 +109,7 @@ class Selection:
         )
 
 
-def evaluate_run(
+def select(
     workdir: str | Path,
     *,
     step: int | Literal["best", "latest"] = "best",
@@ -111,8 +118,8 @@ def evaluate_run(
     stride: int | None = None,
     characters: int | None = None,
     memorization: bool = False,
-) -> RunEvaluation:
-    """Evaluate a checkpoint of a run.
+) -> Selection:
+    """Load a checkpoint of a run and choose the text to evaluate it on.
 
     Args:
         workdir: run folder.
@@ -123,45 +130,16 @@ def evaluate_run(
         stride: see `LanguageModel.evaluate`.
         characters: how many to score, evenly spread over the text; 0: all. None: for a split as
             many as in training, for another text all.
-        memorization: whether to search for copies of the training text.
+        memorization: whether to search for copies of the training text, which must be readable
+            then, whatever is evaluated.
 
     Raises:
-        UserError: if the checkpoint or a text cannot be read, or the training text has changed.
-    """
-    selection = select(
-        workdir,
-        step=step,
-        split=split,
-        path=path,
-        stride=stride,
-        characters=characters,
-        corpus_needed=memorization,
-    )
-    lm = selection.lm
-    losses = [
-        character_losses(lm.model, lm.params, piece, stride=selection.stride)
-        for piece in selection.pieces
-    ]
-    return selection.summarize(np.concatenate(losses), memorization=memorization)
-
-
-def select(
-    workdir: str | Path,
-    *,
-    step: int | Literal["best", "latest"] = "best",
-    split: Literal["train", "val"] | None = None,
-    path: str | None = None,
-    stride: int | None = None,
-    characters: int | None = None,
-    corpus_needed: bool = False,
-) -> Selection:
-    """Load a checkpoint and choose the text; see `evaluate_run`.
-
-    With `corpus_needed`, it is an error if the training text cannot be read, whatever is evaluated.
+        UserError: if the checkpoint or a text cannot be read, the training text has changed, or
+            another text has characters that the model lacks.
     """
     lm = load(workdir, step=step)
     corpus = None
-    if split or path is None or corpus_needed:
+    if split or path is None or memorization:
         try:
             corpus = lm.load_corpus(path if split else None)
         except UserError as error:
@@ -180,7 +158,8 @@ def select(
         ids, most if characters is None else characters, lm.model.config.block_size
     )
     require(len(ids) >= 2, "the text's length", len(ids), "2 or more")
-    return Selection(workdir, lm, corpus, name, len(ids), pieces, lm.check_stride(stride))
+    stride = lm.check_stride(stride)
+    return Selection(workdir, lm, corpus, name, len(ids), pieces, stride, memorization)
 
 
 def _train_time(workdir: str | Path, step: int) -> float | None:

@@ -5,10 +5,10 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.command_line.extras import import_extra
+from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.huggingface import (
     CONFIG,
@@ -29,19 +29,6 @@ _FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-
-
-def import_safetensors() -> Any:
-    """Return `safetensors.numpy`.
-
-    Raises:
-        UserError: if safetensors is not installed.
-    """
-    try:
-        from safetensors import numpy
-    except ImportError as error:
-        raise UserError("Hugging Face folders need safetensors: pip install -e '.[hf]'") from error
-    return numpy
 
 
 def check_output(output: str, *, force: bool) -> Path:
@@ -101,7 +88,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         UserError: if safetensors is missing, `output` is taken (see `check_output`) or cannot be
             created, or the vocabulary cannot be written in UTF-8.
     """
-    safetensors = import_safetensors()
+    safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
     step: int | None = None
     metrics: Metrics = {}
@@ -117,7 +104,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
     except OSError as error:
         raise UserError(f"cannot create {output}: {error.strerror}") from error
-    with beside as temporary:
+    with os_errors_name(output), beside as temporary:
         new = Path(temporary, "new")
         new.mkdir()
         for name, text in texts.items():

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import defaults
 from shakegpt_jax.inference.language_model import LanguageModel
@@ -105,14 +106,20 @@ def _config(lm: LanguageModel) -> dict[str, Any]:
 
 
 def _run_entry(lm: LanguageModel, step: int | None, metrics: Metrics) -> dict[str, Any]:
-    """Return what a checkpoint says of its run, and its step.
-
-    Paths lose their folders, which would tell strangers how the user's disk is laid out.
-    """
-    paths = {"data.path": lm.config.data.path, "train.init_from": lm.config.train.init_from}
-    config = lm.config.replace({name: Path(path).name for name, path in paths.items()})
+    """Return what a checkpoint says of its run, and its step."""
+    config = without_folders(lm.config)
     metadata = RunMetadata(config, lm.tokenizer.vocabulary, lm.text_sha256)
     return metadata.to_json() | {"metrics": metrics, "step": step}
+
+
+def without_folders(config: Config) -> Config:
+    """Return a config whose paths are names.
+
+    Folders would tell strangers how the user's disk is laid out; those of strangers could make a
+    command open any file.
+    """
+    paths = {"data.path": config.data.path, "train.init_from": config.train.init_from}
+    return config.replace({name: Path(path).name for name, path in paths.items()})
 
 
 def _tokenizer(vocabulary: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Nothing here imports transformers, tokenizers or torch.
 """
 
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -10,14 +11,21 @@ from typing import Any
 
 from shakegpt_jax.checkpoints.reader import is_valid_metrics
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.command_line.extras import import_extra
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.export_folder import import_safetensors
-from shakegpt_jax.interop.huggingface import ACTIVATIONS, CONFIG, RUN_ENTRY, WEIGHTS
+from shakegpt_jax.interop.huggingface import (
+    ACTIVATIONS,
+    CONFIG,
+    RUN_ENTRY,
+    WEIGHTS,
+    without_folders,
+)
 from shakegpt_jax.interop.huggingface_tokenizer import read_characters
 from shakegpt_jax.interop.imported_model import (
     BUFFERS,
     ImportedModel,
     foreign_metadata,
+    is_step,
     read_params,
 )
 from shakegpt_jax.interop.stored_array import StoredArray, open_regular, read_json
@@ -71,7 +79,7 @@ def read_huggingface(path: str) -> ImportedModel:
     if (n_token := config.get("vocab_size")) != len(characters):
         right = f"{len(characters)}, as many as there are characters in tokenizer.json"
         raise UserError(f"{folder / CONFIG}: vocab_size is {_shown(n_token)}; it must be {right}")
-    foreign = foreign_metadata(fields, characters, str(folder / CONFIG))
+    foreign = foreign_metadata(fields, characters, 1, str(folder / CONFIG))
     weights = _find_weights(folder)
     own = _own_entry(config.get(RUN_ENTRY), weights, foreign)
     metadata = foreign if own is None else own[0]
@@ -125,21 +133,24 @@ def _own_entry(
     """Return metadata, step and metrics of an export; None for other models and changed ones."""
     if not isinstance(entry, dict) or entry.get("weights_sha256") != _digest(weights):
         return None
+    name = weights.parent / CONFIG
     try:
         metadata = RunMetadata.from_json(entry)
     except UserError as error:
-        raise UserError(f"{weights.parent / CONFIG}: in {RUN_ENTRY}, {error}") from error
+        raise UserError(f"{name}: in {RUN_ENTRY}, {error}") from error
     if (metadata.config.model, metadata.vocabulary) != (
         metadata.config.replace(_changes(foreign)).model,
         foreign.vocabulary,
     ):
-        raise UserError(f"{weights.parent / CONFIG}: its entry {RUN_ENTRY} describes another model")
+        raise UserError(f"{name}: its entry {RUN_ENTRY} describes another model")
     step, metrics = entry.get("step"), entry.get("metrics") or None
+    if step is not None and not is_step(step):
+        right = "it must be a whole number from 1 to 2147483647"
+        raise UserError(f"{name}: in {RUN_ENTRY}, step is {_shown(step)}; {right}")
     if metrics is not None and not is_valid_metrics(metrics):
-        raise UserError(
-            f"{weights.parent / CONFIG}: in {RUN_ENTRY}, metrics are not finite numbers"
-        )
-    return metadata, step if type(step) is int and 1 <= step < 2**31 else 1, metrics
+        raise UserError(f"{name}: in {RUN_ENTRY}, metrics are not finite numbers")
+    config = without_folders(metadata.config)
+    return dataclasses.replace(metadata, config=config), step or 1, metrics
 
 
 def _changes(metadata: RunMetadata) -> dict[str, Any]:
@@ -153,14 +164,13 @@ def _digest(path: Path) -> str:
 
 
 def _read_weights(path: Path, metadata: RunMetadata, characters: str, *, tied: bool) -> Any:
-    import_safetensors()
+    safetensors = import_extra("safetensors", extra="hf")
     import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy, which safetensors needs
-    from safetensors import SafetensorError, safe_open
 
     with open_regular(path):  # errors of the operating system as ours
         pass
     try:
-        with safe_open(path, framework="np") as file:
+        with safetensors.safe_open(path, framework="np") as file:
             arrays = {}
             for key in file.keys():  # noqa: SIM118  # not a dict
                 part = file.get_slice(key)
@@ -174,7 +184,7 @@ def _read_weights(path: Path, metadata: RunMetadata, characters: str, *, tied: b
             if tied and (embedding := arrays.get("transformer.wte.weight")):
                 arrays["lm_head.weight"] = embedding
             return read_params(metadata, arrays, path, characters)
-    except SafetensorError as error:
+    except safetensors.SafetensorError as error:
         raise UserError(f"{path} is corrupt: {str(error)[:200]}") from error
 
 

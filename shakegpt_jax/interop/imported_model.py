@@ -28,24 +28,31 @@ class ImportedModel:
 
     metadata: RunMetadata
     params: Any  # pytree of float32 NumPy arrays
-    step: int  # 1 or more
+    step: int  # 1 or more; 1 if it is not known
     metrics: Metrics | None  # validation metrics, if this package measured them
     origin: str  # a phrase that says where it is from
 
 
-def foreign_metadata(model: dict[str, Any], vocabulary: str, name: str) -> RunMetadata:
+def is_step(value: Any) -> bool:
+    """Return whether a value can be the step of a checkpoint."""
+    return type(value) is int and 1 <= value < 2**31
+
+
+def foreign_metadata(model: dict[str, Any], vocabulary: str, step: int, name: str) -> RunMetadata:
     """Return the metadata of a model that another tool trained, on an unknown text.
 
     Args:
-        model: fields of `ModelConfig`; all others of the config have their defaults.
+        model: fields of `ModelConfig`; what else the config holds are defaults.
         vocabulary: its characters, in any order.
+        step: how many steps it was trained for; 1 if that is not known.
         name: of the file with these values, for error messages.
 
     Raises:
         UserError: if a field has a value that no config accepts.
     """
     try:
-        config = Config().replace({f"model.{field}": value for field, value in model.items()})
+        changes = {f"model.{field}": value for field, value in model.items()}
+        config = Config().replace(changes | {"train.num_steps": step})
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     return RunMetadata(config, "".join(sorted(vocabulary)), text_sha256="")

@@ -70,11 +70,12 @@ print(text)
 ## Limits
 
 - One token is one character (one Unicode code point). A character that is not among the
-  {n_character} in `tokenizer.json` raises an error.
-- More than {window} characters, prompt and continuation together, raise an error. A prompt has at
-  least one character.
-- There are no special tokens. Without an end of text, generation stops only at its maximum length;
-  without padding, the prompts of a batch must have the same length.
+  {n_character} in `tokenizer.json` raises "WordLevel error: Missing [UNK] token".
+- A prompt has at least one character and at most {longest}: one less than the window, since the
+  first new character has to fit. Longer ones raise an error.
+- There are no special tokens. Without an end of text, generation stops only at its maximum length.
+  Without padding, `pipe` continues the prompts of a list one by one, and a `batch_size` above 1
+  raises an error; `model.generate` takes a batch of prompts that have the same length.
 - It imitates {imitated}, with the language and the prejudices in it,
   and may repeat passages verbatim. It knows no facts and follows no instructions. Do not use it to
   inform, to advise or to decide anything about people.
@@ -100,6 +101,7 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
         prompt=_quote(_prompt(lm)[:half]),
         temperature=defaults.TEMPERATURE,
         window=window,
+        longest=max(1, window - 1),
         half=half,
         n_character=lm.tokenizer.vocab_size,
         imitated=_imitated(lm),
@@ -130,14 +132,14 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
         yield "bits per character", f"{metrics['bits_per_character']:.4f}"
     if "count" in metrics:
         yield "characters scored", f"{metrics['count']:,}"
-    if step is not None:
+    if step is not None and (lm.text_sha256 or step > 1):  # 1 stands for unknown in an import
         yield "training steps", f"{step:,}"
     yield "parameters", f"{lm.n_params:,}, float32"
     yield "shape", f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} dimensions"
     yield "window", f"{shape.block_size:,} characters"
     yield "vocabulary", f"{lm.tokenizer.vocab_size:,} characters"
+    yield "training text", _inline(_text_name(lm)) if lm.text_sha256 else "unknown"
     if lm.text_sha256:
-        yield "training text", _inline(_text_name(lm))
         yield "its SHA-256", f"`{lm.text_sha256}`"
     if source := _source_name(lm):
         yield "started from", _inline(source)
@@ -146,7 +148,7 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
 def _imitated(lm: LanguageModel) -> str:
     if source := _source_name(lm):
         return f"its training text and that of {_inline(source)}, which it started from"
-    return "its training text"
+    return "its training text" if lm.text_sha256 else "its training text, which is not known"
 
 
 def _source_name(lm: LanguageModel) -> str:

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.imported_model import ImportedModel, foreign_metadata, read_params
+from shakegpt_jax.interop.imported_model import (
+    ImportedModel,
+    foreign_metadata,
+    is_step,
+    read_params,
+)
 from shakegpt_jax.interop.restricted_pickle import load_pickle
 from shakegpt_jax.interop.stored_array import StoredArray, read_bounded
 from shakegpt_jax.interop.torch_file import Tensor, TorchFile, open_torch_file
@@ -54,14 +59,15 @@ def read_nanogpt(path: str, meta: str | None) -> ImportedModel:
         fields = {name: args[name] for name in _SHAPE} | {"activation": "gelu_exact"}
         if type(args.get("dropout")) is float:
             fields["dropout"] = args["dropout"]
-        metadata = foreign_metadata(fields, characters, path)
+        step: Any = content.get("iter_num")
+        origin = f"nanoGPT, iteration {step if is_step(step) else 'unknown'}"
+        step = step if is_step(step) else 1
+        metadata = foreign_metadata(fields, characters, step, path)
         arrays = _arrays(file, state, path)
         params = read_params(metadata, arrays, Path(path), characters, torch_linear=True)
-        step, loss = content.get("iter_num"), _scalar(file, content.get("best_val_loss"))
-    origin = f"nanoGPT, iteration {step if type(step) is int else 'unknown'}"
+        loss = _scalar(file, content.get("best_val_loss"))
     if loss is not None:
         origin += f", whose own best validation loss is {loss:.4f}"
-    step = step if type(step) is int and 1 <= step < 2**31 else 1
     return ImportedModel(metadata, params, step, None, origin)
 
 
@@ -81,6 +87,8 @@ def read_meta(path: str) -> str:
             raise UserError(f"{path}: itos has no single character for the id {i}")
     if len(set(characters)) < len(characters):
         raise UserError(f"{path}: itos repeats a character")
+    if "stoi" in meta and meta["stoi"] != {c: i for i, c in enumerate(characters)}:
+        raise UserError(f"{path}: stoi and itos contradict each other")
     return "".join(characters)
 
 

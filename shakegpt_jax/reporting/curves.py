@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shakegpt_jax.command_line.extras import import_extra
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting.metrics import MetricsRow
 from shakegpt_jax.reporting.progress import format_duration
@@ -36,11 +37,8 @@ def new_figure(**options: Any) -> Any:
     Raises:
         UserError: if matplotlib is not installed.
     """
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise UserError("plots need matplotlib: pip install -e '.[plot]'") from error
-    return matplotlib.figure.Figure(layout="constrained", **options)
+    figure = import_extra("matplotlib.figure", extra="plot")
+    return figure.Figure(layout="constrained", **options)
 
 
 def plot_curves(runs: dict[str, list[MetricsRow]], path: str | Path, x: str = "step") -> None:

@@ -11,6 +11,11 @@ from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow, TrainMetrics
 _FILE_NAME = "metrics.jsonl"
 
 
+def has_metrics(workdir: str | Path) -> bool:
+    """Return whether a run has the file; an imported run has none."""
+    return (Path(workdir) / _FILE_NAME).is_file()
+
+
 def read_metrics(workdir: str | Path) -> list[MetricsRow]:
     """Read the metrics of a run; empty if there is no file. A partial last line is ignored.
 

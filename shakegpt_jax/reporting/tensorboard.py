@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.command_line.extras import import_extra
+from shakegpt_jax.errors import os_errors_name
 from shakegpt_jax.reporting.metrics import MetricsRow
 from shakegpt_jax.reporting.metrics_file import read_metrics
 
@@ -74,8 +75,9 @@ class EventFile:
         # A new name: TensorBoard does not start over with a file that it has open.
         path = self._workdir / _NAME.format(time.time_ns())
         temporary = path.with_name("events.tmp")
-        temporary.write_bytes(wanted)
-        temporary.replace(path)
+        with os_errors_name(self._workdir):
+            temporary.write_bytes(wanted)
+            temporary.replace(path)
         for each in older:
             each.unlink(missing_ok=True)
         return path
@@ -97,13 +99,9 @@ def _import_writer() -> tuple[Any, Any]:
     Raises:
         UserError: if TensorBoard is not installed.
     """
-    try:
-        from tensorboard.compat.proto import event_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-    except ImportError as error:
-        message = "event files need tensorboard: pip install -e '.[tensorboard]'"
-        raise UserError(message) from error
-    return event_pb2, RecordWriter
+    event_pb2 = import_extra("tensorboard.compat.proto.event_pb2", extra="tensorboard")
+    writer = import_extra("tensorboard.summary.writer.record_writer", extra="tensorboard")
+    return event_pb2, writer.RecordWriter
 
 
 def _records(events: Iterable[Any]) -> bytes:

@@ -18,6 +18,7 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, find_run
 from shakegpt_jax.checkpoints.run_metadata import RunMetadata
 from shakegpt_jax.config import Config, ModelConfig
+from shakegpt_jax.data.tokenizer import show_character
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import abstract_params
 from shakegpt_jax.parallel.mesh import replicate, shard_state
@@ -85,7 +86,7 @@ class PretrainedCheckpoint:
         if new := [c for c in vocabulary if c not in self.metadata.vocabulary]:
             more = f" and {len(new) - 20} more" if len(new) > 20 else ""
             line += f", with new rows for {len(new)} characters that it lacks: "
-            line += " ".join(map(repr, new[:20])) + more
+            line += " ".join(map(show_character, new[:20])) + more
         return line
 
 

@@ -6,44 +6,34 @@ from typing import Any
 import numpy as np
 
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.run_evaluation import RunEvaluation, Selection, select
+from shakegpt_jax.inference.run_evaluation import RunEvaluation, Selection
 from shakegpt_jax.inference.scoring import Predictions, character_predictions
 from shakegpt_jax.web import breakdown
-from shakegpt_jax.web.page import check_page_path, render_page, write_page
+from shakegpt_jax.web.page import render_page, write_page
 from shakegpt_jax.web.shown_text import show_text
 
 _STYLES = ("characters.css", "report.css")
 _SCRIPTS = ("characters.js", "distribution.js", "charts.js", "attention.js", "report.js")
 
 
-def report_run(
-    html_path: str | Path,
-    workdir: str | Path,
-    *,
-    memorization: bool = False,
-    **options: Any,
-) -> RunEvaluation:
-    """Evaluate a checkpoint of a run as `evaluate_run` does, and write a page about it.
+def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
+    """Evaluate a model on a text, and write a page about it.
 
     Args:
-        html_path: the HTML file; replaced if it exists.
-        workdir: run folder.
-        memorization: see `evaluate_run`.
-        **options: `step`, `split`, `path`, `stride` and `characters` of `evaluate_run`.
+        selection: the model and the text.
+        path: the HTML file; replaced if it exists.
 
     Raises:
-        UserError: if the page cannot be written; see `evaluate_run` for others.
+        UserError: if the page cannot be written.
     """
-    check_page_path(html_path)
-    selection = select(workdir, corpus_needed=memorization, **options)
     lm = selection.lm
     parts = [
-        character_predictions(lm.model, lm.params, piece, stride=selection.stride)
-        for piece in selection.pieces
+        character_predictions(lm.model, lm.params, ids, stride=selection.stride)
+        for ids in selection.pieces
     ]
     predictions = Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    result = selection.summarize(predictions.losses, memorization=memorization)
-    name = Path(workdir).resolve().name
+    result = selection.summarize(predictions.losses)
+    name = Path(selection.workdir).resolve().name
     data = {
         "run": describe_run(name, lm, result),
         "text": describe_text(selection),
@@ -51,8 +41,7 @@ def report_run(
         "shown": show_text(selection),
         **breakdowns(selection, predictions),
     }
-    page = render_page("report.html", _STYLES, _SCRIPTS, f"{name}: looking inside", data)
-    write_page(page, html_path)
+    write_page(render_page("report.html", _STYLES, _SCRIPTS, f"{name}: looking inside", data), path)
     return result
 
 

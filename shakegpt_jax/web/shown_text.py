@@ -5,6 +5,7 @@ H heads, T characters per window.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,15 +85,15 @@ def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
 
 
 def split_lines(text: str, starts: Sequence[int], longest: int) -> list[tuple[int, int, int]]:
-    """Split a text into its lines, without newlines, and long lines into stretches.
+    """Split a text into its lines, without newlines, and long lines into pieces.
 
     Args:
-        text: pieces of a text.
-        starts: where each piece starts.
+        text: parts of a text.
+        starts: where each part starts.
         longest: characters per line.
 
     Returns:
-        Begin of the piece, start and end of each line that is not empty.
+        Begin of the part, start and end of each line that is not empty.
     """
     lines = []
     for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
@@ -147,9 +148,11 @@ def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[
 
     Returns:
         `shortest`, the characters of a stretch; `stretches` of (start, end, place in the training
-        text); `whole`, whether all of the text stands there; `problem`, why they are not known.
+        text); `whole`, whether all of the text stands there; `problem`, why they are not known;
+        `source`, the run that the model started from, whose text is not compared, or nothing.
     """
     known: dict[str, Any] = {"shortest": SHORTEST_STRETCH, "stretches": [], "whole": False}
+    known["source"] = Path(selection.lm.config.train.init_from).name
     try:
         corpus = selection.corpus or selection.lm.load_corpus()
         check_searchable(len(corpus.train_ids))

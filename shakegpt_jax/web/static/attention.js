@@ -88,12 +88,13 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
     return button;
   }
 
-  /** Shows the line that contains a character, and explains it; returns whether that is stored. */
+  /** Shows the line that contains a character, and explains it; returns its ends, or null if it is not stored. */
   function show(index) {
     const found = lines.find(([start, end]) => start <= index && index < end);
-    if (!found) return false;
+    if (!found) return null;
     const [start, end, begin, offset] = found;
     if (line?.start !== start) {
+      textNode.hidden = maps.hidden = false;
       line = { start, end, begin, offset };
       spans = characters.slice(begin, end).map((each, key) => {
         const span = characterElement(each, begin + key);
@@ -106,7 +107,14 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
       drawMaps();
     }
     explain(index - start);
-    return true;
+    return [start, end];
+  }
+
+  /** Shows no line, and why. */
+  function clear(reason) {
+    line = null;
+    textNode.hidden = maps.hidden = true;
+    summary.textContent = reason;
   }
 
   function build() {
@@ -119,13 +127,13 @@ function attentionPanel({ lines, values }, characters, layers, heads) {
     }
   }
 
-  const point = (event) => {
-    const index = eventIndex(event);
-    if (index !== null && line && index >= line.start) explain(index - line.start);
-  };
-  textNode.addEventListener("pointerover", point);
-  textNode.addEventListener("click", point);
-  onCharacterKeys(textNode, { move: (step) => line && explain(row + step) });
+  const point = (index) => index >= line.start && explain(index - line.start);
+  onCharacterPointed(textNode, point);
+  textNode.addEventListener("click", (event) => eventIndex(event) !== null && point(eventIndex(event)));
+  onCharacterKeys(textNode, {
+    move: (step) => explain(row + step),
+    moveEnd: (direction) => explain(direction * line.end),
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => line && drawMaps());
-  return { show, last: lines.length ? lines[lines.length - 1][1] : 0, count: lines.length };
+  return { show, clear, last: lines.length ? lines[lines.length - 1][1] : 0, count: lines.length };
 }

@@ -50,14 +50,36 @@ function eventIndex(event) {
   return node ? Number(node.dataset.index) : null;
 }
 
-/** Calls move(step) or moveLine(step) for the arrow keys, and enter() for Enter. */
-function onCharacterKeys(container, { move, moveLine, enter }) {
+/**
+ * Calls act(index) when the pointer moves to a character, and not when the text moves below it, as it
+ * does when the keyboard scrolls.
+ */
+function onCharacterPointed(container, act) {
+  let place = "";
+  const point = (event) => {
+    const now = `${event.screenX},${event.screenY}`;
+    if (now !== place && eventIndex(event) !== null) act(eventIndex(event));
+    place = now;
+  };
+  container.addEventListener("pointerover", point);
+  container.addEventListener("pointermove", point);
+}
+
+/**
+ * Calls move(step) or moveLine(step) for the arrow keys, moveEnd(direction, everything) for Home and End,
+ * alone or with Ctrl, movePage(direction) for Page Up and Page Down, and enter() for Enter.
+ */
+function onCharacterKeys(container, { move, moveLine, moveEnd, movePage, enter }) {
   container.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
     const steps = { ArrowLeft: -1, ArrowRight: 1 };
     const lines = { ArrowUp: -1, ArrowDown: 1 };
+    const ends = { Home: -1, End: 1 };
+    const pages = { PageUp: -1, PageDown: 1 };
+    if ((event.ctrlKey && !(event.key in ends)) || event.altKey || event.metaKey) return;
     if (event.key in steps) move(steps[event.key]);
     else if (event.key in lines && moveLine) moveLine(lines[event.key]);
+    else if (event.key in ends && moveEnd) moveEnd(ends[event.key], event.ctrlKey);
+    else if (event.key in pages && movePage) movePage(pages[event.key]);
     else if (event.key === "Enter" && enter) enter();
     else return;
     event.preventDefault();

@@ -45,6 +45,11 @@ function chart({ xs, ys, xTicks, yTicks, xLabel, yLabel, format, description, he
   return { svg, x, y, add };
 }
 
+/** Formats a mean loss with its standard error, which one character does not have. */
+function withError(mean, error, count, digits) {
+  return mean.toFixed(digits) + (count > 1 ? ` ± ${error.toFixed(digits)}` : "");
+}
+
 /** Shows loss over position as a line with a band of one standard error. */
 function showPositions(container, { counts, means, errors }) {
   const points = means.map((mean, i) => ({ context: i + 1, mean, error: errors[i], count: counts[i] }))
@@ -69,7 +74,7 @@ function showPositions(container, { counts, means, errors }) {
     for (const { context, mean } of points) add("circle", { class: "dot", cx: x(context), cy: y(mean), r: 3 });
   }
   const rows = points.map(({ context, mean, error, count }) =>
-    [context, `${mean.toFixed(4)} ± ${error.toFixed(4)}`, count.toLocaleString("en")]);
+    [context, withError(mean, error, count, 4), count.toLocaleString("en")]);
   container.append(svg, numbers(["characters read", "loss", "characters scored"], rows));
 }
 
@@ -137,7 +142,7 @@ function showKinds(container, groupings, total, loss) {
       const header = element("th", "", kind);
       header.scope = "row";
       body.append(element("tr", "", "", header,
-        element("td", "", `${mean.toFixed(3)} ± ${error.toFixed(3)}`),
+        element("td", "", withError(mean, error, count, 3)),
         element("td", "bar-cell", "", element("div", "meter", "", fill, whisker)),
         element("td", "optional", count.toLocaleString("en")),
         element("td", "optional", percent(count / total)),

@@ -10,17 +10,18 @@ function decodeArray(text, Type) {
 
 const $ = (id) => document.getElementById(id);
 const count = (number) => number.toLocaleString("en");
+const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 function showHeader({ run, text, evaluation }) {
   $("title").textContent = `Looking inside ${run.name}`;
   $("summary").textContent =
-    `A character-level GPT of ${count(run.parameters)} parameters (${run.layers} layers of ${run.heads} ` +
-    `heads, window of ${run.window} characters) after ${count(run.step)} training steps, evaluated on ` +
-    `${text.name}: ${count(evaluation.count)} characters` +
+    `A character-level GPT of ${count(run.parameters)} parameters (${plural(run.layers, "layer")} of ` +
+    `${plural(run.heads, "head")}, window of ${run.window} characters) after ` +
+    `${plural(run.step, "training step")}, evaluated on ${text.name}: ${plural(evaluation.count, "character")}` +
     (evaluation.count < text.characters - 1
-      ? `, in ${count(text.pieces)} pieces spread over ${count(text.characters)}.` : ".");
+      ? `, in ${plural(text.pieces, "piece")} spread over ${count(text.characters)}.` : ".");
   const figures = {
-    "loss, nats/character": `${evaluation.loss.toFixed(4)} ± ${evaluation.standard_error.toFixed(4)}`,
+    "loss, nats/character": withError(evaluation.loss, evaluation.standard_error, evaluation.count, 4),
     perplexity: evaluation.perplexity.toFixed(3),
     "bits per character": evaluation.bits_per_character.toFixed(3),
     "most probable is right": percent(evaluation.accuracy),
@@ -36,20 +37,26 @@ function showNotes({ shown, text, evaluation, positions, calibration }, nShown, 
   $("shown-note").textContent = all
     ? "All of the text is shown." : `The first ${count(nShown)} characters are shown; the figures are about ` +
       `all ${count(evaluation.count)}.`;
-  const { stretches, shortest, whole, problem } = shown.copies;
+  const { stretches, shortest, whole, problem, source } = shown.copies;
   const covered = new Set(stretches.flatMap(([start, end]) =>
     Array.from({ length: end - start }, (_, i) => start + i)));
   $("copies-note").textContent =
     problem ? `Copies of the training text are not underlined, as it is not known: ${problem}.`
     : whole ? "All of what is shown stands in the text that the model was trained on, word for word: its loss " +
       "says little about new text."
+    : !covered.size ? `No stretch of ${shortest} or more characters stands in the training text, word for word.`
     : `Underlined are stretches of ${shortest} or more characters that stand in the training text, word for ` +
       `word: ${percent(covered.size / nShown)} of what is shown. There, a confident model may just remember.`;
-  if (problem) $("copied-legend").remove();
-  $("attention-note").textContent = attention.count
-    ? `Each line is read in a window that ends with it. The first ${count(attention.count)} lines can be opened.`
-    : "There is no line to open.";
+  if (source && !problem) {
+    $("copies-note").append(` The text of ${source}, from which the model started, has not been compared.`);
+  }
+  if (problem || !covered.size) $("copied-legend").remove();
   const window = data.run.window;
+  const [kind, kinds] = attention.split ? ["line or piece", "lines or pieces"] : ["line", "lines"];
+  $("attention-note").textContent = !attention.count ? "There is no line to open."
+    : (attention.split ? `A line of more than ${window} characters is cut into pieces. ` : "") +
+      `Each ${kind} is read in a window that ends with it. The first ` +
+      `${attention.count === 1 ? kind : `${count(attention.count)} ${kinds}`} can be opened.`;
   $("positions-note").textContent =
     "How much it helps to have read more of the window before the character that is predicted. " + (text.stride === window
       ? `The windows of ${window} characters do not overlap.`
@@ -74,7 +81,8 @@ function showReport() {
     { lines: shown.attention.lines, values: decodeArray(shown.attention.values, Uint8Array) },
     characters, run.layers, run.heads);
   const spans = characters.map(characterElement);
-  let current = -1, selected = null;
+  const inLine = (i) => spans[i].closest(".line");
+  let current = -1;
 
   /** Returns the most probable characters, as many as there are. */
   const distribution = (i) => Array.from({ length: size }, (_, k) => ({
@@ -115,12 +123,24 @@ function showReport() {
   }
 
   function openLine() {
-    selected?.classList.remove("selected");
-    selected = spans[current].closest(".line");
-    selected.classList.add("selected");
-    const opened = attention.show(current) || attention.show(current - 1); // a newline: its line
-    $("attention-title").textContent = opened ? "Attention of the chosen line"
-      : "Attention (not stored for the line that you chose)";
+    $("text").querySelectorAll(".selected").forEach((node) => node.classList.remove("selected"));
+    const line = inLine(current);
+    const last = line.children.length > 1 && characters[current] === "\n" ? current - 1 : current;
+    const [start, end] = attention.show(last) ?? [last, last];
+    const piece = end > start && !isWhole(start, end);
+    (piece ? spans.slice(start, end) : [line]).forEach((node) => node.classList.add("selected"));
+    $("attention-title").textContent = end === start ? "Attention"
+      : `Attention of the chosen ${piece ? "piece of a long line" : "line"}`;
+    if (end === start) {
+      attention.clear(characters[last] === "\n" ? "The chosen line is empty." :
+        "The attention of the chosen line is not stored.");
+    }
+  }
+
+  /** Returns whether characters are a line without its newline. */
+  function isWhole(start, end) {
+    return (start === 0 || inLine(start - 1) !== inLine(start)) &&
+      (end === spans.length || characters[end] === "\n" || inLine(end) !== inLine(start));
   }
 
   function lineElements() {
@@ -144,31 +164,50 @@ function showReport() {
     return nodes;
   }
 
-  function moveLine(step) {
+  /** Moves by rows on the screen: a long line has several. */
+  function moveRows(rows) {
     const box = spans[current].getBoundingClientRect();
+    const y = box.top + box.height / 2 + rows * rowHeight();
     const lines = [...$("text").querySelectorAll(".line")];
-    const next = lines[lines.indexOf(spans[current].closest(".line")) + step];
-    if (!next) return;
-    const distance = (span) => Math.abs(span.getBoundingClientRect().left - box.left);
-    const nearest = [...next.children].reduce((a, b) => (distance(b) < distance(a) ? b : a));
-    move(Number(nearest.dataset.index) - current);
+    const next = rows > 0
+      ? lines.find((line) => line.getBoundingClientRect().bottom > y) ?? lines[lines.length - 1]
+      : lines.findLast((line) => line.getBoundingClientRect().top < y) ?? lines[0];
+    const places = [...next.children].map((span) => ({ span, place: span.getBoundingClientRect() }));
+    const distance = ({ place }) =>
+      1e4 * Math.round(Math.abs(place.top + place.height / 2 - y) / rowHeight()) + Math.abs(place.left - box.left);
+    const nearest = places.reduce((a, b) => (distance(b) < distance(a) ? b : a)).span;
+    moveTo(Number(nearest.dataset.index));
   }
 
-  function move(step) {
-    showPrediction(Math.max(0, Math.min(current + step, spans.length - 1)));
+  const rowHeight = () => parseFloat(getComputedStyle($("text")).lineHeight);
+
+  function movePage(direction) {
+    moveRows(direction * Math.max(1, Math.floor($("text").clientHeight / rowHeight()) - 1));
+  }
+
+  function moveEnd(direction, everything) {
+    const line = everything ? spans : inLine(current).children;
+    moveTo(Number(line[direction < 0 ? 0 : line.length - 1].dataset.index));
+  }
+
+  function moveTo(index) {
+    showPrediction(Math.max(0, Math.min(index, spans.length - 1)));
     spans[current].scrollIntoView({ block: "nearest" });
   }
 
   $("text").append(...lineElements());
-  $("text").addEventListener("pointerover", (event) => showPrediction(eventIndex(event) ?? current));
+  onCharacterPointed($("text"), showPrediction);
   $("text").addEventListener("click", (event) => {
     if (eventIndex(event) === null) return;
     showPrediction(eventIndex(event));
     openLine();
   });
-  onCharacterKeys($("text"), { move, moveLine, enter: openLine });
+  onCharacterKeys($("text"), {
+    move: (step) => moveTo(current + step), moveLine: moveRows, moveEnd, movePage, enter: openLine,
+  });
   showHeader(data);
-  showNotes(data, characters.length, attention);
+  const split = shown.attention.lines.some(([start, end]) => !isWhole(start, end));
+  showNotes(data, characters.length, { count: attention.count, split });
   showPositions($("positions"), data.positions);
   showCalibration($("calibration"), data.calibration);
   showKinds($("kinds"), [

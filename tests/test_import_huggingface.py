@@ -1,0 +1,276 @@
+"""Import of folders of Hugging Face transformers, the reference wherever it is installed."""
+
+import dataclasses
+import struct
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from changes import change_json, replaced
+from fakes import one_line
+from safetensors.numpy import load_file, save_file
+
+import shakegpt_jax
+from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.interop.huggingface_import import read_huggingface
+
+RUN = Path("new", "run")
+
+
+def test_an_export_comes_back_bit_for_bit(hf, finished, command):
+    code, out, err = command("import_model", hf, "--workdir", RUN)
+    assert (code, err) == (0, "")
+    assert "an export of step 12" in out and "--split val --path text.txt\n" in out
+    ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load(finished)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    ours, theirs = CheckpointReader(RUN), CheckpointReader(finished)
+    assert ours.steps == [12]
+    text = {"data.path": "text.txt"}  # without its folder
+    expected = theirs.run_metadata(12)
+    assert ours.run_metadata(12) == dataclasses.replace(
+        expected, config=expected.config.replace(text)
+    )
+    assert ours.metrics(12) == theirs.metrics(12)
+    code, out, err = command("train", "--workdir", RUN)
+    assert code == 2 and "without an optimizer state" in one_line(err)
+
+
+@pytest.mark.parametrize("step", [0, -1, True, 1.5, "12", 2**31])
+def test_a_step_that_no_checkpoint_has_is_refused(hf, refused, step):
+    change_json(hf / "config.json", replaced(step, "shakegpt_jax", "step"))
+    assert f"in shakegpt_jax, step is {step!r}; it must be a whole number from 1" in refused(hf)
+
+
+def test_an_export_of_strangers_can_name_no_file_of_the_user(hf, command):
+    for field in ("path", "init_from"):
+        section = "data" if field == "path" else "train"
+        change = replaced("/etc/\x1b]0;mine\x07passwd", "shakegpt_jax", "config", section, field)
+        change_json(hf / "config.json", change)
+    code, out, err = command("import_model", hf, "--workdir", RUN)
+    assert (code, err) == (0, "") and "/etc" not in out
+    assert "--path '\\x1b]0;mine\\x07passwd'\n" in out
+    config = shakegpt_jax.load(RUN).config
+    assert config.data.path == config.train.init_from == "\x1b]0;mine\x07passwd"
+    code, out, err = command("evaluate", "--workdir", RUN)
+    assert (code, out) == (2, "")
+    assert one_line(err).startswith(r"error: no such file: \x1b]0;mine\x07passwd; ")
+
+
+def test_weights_that_have_changed_lose_their_metrics_and_their_text(hf, command):
+    weights = load_file(hf / "model.safetensors")
+    weights["transformer.wpe.weight"] += 1
+    save_file(weights, hf / "model.safetensors", {"format": "pt"})
+    code, out, _ = command("import_model", hf, "--workdir", RUN)
+    assert code == 0 and "which has changed since its export" in out
+    assert command("export", "--workdir", RUN, "--output", "out")[0] == 0
+    assert "training steps" not in Path("out", "README.md").read_text()
+    lm = shakegpt_jax.load(RUN)
+    assert (lm.text_sha256, CheckpointReader(RUN).metrics(1)) == ("", {})
+    np.testing.assert_array_equal(
+        lm.params["wpe"]["embedding"], weights["transformer.wpe.weight"], strict=True
+    )
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
+def test_half_precision_of_a_folder_is_read_exactly(hf, name, dtype):
+    weights = load_file(hf / "model.safetensors")
+    half = {key: value.astype(jax.numpy.dtype(dtype)) for key, value in weights.items()}
+    save_file(half, hf / "model.safetensors")
+    assert f'"dtype":"{name}"'.encode() in (hf / "model.safetensors").read_bytes()
+    found = read_huggingface(str(hf)).params
+    np.testing.assert_array_equal(
+        found["wpe"]["embedding"], half["transformer.wpe.weight"].astype(np.float32), strict=True
+    )
+    kernel = half["transformer.h.0.attn.c_attn.weight"].astype(np.float32)
+    np.testing.assert_array_equal(found["block_0"]["attn"]["c_attn"]["kernel"], kernel)
+
+
+BIAS = "transformer.h.0.mlp.c_fc.bias"
+
+
+@pytest.mark.parametrize("dtype", ["I32", "F8_E4M3"])
+def test_biases_are_floats_and_masks_may_be_anything(hf, refused, dtype):
+    weights = load_file(hf / "model.safetensors")
+    mask = {"transformer.h.0.attn.bias": np.ones((1, 1, 8, 8), bool)}
+    save_file(weights | mask, hf / "model.safetensors")
+    bias = read_huggingface(str(hf)).params["block_0"]["mlp"]["c_fc"]["bias"]
+    np.testing.assert_array_equal(bias, weights[BIAS])
+    numpy_dtype = {"I32": "int32", "F8_E4M3": "float8_e4m3fn"}[dtype]
+    save_file(
+        weights | {BIAS: weights[BIAS].astype(jax.numpy.dtype(numpy_dtype))},
+        hf / "model.safetensors",
+    )
+    assert f"{BIAS} is {dtype}; it must be F32 or" in refused(hf)
+
+
+HF_CONFIGS = {
+    "model_type is 'llama'; it must be 'gpt2'": {"model_type": "llama"},
+    "activation_function is 'relu'; it must be 'gelu_new' or": {"activation_function": "relu"},
+    "n_inner is 32; it must be None or 64": {"n_inner": 32},
+    "layer_norm_epsilon is 0.1; it must be 1e-05": {"layer_norm_epsilon": 0.1},
+    "scale_attn_by_inverse_layer_idx is True": {"scale_attn_by_inverse_layer_idx": True},
+    "scale_attn_weights is False": {"scale_attn_weights": False},
+    "add_cross_attention is True": {"add_cross_attention": True},
+    "tie_word_embeddings is 'no'": {"tie_word_embeddings": "no"},
+    "vocab_size is 50257; it must be": {"vocab_size": 50257},
+    "model.n_layer is '1'; it must be": {"n_layer": "1"},
+    "n_embd is [16]": {"n_embd": [16]},
+    "too short for": {"n_embd": 100_000},
+    "lacks transformer.h.1": {"n_layer": 2},
+    "wpe.weight has the shape (8, 16); its config needs (9, 16)": {"n_positions": 9},
+    "config.json: in shakegpt_jax, its format_version is None": {"shakegpt_jax": ...},
+    "its entry shakegpt_jax describes another model": {"n_head": 4},
+}
+
+
+@pytest.mark.parametrize("reason", HF_CONFIGS)
+def test_configs_that_mean_another_model_are_refused(hf, reason, refused):
+    def change(config: dict[str, Any]) -> None:
+        entry = config["shakegpt_jax"]
+        if reason.startswith(("too", "lacks", "wpe")):
+            del config["shakegpt_jax"]  # as in a model of others
+        config.update(HF_CONFIGS[reason])
+        if config.get("shakegpt_jax") is ...:
+            config["shakegpt_jax"] = {"weights_sha256": entry["weights_sha256"]}
+
+    change_json(hf / "config.json", change)
+    assert reason in refused(hf)
+
+
+TOKENIZERS = {
+    "added_tokens is [{'content': '[PAD]'": replaced([{"content": "[PAD]"}], "added_tokens"),
+    "normalizer is {'type': 'Lowercase'}": replaced({"type": "Lowercase"}, "normalizer"),
+    "post_processor is {'type': 'Temp": replaced(
+        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[BOS]"}}]},
+        "post_processor",
+    ),
+    "pre_tokenizer is {'type': 'ByteLevel'}": replaced({"type": "ByteLevel"}, "pre_tokenizer"),
+    "pre_tokenizer is None": replaced(None, "pre_tokenizer"),
+    "pre_tokenizer is {'type': 'Split'": replaced(".", "pre_tokenizer", "pattern", "Regex"),
+    "model.type is 'Unigram'": replaced("Unigram", "model", "type"),
+    "model.merges is [['t', 'h']]": replaced([["t", "h"]], "model", "merges"),
+    "no model with a vocab": replaced([["a", 0.0]], "model", "vocab"),
+    "vocab has the token '[UNK]'": replaced(0, "model", "vocab", "[UNK]"),
+    "the ids of the vocab are not 0 to": replaced(1, "model", "vocab", "e"),
+    "the ids of the vocab are not": replaced("1", "model", "vocab", "e"),
+}
+
+
+@pytest.mark.parametrize("reason", TOKENIZERS)
+def test_tokens_that_are_not_characters_are_refused(hf, reason, refused):
+    change_json(hf / "tokenizer.json", TOKENIZERS[reason])
+    line = refused(hf)
+    assert line.startswith("error: ") and "tokenizer.json: " in line and reason in line
+
+
+def test_incomplete_and_damaged_folders_are_refused(hf, tmp_path, refused):
+    weights = hf / "model.safetensors"
+    whole = weights.read_bytes()
+    size = struct.unpack("<Q", whole[:8])[0]
+    for damaged in (
+        b"",
+        whole[:100],
+        whole[: len(whole) // 2],
+        struct.pack("<Q", 2**62) + whole[8:],
+        whole[: 8 + size].replace(b'"F32"', b'"I32"', 1) + whole[8 + size :],
+        whole[: 8 + size].replace(b"[16]", b"[61]", 1) + whole[8 + size :],
+    ):
+        weights.write_bytes(damaged)
+        assert "model.safetensors" in refused(hf)
+    weights.unlink()
+    assert "has no model.safetensors; give a folder" in refused(hf)
+    (hf / "pytorch_model.bin").touch()
+    assert "pytorch_model.bin could execute code; convert it" in refused(hf)
+    (hf / "model.safetensors.index.json").touch()
+    assert "join its parts" in refused(hf)
+    for name in ("tokenizer.json", "config.json"):
+        for content, reason in {
+            b"": "is not JSON",
+            b"[" * 100_000: "is not JSON",
+            b"\xff": "is not JSON",
+            b"[1]": "is not a JSON object",
+        }.items():
+            (hf / name).write_bytes(content)
+            line = refused(hf)
+            assert name in line and reason in line
+        (hf / name).unlink()
+        assert f"cannot read hf/{name}" in refused("hf")
+    (tmp_path / "nothing").mkdir()
+    assert "cannot read nothing/config.json" in refused("nothing")
+
+
+def make_tokenizer(kind: str, characters: str) -> Any:
+    """Return a tokenizer of the library `tokenizers` for single characters."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    vocab = {character: i for i, character in enumerate(characters)}
+    if kind == "BPE":
+        return Tokenizer(models.BPE(vocab, []))
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    pattern = {"empty": "", "class": Regex(r"[\s\S]"), "flag": Regex("(?m).")}[kind]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    return tokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "activation", "tied"),
+    [
+        ("BPE", "gelu_new", True),
+        ("empty", "gelu", True),
+        ("class", "gelu_pytorch_tanh", False),
+        ("flag", "gelu", False),
+    ],
+)
+def test_a_folder_of_others_has_the_logits_that_transformers_computes(
+    tmp_path, monkeypatch, shuffled, text, command, kind, activation, tied
+):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer(kind, shuffled)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    fast.save_pretrained("others")
+    config = transformers.GPT2Config(
+        vocab_size=len(shuffled),
+        n_positions=32,
+        n_embd=24,
+        n_layer=2,
+        n_head=3,
+        activation_function=activation,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained("others")
+    code, out, err = command("import_model", "others", "--workdir", RUN)
+    assert (code, err) == (0, "") and "Hugging Face transformers" in out
+    lm = shakegpt_jax.load(RUN)
+    prompt = text[50:82]
+    ids = fast(prompt, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 32)
+    logits = model(ids).logits[0].detach().numpy()
+    order = [shuffled.index(c) for c in lm.tokenizer.vocabulary]
+    np.testing.assert_allclose(lm.logits(prompt), logits[:, order], atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_export_that_transformers_saves_again_comes_back(hf, finished, command):
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoModelForCausalLM.from_pretrained(hf).save_pretrained("saved")
+    transformers.AutoTokenizer.from_pretrained(hf).save_pretrained("saved")
+    code, _, err = command("import_model", "saved", "--workdir", RUN)
+    assert (code, err) == (0, "")
+    ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load(finished)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert ours.tokenizer == theirs.tokenizer
+    assert ours.config.model == theirs.config.model
