@@ -523,7 +523,9 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_command(folder, tmp_path, 
     process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number
-    assert all(line.startswith("import time:") for line in err.splitlines()), err
+    # On a busy machine training may have begun before the signal comes; then it says so.
+    expected = ("import time:", "stopped ") if number == signal.SIGINT else "import time:"
+    assert all(line.startswith(expected) for line in err.splitlines()), err
 
 
 def test_a_cache_folder_that_cannot_be_written_is_silent(folder):
