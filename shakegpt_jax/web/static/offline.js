@@ -1,0 +1,135 @@
+"use strict";
+// The backend of a page with the model inside. It works in slices, between which the page handles
+// events and draws.
+
+const SLICE = 12; // milliseconds, below the time of a frame
+const SLICE_WEIGHTS = 4e6; // multiplications in one step of a slice, about
+
+/**
+ * Returns a backend that computes in the page.
+ * @param {object} data facts about the model, and in `model` its weights
+ * @throws {Error} if the data are damaged
+ */
+function makeOfflineBackend(data) {
+  const vocabulary = Array.from(data.vocabulary);
+  const ids = new Map(vocabulary.map((character, id) => [character, id]));
+  const model = loadModel(data);
+  const atOnce = Math.max(1, Math.floor(SLICE_WEIGHTS / data.parameters));
+
+  function encode(text) {
+    return Array.from(text, (character, i) => {
+      if (ids.has(character)) return ids.get(character);
+      throw new Error(`The model does not know the character ${i + 1}, “${character}”.`);
+    });
+  }
+
+  /**
+   * Returns the logits of the character after `text`; the cache may hold the text before its last
+   * character. Calls pause() between steps.
+   */
+  async function nextLogits(text, cache, pause) {
+    const context = contextLength(text.length, data.window, data.window_stride);
+    if (context !== cache.length + 1) cache.length = 0;
+    const wanted = text.slice(text.length - context + cache.length);
+    let output;
+    for (let start = 0; start < wanted.length; start += atOnce) {
+      await pause();
+      output = model.extend(wanted.slice(start, start + atOnce), cache);
+    }
+    return model.head(output);
+  }
+
+  return {
+    /** See `makeBackend`. */
+    async generate(options, onCharacters, signal) {
+      const { prompt, maxTokens, temperature, topK, topP, seed, noiseOffset } = options;
+      const text = encode(prompt);
+      if (!text.length) throw new Error("The prompt is empty: type at least one character.");
+      const key = randomKey(seed);
+      const cache = model.newCache();
+      let ready = [];
+      const flush = () => {
+        if (ready.length) onCharacters(ready);
+        ready = [];
+      };
+      const pause = makePause(signal, flush);
+      for (let i = 0; i < maxTokens; i++) {
+        const logits = await nextLogits(text, cache, pause);
+        const noise = gumbel(foldIn(key, noiseOffset + i), vocabulary.length);
+        const id = sampleCharacter(logits, noise, { temperature, topK, topP });
+        text.push(id);
+        ready.push({ character: vocabulary[id], logProbs: logSoftmax(logits) });
+      }
+      flush();
+      return "length";
+    },
+
+    /** See `makeBackend`. The context of a character is what it would be if it were generated. */
+    async score(text, signal) {
+      const all = encode(text);
+      const cache = model.newCache();
+      const pause = makePause(signal);
+      const scores = all.length ? [null] : [];
+      for (let n = 1; n < all.length; n++) {
+        scores.push(logSoftmax(await nextLogits(all.slice(0, n), cache, pause)));
+      }
+      return scores;
+    },
+
+    async verbatim() {
+      return { problem: "The training text is not in this file, so copies from it are not marked." };
+    },
+  };
+}
+
+/** Returns the model in the data of a page once it has computed something. */
+function loadModel(data) {
+  try {
+    const model = makeModel({ ...data, ...data.model }, decodeWeights(data.model));
+    const logits = model.head(model.extend([0], model.newCache()));
+    if (logits.length !== Array.from(data.vocabulary).length || logits.some(Number.isNaN)) {
+      throw new Error("the model computes no logits");
+    }
+    return model;
+  } catch (error) {
+    const advice = "copy it again, or export it with python -m shakegpt_jax.export --format html";
+    throw new Error(`The model in this file is damaged; ${advice}.`, { cause: error });
+  }
+}
+
+/**
+ * Returns how many of the last characters of a text are context for the next one, as
+ * `context_length` in shakegpt_jax/inference/sampler.py.
+ */
+function contextLength(length, window, stride) {
+  if (length <= window) return length;
+  return window - stride + 1 + ((length - window - 1) % stride);
+}
+
+/**
+ * Returns a function to await between steps. Once a slice is over it calls `before` and gives way to
+ * the events of the page; it rejects when the signal is aborted.
+ */
+function makePause(signal, before = () => {}) {
+  let end = performance.now() + SLICE;
+  return async () => {
+    if (performance.now() >= end) {
+      before();
+      await nextTask();
+      end = performance.now() + SLICE;
+    }
+    signal?.throwIfAborted();
+  };
+}
+
+/** Resolves after the events that wait now. setTimeout would wait for 4 ms each time. */
+function nextTask() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(null);
+  });
+}
