@@ -44,10 +44,10 @@ function makeModel({ layers, heads, width, window, activation, epsilon }, weight
     blocks.forEach((block, layer) => {
       const qkv = linear(layerNorm(x, block.norm1, epsilon), block.qkv, width);
       const mixed = attend(qkv, cache.keys[layer], cache.values[layer], cache.length);
-      add(x, linear(mixed, block.attentionOut, width));
+      addTo(x, linear(mixed, block.attentionOut, width));
       const hidden = linear(layerNorm(x, block.norm2, epsilon), block.mlpIn, width);
       for (let i = 0; i < hidden.length; i++) hidden[i] = gelu(hidden[i]);
-      add(x, linear(hidden, block.mlpOut, 4 * width));
+      addTo(x, linear(hidden, block.mlpOut, 4 * width));
     });
     cache.length += ids.length;
     return x.subarray(x.length - width);
@@ -150,7 +150,7 @@ function layerNorm(x, { scale, bias }, epsilon) {
 }
 
 /** Adds y to x in place. */
-function add(x, y) {
+function addTo(x, y) {
   for (let i = 0; i < x.length; i++) x[i] += y[i];
 }
 

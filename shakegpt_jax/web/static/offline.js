@@ -6,11 +6,11 @@ const SLICE = 12; // milliseconds, below the time of a frame
 const SLICE_WEIGHTS = 4e6; // multiplications in one step of a slice, about
 
 /**
- * Returns a backend that computes in the page.
- * @param {object} data facts about the model, and in `model` its weights
+ * Returns what the page generates, scores and searches with: the model in its own data.
+ * @param {object} data facts about the model, and in `model` what it computes with
  * @throws {Error} if the data are damaged
  */
-function makeOfflineBackend(data) {
+function makeBackend(data) {
   const vocabulary = Array.from(data.vocabulary);
   const ids = new Map(vocabulary.map((character, id) => [character, id]));
   const model = loadModel(data);
@@ -40,7 +40,6 @@ function makeOfflineBackend(data) {
   }
 
   return {
-    /** See `makeBackend`. */
     async generate(options, onCharacters, signal) {
       const { prompt, maxTokens, temperature, topK, topP, seed, noiseOffset } = options;
       const text = encode(prompt);
@@ -64,7 +63,7 @@ function makeOfflineBackend(data) {
       return "length";
     },
 
-    /** See `makeBackend`. The context of a character is what it would be if it were generated. */
+    /** The context of a character is what it would be if it were generated. */
     async score(text, signal) {
       const all = encode(text);
       const cache = model.newCache();

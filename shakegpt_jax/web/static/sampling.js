@@ -28,9 +28,8 @@ function dropTail(scaled, order, topP) {
   const probabilities = logSoftmax(scaled).map(Math.exp);
   let sum = 0;
   for (const id of order) {
-    const before = sum;
     sum = Math.fround(sum + probabilities[id]);
-    if (before >= topP) scaled[id] = -Infinity;
+    if (Math.fround(sum - probabilities[id]) >= topP) scaled[id] = -Infinity;
   }
 }
 

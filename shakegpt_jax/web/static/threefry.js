@@ -42,11 +42,14 @@ function randomBits(key, count) {
 
 /**
  * Returns `jax.random.gumbel(key, (count,))` as a Float32Array, up to the rounding of logarithms.
- * The mode is "low", the default: 23 random bits make a number in [0, 1).
+ * The mode is "low", the default.
  */
 function gumbel(key, count) {
-  return Float32Array.from(randomBits(key, count), (bits) => {
-    const uniform = (bits >>> 9) * 2 ** -23 || SMALLEST_FLOAT32;
-    return -Math.log(Math.fround(-Math.log(uniform)));
-  });
+  return Float32Array.from(randomBits(key, count), gumbelOf);
+}
+
+/** Returns the standard Gumbel number that 32 random bits make; the lowest 9 are not used. */
+function gumbelOf(bits) {
+  const uniform = (bits >>> 9) * 2 ** -23 || SMALLEST_FLOAT32;
+  return -Math.log(Math.fround(-Math.log(uniform)));
 }
