@@ -142,8 +142,8 @@ class LanguageModel:
         stop = [stop] if isinstance(stop, str) else stop
         stops = as_texts("stop", stop) if stop else ()
         n_time = self.config.model.block_size
-        if window_stride is None:  # keep n_time // 2 characters, the latest among them
-            window_stride = min(n_time, n_time - n_time // 2 + 1)
+        if window_stride is None:
+            window_stride = default_window_stride(n_time)
         right = f"a number from 0 to {_MAX_TEMPERATURE}"
         sampling = Sampling(
             as_number("temperature", temperature, 0, _MAX_TEMPERATURE, right),
@@ -280,6 +280,11 @@ class LanguageModel:
         if self.text_sha256 and corpus.sha256 != self.text_sha256:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus
+
+
+def default_window_stride(block_size: int) -> int:
+    """Return the stride that keeps block_size // 2 characters, the latest among them."""
+    return min(block_size, block_size - block_size // 2 + 1)
 
 
 def load(

@@ -1,6 +1,7 @@
-"""One HTML file from a template, styles, scripts and data, that needs no network.
+"""One HTML file from a template, styles, scripts and data, that loads nothing else.
 
-Its content security policy allows the styles and scripts in the file, and nothing else.
+Its content security policy allows the styles and scripts in the file, and nothing else, except
+connections where the page names a place.
 """
 
 import base64
@@ -22,7 +23,13 @@ _SUFFIXES = (".html", ".htm")
 
 
 def render_page(
-    template: str, styles: Sequence[str], scripts: Sequence[str], title: str, data: Any
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    title: str,
+    data: Any,
+    *,
+    connect: str = "'none'",
 ) -> str:
     """Return a page as HTML.
 
@@ -32,11 +39,12 @@ def render_page(
         scripts: JavaScript files in `static`, in order.
         title: any text.
         data: anything that JSON can hold; the scripts read it from the element `data`.
+        connect: where the scripts may connect to, as a source of the content security policy.
     """
     style, script = ("\n".join(map(_read, names)) for names in (styles, scripts))
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
     # With < escaped, no text can end the element. JSON is ASCII here.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

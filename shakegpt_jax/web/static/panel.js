@@ -1,0 +1,107 @@
+"use strict";
+// The chances of one character: the bars, the likeliest as buttons, and where its text stands.
+
+const N_FAVOURITES = 6;
+
+/**
+ * Shows the chances of one character at a time.
+ * @param {string[]} vocabulary
+ * @param {(character: string) => void} choose called for a bar or button that is not what came
+ * @param {() => void} close called for Escape and the close button
+ */
+function distributionPanel(vocabulary, choose, close) {
+  const $ = (id) => document.getElementById(id);
+  const list = $("distribution"), favourites = $("favourites");
+
+  function focusBar(index) {
+    const items = [...list.children];
+    const next = items[Math.max(0, Math.min(index, items.length - 1))];
+    if (!next) return;
+    items.forEach((item) => { item.tabIndex = item === next ? 0 : -1; });
+    next.focus({ preventScroll: true });
+  }
+
+  list.addEventListener("click", (event) => {
+    const item = event.target.closest("li");
+    if (item) choose(item.dataset.character);
+  });
+  list.addEventListener("keydown", (event) => {
+    const item = event.target.closest("li");
+    const index = [...list.children].indexOf(item);
+    if (event.key === "ArrowRight" || event.key === "ArrowDown") focusBar(index + 1);
+    else if (event.key === "ArrowLeft" || event.key === "ArrowUp") focusBar(index - 1);
+    else if (event.key === "Home") focusBar(0);
+    else if (event.key === "End") focusBar(list.children.length - 1);
+    else if (event.key === "Enter" || event.key === " ") choose(item.dataset.character);
+    else return;
+    event.preventDefault();
+  });
+  favourites.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) choose(button.dataset.character);
+  });
+  $("panel-close").addEventListener("click", close);
+
+  function showFavourites(ordered, actual) {
+    favourites.replaceChildren(...ordered.slice(0, N_FAVOURITES).map(({ character, probability }) => {
+      const button = element("button", character === actual ? "favourite actual" : "favourite", "",
+        element("b", "", characterName(character)), element("span", "", percent(probability)));
+      button.type = "button";
+      button.dataset.character = character;
+      button.setAttribute("aria-label", `${spokenCharacter(character)} ${percent(probability)}`);
+      return button;
+    }));
+  }
+
+  function showBars({ character, logProbs, note }) {
+    const entries = vocabulary.map((each, id) => ({ character: each, probability: Math.exp(logProbs[id]) }))
+      .filter((entry) => entry.probability > 0);
+    const ordered = [...entries].sort((a, b) => b.probability - a.probability);
+    const rank = ordered.findIndex((entry) => entry.character === character);
+    $("panel-text").textContent = rank < 0 ? "The model gave it hardly any chance."
+      : `The model gave it ${percent(ordered[rank].probability)}: number ${rank + 1} of ${count(vocabulary.length)}.`;
+    $("panel-note").textContent = note;
+    showFavourites(ordered, character);
+    showDistribution(list, entries, character);
+    [...list.children].forEach((item, i) => {
+      item.setAttribute("role", "option");
+      item.setAttribute("aria-selected", item.dataset.character === character);
+      item.tabIndex = item.dataset.character === character || (rank < 0 && !i) ? 0 : -1;
+    });
+  }
+
+  function showCopied(stretch) {
+    $("copied").hidden = !stretch;
+    if (!stretch) return;
+    $("copied-text").textContent = `Part of ${count(stretch.text.length)} characters that stand in the training ` +
+      `text, from character ${count(stretch.place + 1)} on:`;
+    $("copied-place").replaceChildren("…" + stretch.before, element("mark", "", stretch.text.join("")),
+      stretch.after + "…");
+  }
+
+  return {
+    /**
+     * @param {{title: string, character: string, logProbs: Float32Array | null, note: string,
+     *   held: boolean, stretch: object | null}} shown
+     */
+    show(shown) {
+      $("panel-empty").hidden = true;
+      $("panel-filled").hidden = false;
+      $("panel").classList.toggle("held", shown.held);
+      $("panel-title").textContent = shown.title;
+      for (const id of ["favourites", "distribution"]) $(id).hidden = !shown.logProbs;
+      if (shown.logProbs) showBars(shown);
+      else [$("panel-text").textContent, $("panel-note").textContent] = [shown.note, ""];
+      showCopied(shown.stretch);
+    },
+    focus() {
+      const item = list.querySelector('[tabindex="0"]');
+      if (!list.hidden) focusBar([...list.children].indexOf(item));
+    },
+    clear() {
+      $("panel").classList.remove("held");
+      $("panel-empty").hidden = false;
+      $("panel-filled").hidden = true;
+    },
+  };
+}

@@ -1,0 +1,98 @@
+"use strict";
+// A text of coloured characters that grows, and the one that is pointed at.
+
+/**
+ * Shows a text in a container.
+ * @param {HTMLElement} container
+ * @param {{point(index), choose(index), enter()}} events the pointer or the keyboard is at a
+ *   character; it was clicked; Enter was pressed
+ */
+function textView(container, events) {
+  let nodes = [], line = null, queue = [], frame = 0, current = -1;
+
+  function append({ character, logProb = null, className = "" }) {
+    if (!line) container.append((line = element("span", "line")));
+    const node = characterElement(character, nodes.length);
+    if (character === "\n") node.textContent = "\n"; // so that it is copied; CSS shows the sign
+    if (className) node.classList.add(className);
+    if (logProb !== null) colourBySurprise(node, -logProb);
+    line.append(node);
+    nodes.push(node);
+    if (character === "\n") line = null;
+  }
+
+  function flush() {
+    cancelAnimationFrame(frame);
+    frame = 0;
+    queue.forEach(append);
+    queue = [];
+  }
+
+  function mark(index) {
+    nodes[current]?.classList.remove("current");
+    current = index;
+    nodes[current]?.classList.add("current");
+  }
+
+  function goTo(index) {
+    if (!nodes.length) return;
+    const next = Math.max(0, Math.min(index, nodes.length - 1));
+    nodes[next].scrollIntoView({ block: "nearest" });
+    events.point(next);
+  }
+
+  /** Goes to the nearest character of the next or the previous line as it is broken here. */
+  function moveLine(step) {
+    const box = (i) => nodes[i].getBoundingClientRect();
+    const start = box(Math.max(0, current));
+    let best = null, top = null;
+    for (let i = Math.max(0, current) + step; i >= 0 && i < nodes.length; i += step) {
+      const { left, top: y } = box(i);
+      if (Math.abs(y - start.top) < 2) continue;
+      top ??= y;
+      if (Math.abs(y - top) >= 2) break;
+      if (!best || Math.abs(left - start.left) < best.distance) {
+        best = { i, distance: Math.abs(left - start.left) };
+      }
+    }
+    if (best) goTo(best.i);
+  }
+
+  onCharacterKeys(container, { move: (step) => goTo(current + step), moveLine, enter: () => events.enter() });
+  container.addEventListener("focus", () => {
+    if (current < 0 && container.matches(":focus-visible")) goTo(events.first());
+  });
+  container.addEventListener("pointerover", (event) => {
+    if (event.pointerType === "mouse" && eventIndex(event) !== null) events.point(eventIndex(event), true);
+  });
+  container.addEventListener("click", (event) => {
+    if (eventIndex(event) !== null && getSelection().isCollapsed) events.choose(eventIndex(event));
+  });
+
+  return {
+    mark,
+    flush,
+    get length() { return nodes.length + queue.length; },
+    clear() {
+      flush();
+      container.replaceChildren();
+      [nodes, line, current] = [[], null, -1];
+    },
+    /** Adds characters, all that come before the next frame at once. */
+    append(entries) {
+      queue.push(...entries);
+      frame ||= requestAnimationFrame(flush);
+    },
+    /** Colours a character that is there already. */
+    colour(index, logProb) {
+      colourBySurprise(nodes[index], -logProb);
+    },
+    underline(stretches) {
+      flush();
+      for (const node of nodes) node.classList.remove("copied");
+      for (const { start, end } of stretches) {
+        nodes.slice(start, end).forEach((node) => node.classList.add("copied"));
+      }
+    },
+  };
+}

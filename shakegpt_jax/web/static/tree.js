@@ -1,0 +1,80 @@
+"use strict";
+// The versions of a text: each generation is a root, each branch a child of the text it left.
+
+/**
+ * A version of a text.
+ * @typedef {object} Version
+ * @property {{prompt, temperature, topK, topP, seed}} settings
+ * @property {[number, string][]} changes places in the new text, and the characters chosen there
+ * @property {{character: string, logProbs: Float32Array}[]} tokens the new text
+ * @property {number} target characters that it should have
+ * @property {Version | null} parent
+ */
+
+/** Returns a version with the text that it starts from. */
+function makeVersion(settings, target, { changes = [], tokens = [], parent = null } = {}) {
+  return { settings, target, changes, tokens, parent, children: [], found: null };
+}
+
+/** Returns what tells a version apart from others. */
+function versionKey({ settings: { prompt, temperature, topK, topP, seed }, changes }) {
+  return JSON.stringify([prompt, temperature, topK, topP, seed, changes]);
+}
+
+/** Returns the version that a version becomes if a character of its new text is another. */
+function branchOff(version, place, character) {
+  let parent = version;
+  while (parent.parent && parent.changes.at(-1)[0] >= place) parent = parent.parent;
+  if (parent.tokens[place]?.character === character) return parent; // as it was before
+  const changed = { character, logProbs: version.tokens[place].logProbs };
+  return makeVersion(version.settings, Math.max(version.target, place + 1), {
+    changes: [...parent.changes, [place, character]],
+    tokens: [...version.tokens.slice(0, place), changed],
+    parent,
+  });
+}
+
+/** Keeps versions and shows them as a list; calls select(version) for a click. */
+function versionTree(list, select) {
+  const roots = [], byKey = new Map(), byButton = new WeakMap();
+
+  function item(version, current) {
+    const [place, character] = version.changes.at(-1) ?? [];
+    const rest = version.tokens.slice(place === undefined ? 0 : place + 1, (place ?? -1) + 33);
+    const snippet = rest.map((token) => token.character).join("").replace(/\s+/g, " ").trim();
+    const button = element("button", "version", "",
+      element("span", "version-name", version.parent
+        ? `${count(place + 1)}: ${spokenCharacter(character)}` : rootName(version.settings)),
+      element("span", "version-text", snippet + "…"));
+    button.type = "button";
+    if (version === current) button.setAttribute("aria-current", "true");
+    byButton.set(button, version);
+    const children = version.children.map((child) => item(child, current));
+    return element("li", "", "", button, ...(children.length ? [element("ul", "", "", ...children)] : []));
+  }
+
+  list.addEventListener("click", (event) => {
+    const version = byButton.get(event.target.closest("button"));
+    if (version) select(version);
+  });
+
+  return {
+    find: (version) => byKey.get(versionKey(version)),
+    get size() { return byKey.size; },
+    add(version) {
+      byKey.set(versionKey(version), version);
+      if (version.parent) version.parent.children.push(version);
+      else roots.push(version);
+    },
+    show(current) {
+      list.replaceChildren(...roots.map((version) => item(version, current)));
+    },
+  };
+}
+
+function rootName({ temperature, topK, topP, seed }) {
+  return [`Seed ${seed}`, `temperature ${temperature}`, topK && `top-k ${topK}`, topP && `top-p ${topP}`]
+    .filter(Boolean).join(", ");
+}
+
+const count = (number) => number.toLocaleString("en");
