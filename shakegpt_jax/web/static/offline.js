@@ -8,15 +8,15 @@ const SLICE_WEIGHTS = 4e6; // multiplications in one step of a slice, about
 /**
  * Returns what the page generates, scores and searches with: the model in its own data.
  * @param {object} data facts about the model, and in `model` what it computes with
- * @throws {Error} if the data are damaged
  */
 function makeBackend(data) {
   const vocabulary = Array.from(data.vocabulary);
   const ids = new Map(vocabulary.map((character, id) => [character, id]));
-  const model = loadModel(data);
+  const { model, problem } = loadModel(data);
   const atOnce = Math.max(1, Math.floor(SLICE_WEIGHTS / data.parameters));
 
   function encode(text) {
+    if (problem) throw new Error(problem);
     return Array.from(text, (character, i) => {
       if (ids.has(character)) return ids.get(character);
       throw new Error(`The model does not know the character ${i + 1}, “${character}”.`);
@@ -24,13 +24,13 @@ function makeBackend(data) {
   }
 
   /**
-   * Returns the logits of the character after `text`; the cache may hold the text before its last
-   * character. Calls pause() between steps.
+   * Returns the logits of the character text[end]; the cache may hold the context of the one before.
+   * Calls pause() between steps.
    */
-  async function nextLogits(text, cache, pause) {
-    const context = contextLength(text.length, data.window, data.window_stride);
+  async function nextLogits(text, end, cache, pause) {
+    const context = contextLength(end, data.window, data.window_stride);
     if (context !== cache.length + 1) cache.length = 0;
-    const wanted = text.slice(text.length - context + cache.length);
+    const wanted = text.slice(end - context + cache.length, end);
     let output;
     for (let start = 0; start < wanted.length; start += atOnce) {
       await pause();
@@ -40,6 +40,8 @@ function makeBackend(data) {
   }
 
   return {
+    problem, // why nothing can be generated, for people; undefined if all is well
+
     async generate(options, onCharacters, signal) {
       const { prompt, maxTokens, temperature, topK, topP, seed, noiseOffset } = options;
       const text = encode(prompt);
@@ -53,7 +55,7 @@ function makeBackend(data) {
       };
       const pause = makePause(signal, flush);
       for (let i = 0; i < maxTokens; i++) {
-        const logits = await nextLogits(text, cache, pause);
+        const logits = await nextLogits(text, text.length, cache, pause);
         const noise = gumbel(foldIn(key, noiseOffset + i), vocabulary.length);
         const id = sampleCharacter(logits, noise, { temperature, topK, topP });
         text.push(id);
@@ -70,18 +72,18 @@ function makeBackend(data) {
       const pause = makePause(signal);
       const scores = all.length ? [null] : [];
       for (let n = 1; n < all.length; n++) {
-        scores.push(logSoftmax(await nextLogits(all.slice(0, n), cache, pause)));
+        scores.push(logSoftmax(await nextLogits(all, n, cache, pause)));
       }
       return scores;
     },
 
     async verbatim() {
-      return { problem: "The training text is not in this file, so copies from it are not marked." };
+      return { problem: "the training text is not in this file." };
     },
   };
 }
 
-/** Returns the model in the data of a page once it has computed something. */
+/** Returns the model in the data of a page once it has computed something, or what is wrong. */
 function loadModel(data) {
   try {
     const model = makeModel({ ...data, ...data.model }, decodeWeights(data.model));
@@ -89,10 +91,12 @@ function loadModel(data) {
     if (logits.length !== Array.from(data.vocabulary).length || logits.some(Number.isNaN)) {
       throw new Error("the model computes no logits");
     }
-    return model;
-  } catch (error) {
-    const advice = "copy it again, or export it with python -m shakegpt_jax.export --format html";
-    throw new Error(`The model in this file is damaged; ${advice}.`, { cause: error });
+    return { model };
+  } catch {
+    return {
+      problem: "The model in this file is damaged. Copy the file again, or make it anew with " +
+        "python -m shakegpt_jax.export --format html.",
+    };
   }
 }
 

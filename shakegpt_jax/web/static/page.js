@@ -349,4 +349,5 @@ function parameterCount(n) {
 }
 
 form.fill({ ...DEFAULTS, prompt: data.prompt }, DEFAULTS.length);
-openAddress();
+if (backend.problem) showProblem(backend.problem);
+else openAddress();
