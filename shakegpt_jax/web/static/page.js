@@ -7,6 +7,7 @@ const vocabulary = Array.from(data.vocabulary);
 const ids = new Map(vocabulary.map((character, id) => [character, id]));
 const mark = modelMark(data);
 const DEFAULTS = { temperature: 0.8, topK: null, topP: null, seed: 0, length: 500 };
+const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
 const $ = (id) => document.getElementById(id);
 
 let current = null; // the version that is shown
@@ -14,10 +15,14 @@ let pointed = -1, held = false; // the character whose chances are shown; whethe
 const promptScores = new Map(); // of each prompt, the log-probabilities before its characters
 
 const view = textView($("text"), {
-  point: (index, byMouse = false) => { if (!(held && byMouse)) showChances(index); },
+  point: (index, byMouse = false) => {
+    if (!byMouse || !(held || SHEET.matches)) showChances(index);
+  },
   choose: (index) => {
     held = !(held && pointed === index);
-    showChances(index);
+    if (!held && SHEET.matches) closePanel();
+    else showChances(index);
+    view.reveal(index); // above the sheet
   },
   enter: () => {
     held = true;
@@ -55,7 +60,8 @@ function onFormChange(valid) {
 }
 
 function showNote() {
-  const notes = [];
+  const notes = current ? ["Grey: your prompt."] : [];
+  if (current?.changes.length) notes.push("Blue: what you chose.");
   if (current?.found?.problem) notes.push(`Copies of the training text are not known: ${current.found.problem}`);
   else if (current?.found?.stretches.length) {
     notes.push(`Underlined: ${current.found.shortest} or more characters that stand in the training text, ` +
@@ -69,13 +75,14 @@ function showNote() {
 }
 
 function showSamples(shown) {
+  document.body.classList.toggle("comparing", shown);
   $("samples-card").hidden = !shown;
   $("text-card").hidden = shown;
   $("copy-link").hidden = shown || !current;
 }
 
 /** Shows a version, and its link in the address. */
-function show(version, { push }) {
+function show(version, { push, at = -1 }) {
   current = version;
   (function add(each) {
     if (each.parent) add(each.parent);
@@ -98,6 +105,20 @@ function show(version, { push }) {
   showLink(version.target, push);
   finish(version);
   colourPrompt();
+  if (at >= 0) {
+    held = !SHEET.matches; // there, the text that is new matters more
+    showChances(at);
+    if (!held) closePanel();
+  }
+  bringIntoView($("text-card"));
+}
+
+/** Scrolls to a card whose top is far down, as on a phone below the form. */
+function bringIntoView(card) {
+  if (card.getBoundingClientRect().top > 0.6 * innerHeight) {
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    card.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+  }
 }
 
 function addTokens(tokens, version) {
@@ -130,17 +151,17 @@ async function finish(version) {
 }
 
 /** Goes to a version, and writes what it lacks; shows it once there is something new to see. */
-async function select(version, { push = true } = {}) {
+async function select(version, { push = true, at = -1 } = {}) {
   jobs.stop();
   const known = tree.find(version) === version;
-  if (known || version.tokens.length >= version.target) show(version, { push });
+  if (known || version.tokens.length >= version.target) show(version, { push, at });
   if (version.tokens.length >= version.target) {
     $("status").textContent = "";
     showBusy(false);
     return;
   }
   const done = await jobs.run((signal) => writeTo(backend, version, version.target, (tokens) => {
-    if (current !== version) show(version, { push });
+    if (current !== version) show(version, { push, at });
     else addTokens(tokens, version);
   }, signal), () => { version.target = Math.max(version.target, version.tokens.length + 1); select(version); });
   if (current !== version) return;
@@ -167,7 +188,7 @@ function branch(index, character) {
     : character === current.tokens[place].character ? current : branchOff(current, place, character);
   const known = tree.find(version);
   if (known === current) return;
-  select(known ?? version);
+  select(known ?? version, { at: index });
 }
 
 /** Returns the version that the same dice write after another prompt. */
@@ -197,7 +218,7 @@ function showChances(index) {
     held,
     stretch: stretch && { ...stretch, text: text.slice(stretch.start, stretch.end) },
     note: logProbs ? (changed ? "You chose this one. " : "") +
-      "Click another one to see what the same dice would have written after it." +
+      "Choose another one to see what the same dice would have written after it." +
       (held ? "" : " Click the character to hold it here.")
       : index ? "" : "The first character is not predicted.",
   });
@@ -304,7 +325,10 @@ async function compare() {
   let shown = false;
   const done = await jobs.run((signal) => samples.start(wanted.settings, wanted.length,
     (version, onTokens) => writeTo(backend, version, wanted.length, (tokens) => {
-      if (!shown) showSamples((shown = true));
+      if (!shown) {
+        showSamples((shown = true));
+        bringIntoView($("samples-card"));
+      }
       onTokens(tokens);
     }, signal)), compare);
   if (shown) $("status").textContent = done ? "Done: four samples." : "Stopped.";

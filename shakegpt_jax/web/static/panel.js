@@ -1,7 +1,7 @@
 "use strict";
 // The chances of one character: the bars, the likeliest as buttons, and where its text stands.
 
-const N_FAVOURITES = 6;
+const N_FAVOURITES = 5;
 
 /**
  * Shows the chances of one character at a time.
@@ -12,6 +12,7 @@ const N_FAVOURITES = 6;
 function distributionPanel(vocabulary, choose, close) {
   const $ = (id) => document.getElementById(id);
   const list = $("distribution"), favourites = $("favourites");
+  let note = "";
 
   function focusBar(index) {
     const items = [...list.children];
@@ -40,7 +41,16 @@ function distributionPanel(vocabulary, choose, close) {
     const button = event.target.closest("button");
     if (button) choose(button.dataset.character);
   });
+  for (const name of ["pointerover", "focusin"]) list.addEventListener(name, showOneBar);
+  for (const name of ["pointerleave", "focusout"]) {
+    list.addEventListener(name, () => { $("panel-note").textContent = note; });
+  }
   $("panel-close").addEventListener("click", close);
+
+  function showOneBar(event) {
+    const item = event.target.closest("li");
+    if (item) $("panel-note").textContent = `${item.getAttribute("aria-label")}. ${note}`;
+  }
 
   function showFavourites(ordered, actual) {
     favourites.replaceChildren(...ordered.slice(0, N_FAVOURITES).map(({ character, probability }) => {
@@ -53,14 +63,13 @@ function distributionPanel(vocabulary, choose, close) {
     }));
   }
 
-  function showBars({ character, logProbs, note }) {
+  function showBars({ character, logProbs }) {
     const entries = vocabulary.map((each, id) => ({ character: each, probability: Math.exp(logProbs[id]) }))
       .filter((entry) => entry.probability > 0);
     const ordered = [...entries].sort((a, b) => b.probability - a.probability);
     const rank = ordered.findIndex((entry) => entry.character === character);
-    $("panel-text").textContent = rank < 0 ? "The model gave it hardly any chance."
-      : `The model gave it ${percent(ordered[rank].probability)}: number ${rank + 1} of ${count(vocabulary.length)}.`;
-    $("panel-note").textContent = note;
+    $("panel-text").textContent = rank < 0 ? "hardly any chance"
+      : `had a chance of ${percent(ordered[rank].probability)}, number ${rank + 1} of ${count(vocabulary.length)}`;
     showFavourites(ordered, character);
     showDistribution(list, entries, character);
     [...list.children].forEach((item, i) => {
@@ -89,9 +98,10 @@ function distributionPanel(vocabulary, choose, close) {
       $("panel-filled").hidden = false;
       $("panel").classList.toggle("held", shown.held);
       $("panel-title").textContent = shown.title;
+      $("panel-note").textContent = note = shown.note;
       for (const id of ["favourites", "distribution"]) $(id).hidden = !shown.logProbs;
       if (shown.logProbs) showBars(shown);
-      else [$("panel-text").textContent, $("panel-note").textContent] = [shown.note, ""];
+      else $("panel-text").textContent = "";
       showCopied(shown.stretch);
     },
     focus() {

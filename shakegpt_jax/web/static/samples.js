@@ -14,10 +14,10 @@ function samplesView(grid, adopt) {
     text.tabIndex = 0;
     text.setAttribute("aria-label", `Text of seed ${version.settings.seed}`);
     text.setAttribute("role", "group");
-    const button = element("button", "", "Go on with this");
+    const button = element("button", "", "Choose");
     button.type = "button";
     button.disabled = true;
-    button.setAttribute("aria-label", `Go on with seed ${version.settings.seed}`);
+    button.setAttribute("aria-label", `Choose seed ${version.settings.seed}`);
     const head = element("div", "card-head", "", element("h3", "", `Seed ${version.settings.seed}`), button);
     const node = element("article", "sample", "", head, text);
     text.append(element("span", "prompt", version.settings.prompt));
@@ -38,7 +38,6 @@ function samplesView(grid, adopt) {
       const cards = versions.map(card);
       const jobs = versions.map((version, i) => generate(version, (tokens) => {
         if (!grid.contains(cards[i].node)) grid.replaceChildren(...cards.map(({ node }) => node));
-        version.tokens.push(...tokens);
         cards[i].text.append(tokens.map((token) => token.character).join(""));
         cards[i].button.disabled = false;
       }, signal));

@@ -8,7 +8,8 @@
  *   character; it was clicked; Enter was pressed
  */
 function textView(container, events) {
-  let nodes = [], line = null, queue = [], frame = 0, current = -1;
+  let nodes = [], line = null, queue = [], frame = 0;
+  let marked = -1, cursor = -1; // the one with a frame; where the arrow keys go on from
 
   function append({ character, logProb = null, className = "" }) {
     if (!line) container.append((line = element("span", "line")));
@@ -29,9 +30,10 @@ function textView(container, events) {
   }
 
   function mark(index) {
-    nodes[current]?.classList.remove("current");
-    current = index;
-    nodes[current]?.classList.add("current");
+    nodes[marked]?.classList.remove("current");
+    marked = index;
+    if (index >= 0) cursor = index;
+    nodes[marked]?.classList.add("current");
   }
 
   function goTo(index) {
@@ -44,9 +46,9 @@ function textView(container, events) {
   /** Goes to the nearest character of the next or the previous line as it is broken here. */
   function moveLine(step) {
     const box = (i) => nodes[i].getBoundingClientRect();
-    const start = box(Math.max(0, current));
+    const start = box(Math.max(0, cursor));
     let best = null, top = null;
-    for (let i = Math.max(0, current) + step; i >= 0 && i < nodes.length; i += step) {
+    for (let i = Math.max(0, cursor) + step; i >= 0 && i < nodes.length; i += step) {
       const { left, top: y } = box(i);
       if (Math.abs(y - start.top) < 2) continue;
       top ??= y;
@@ -58,9 +60,9 @@ function textView(container, events) {
     if (best) goTo(best.i);
   }
 
-  onCharacterKeys(container, { move: (step) => goTo(current + step), moveLine, enter: () => events.enter() });
+  onCharacterKeys(container, { move: (step) => goTo(cursor + step), moveLine, enter: () => events.enter() });
   container.addEventListener("focus", () => {
-    if (current < 0 && container.matches(":focus-visible")) goTo(events.first());
+    if (container.matches(":focus-visible")) goTo(cursor < 0 ? events.first() : cursor);
   });
   container.addEventListener("pointerover", (event) => {
     if (event.pointerType === "mouse" && eventIndex(event) !== null) events.point(eventIndex(event), true);
@@ -71,12 +73,13 @@ function textView(container, events) {
 
   return {
     mark,
+    reveal: (index) => nodes[index]?.scrollIntoView({ block: "nearest" }),
     flush,
     get length() { return nodes.length + queue.length; },
     clear() {
       flush();
       container.replaceChildren();
-      [nodes, line, current] = [[], null, -1];
+      [nodes, line, marked, cursor] = [[], null, -1, -1];
     },
     /** Adds characters, all that come before the next frame at once. */
     append(entries) {

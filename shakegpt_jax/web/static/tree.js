@@ -39,13 +39,10 @@ function versionTree(list, select) {
   const roots = [], byKey = new Map(), byButton = new WeakMap();
 
   function item(version, current) {
-    const [place, character] = version.changes.at(-1) ?? [];
-    const rest = version.tokens.slice(place === undefined ? 0 : place + 1, (place ?? -1) + 33);
-    const snippet = rest.map((token) => token.character).join("").replace(/\s+/g, " ").trim();
-    const button = element("button", "version", "",
-      element("span", "version-name", version.parent
-        ? `${count(place + 1)}: ${spokenCharacter(character)}` : rootName(version.settings)),
-      element("span", "version-text", snippet + "…"));
+    const button = element("button", "version", "", ...(version.parent ? branchLabel(version) : [
+      element("span", "", rootName(version.settings)),
+      element("span", "version-text", snippet(version.tokens, 0, 40) + "…"),
+    ]));
     button.type = "button";
     if (version === current) button.setAttribute("aria-current", "true");
     byButton.set(button, version);
@@ -70,6 +67,22 @@ function versionTree(list, select) {
       list.replaceChildren(...roots.map((version) => item(version, current)));
     },
   };
+}
+
+/** Returns the characters of a stretch of a text on one line. */
+function snippet(tokens, start, end) {
+  return tokens.slice(Math.max(0, start), end).map(({ character }) => (character === "\n" ? " " : character)).join("");
+}
+
+/** Returns the surroundings of the last change of a version, with the change marked. */
+function branchLabel({ settings, changes, tokens }) {
+  const [place, character] = changes.at(-1);
+  const before = Array.from(settings.prompt, (each) => ({ character: each })).concat(tokens.slice(0, place));
+  return [
+    element("span", "version-text", "…" + snippet(before, before.length - 12)),
+    element("b", "changed", characterName(character)),
+    element("span", "version-text", snippet(tokens, place + 1, place + 33) + "…"),
+  ];
 }
 
 function rootName({ temperature, topK, topP, seed }) {
