@@ -24,7 +24,7 @@ from shakegpt_jax.inference.arguments import (
     require,
 )
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
-from shakegpt_jax.inference.sampler import generate_ids
+from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import character_losses, next_logits
 from shakegpt_jax.inference.stopping import truncate_at_stops
