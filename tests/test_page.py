@@ -2,12 +2,11 @@
 
 import contextlib
 import re
-import socket
+import signal
 import subprocess
 import sys
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,25 +30,19 @@ ENTER, ESCAPE, TAB, HOME = "\ue007", "\ue00c", "\ue004", "\ue011"
 @contextlib.contextmanager
 def serving(workdir: Path) -> Iterator[str]:
     """Serve a run and yield the address of the page."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "/tmp/page_dev/server.py", str(port), str(workdir)]
-    process = subprocess.Popen(command, cwd=ROOT)
+    command = [sys.executable, "-m", "shakegpt_jax.serve", "--port=0", f"--workdir={workdir}"]
+    process = subprocess.Popen([*command, "--grace=0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        address = f"http://127.0.0.1:{port}/"
-        deadline = time.monotonic() + WAIT
-        while True:
-            try:
-                urllib.request.urlopen(address).close()
+        for line in process.stdout:
+            if found := re.search(r"Open (\S+)", line):
+                yield found[1] + "/"
                 break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.1)
-        yield address
+        else:
+            raise AssertionError("the server ended")
     finally:
         process.terminate()
-        assert process.wait(WAIT) is not None
+        process.communicate(timeout=WAIT)
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 @pytest.fixture(scope="module")

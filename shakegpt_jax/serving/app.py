@@ -1,6 +1,5 @@
 """The HTTP application: routes and errors."""
 
-import html
 import json
 import time
 from typing import Any
@@ -17,6 +16,8 @@ from shakegpt_jax.serving.delivery import CompletionResponse, Workers
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import CompletionRequest, parse_completion, parse_json
 from shakegpt_jax.serving.verbatim import Verbatim
+from shakegpt_jax.web.page import page_policy
+from shakegpt_jax.web.serving_page import serving_page
 
 _RETRY_AFTER = {"retry-after": "2"}  # seconds
 
@@ -28,7 +29,7 @@ class App:
         """Serve a model under a name."""
         self._lm, self._engine, self._name = lm, engine, name
         self._created = int(time.time())
-        self._page = page_html(lm)
+        self._page = serving_page(lm)
         self._verbatim = Verbatim(lm)
         self._workers = Workers()
 
@@ -53,7 +54,7 @@ class App:
         return app
 
     async def _show_page(self, request: Request) -> Response:
-        policy = "default-src 'none'; connect-src 'self'; frame-ancestors 'none'"
+        policy = f"{page_policy(self._page)}; frame-ancestors 'none'"
         return HTMLResponse(self._page, headers={"content-security-policy": policy})
 
     async def _show_health(self, request: Request) -> Response:
@@ -89,11 +90,6 @@ class App:
     async def _find_verbatim(self, request: Request) -> Response:
         body = await _read(request)
         return JSONResponse(await self._verbatim.search(body))
-
-
-def page_html(lm: LanguageModel) -> str:
-    """Return the page at `/`."""
-    return f"<!doctype html><title>shakegpt_jax</title><p>{html.escape(repr(lm))}</p>"
 
 
 async def _read(request: Request) -> bytes:

@@ -168,7 +168,9 @@ class Batch:
             kept = [slot for slot, row in enumerate(self._slots) if row][:n_slot]
             taken_B = np.zeros(n_slot, np.int32)
             taken_B[: len(kept)] = kept
-            self._state = jax.tree.map(lambda old: _take(old, taken_B, len(self._slots)), self._state)
+            self._state = jax.tree.map(
+                lambda old: _take(old, taken_B, len(self._slots)), self._state
+            )
             self._slots = [self._slots[slot] for slot in kept] + [None] * (n_slot - len(kept))
 
 

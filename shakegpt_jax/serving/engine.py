@@ -192,7 +192,9 @@ class Engine:
             n_running[row.job] = n_running.get(row.job, row.job.n_running) + 1
             return n_running[row.job]
 
-        ordered = [row for _, row in sorted(((turn(row), row) for row in waiting), key=lambda x: x[0])]
+        ordered = [
+            row for _, row in sorted(((turn(row), row) for row in waiting), key=lambda x: x[0])
+        ]
         n_time = self._batch.padded_context(ordered[0])
         group = [row for row in ordered if self._batch.padded_context(row) == n_time][:n_free]
         group = group[: self._batch.group_size(len(group), n_time)]
