@@ -282,11 +282,6 @@ class LanguageModel:
         return corpus
 
 
-def default_window_stride(block_size: int) -> int:
-    """Return the stride that keeps block_size // 2 characters, the latest among them."""
-    return min(block_size, block_size - block_size // 2 + 1)
-
-
 def load(
     workdir: str | Path = "", *, step: int | Literal["best", "latest"] = "best"
 ) -> LanguageModel:

@@ -1,6 +1,5 @@
 """The HTTP application: routes and errors."""
 
-import json
 import time
 from typing import Any
 
