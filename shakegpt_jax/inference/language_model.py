@@ -24,7 +24,7 @@ from shakegpt_jax.inference.arguments import (
     require,
 )
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
-from shakegpt_jax.inference.sampler import generate_ids
+from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import character_losses, next_logits
 from shakegpt_jax.inference.stopping import truncate_at_stops
@@ -280,11 +280,6 @@ class LanguageModel:
         if self.text_sha256 and corpus.sha256 != self.text_sha256:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus
-
-
-def default_window_stride(block_size: int) -> int:
-    """Return the stride that keeps block_size // 2 characters, the latest among them."""
-    return min(block_size, block_size - block_size // 2 + 1)
 
 
 def load(

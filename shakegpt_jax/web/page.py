@@ -53,6 +53,12 @@ def render_page(
     )
 
 
+def page_policy(page: str) -> str:
+    """Return the content security policy of a page from `render_page`, to send as a header too."""
+    start = page.index('content="', page.index("Content-Security-Policy")) + len('content="')
+    return page[start : page.index('"', start)]
+
+
 def encode_array(array: np.ndarray) -> str:
     """Return the little-endian bytes of an array in base64."""
     little_endian = array.astype(array.dtype.newbyteorder("<"))

@@ -6,7 +6,8 @@ from typing import Any
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.language_model import LanguageModel, default_window_stride
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.inference.sampler import default_window_stride
 
 
 def page_facts(lm: LanguageModel) -> dict[str, Any]:

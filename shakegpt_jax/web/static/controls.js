@@ -64,7 +64,7 @@ function controlsForm(vocabulary, change) {
     change(problems.length === 0);
   }
 
-  $("controls").addEventListener("input", showProblems);
+  for (const name of ["input", "change"]) $("controls").addEventListener(name, showProblems);
   $("dice").addEventListener("click", () => {
     $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
     showProblems();

@@ -229,7 +229,7 @@ function closePanel() {
   [held, pointed] = [false, -1];
   view.mark(-1);
   panel.clear();
-  if (inside) $("text").focus();
+  if (inside) $("text").focus({ preventScroll: true });
 }
 
 async function scorePrompt() {

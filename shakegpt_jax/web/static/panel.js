@@ -3,6 +3,12 @@
 
 const N_FAVOURITES = 5;
 
+/** Returns 1st, 2nd, 3rd, ... */
+function ordinal(n) {
+  const ending = { one: "st", two: "nd", few: "rd", other: "th" };
+  return count(n) + ending[new Intl.PluralRules("en", { type: "ordinal" }).select(n)];
+}
+
 /**
  * Shows the chances of one character at a time.
  * @param {string[]} vocabulary
@@ -68,8 +74,8 @@ function distributionPanel(vocabulary, choose, close) {
       .filter((entry) => entry.probability > 0);
     const ordered = [...entries].sort((a, b) => b.probability - a.probability);
     const rank = ordered.findIndex((entry) => entry.character === character);
-    $("panel-text").textContent = rank < 0 ? "hardly any chance"
-      : `had a chance of ${percent(ordered[rank].probability)}, number ${rank + 1} of ${count(vocabulary.length)}`;
+    $("panel-text").textContent = rank < 0 ? ": hardly any chance"
+      : `had a chance of ${percent(ordered[rank].probability)}, ${ordinal(rank + 1)} of ${count(vocabulary.length)}`;
     showFavourites(ordered, character);
     showDistribution(list, entries, character);
     [...list.children].forEach((item, i) => {

@@ -2,6 +2,8 @@
 // The model behind a server that speaks the OpenAI completions API.
 
 const MOST_LOG_PROBS = 256; // per character, the largest; the others are not known
+const MOST_OF_ANSWER = 2 ** 20; // log-probabilities that the server sends in one answer
+const MOST_SEARCHED = 20_000; // characters that the server searches for copies
 
 /** Returns what the page generates, scores and searches with: the server that it came from. */
 function makeBackend({ name, vocabulary }) {
@@ -23,7 +25,7 @@ function makeBackend({ name, vocabulary }) {
       const response = await post("/v1/completions", {
         model: name,
         prompt: options.prompt,
-        max_tokens: options.maxTokens,
+        max_tokens: Math.min(options.maxTokens, Math.floor(MOST_OF_ANSWER / (nLogProbs + 1))),
         temperature: options.temperature,
         top_k: options.topK,
         top_p: options.topP ?? 1,
@@ -55,9 +57,16 @@ function makeBackend({ name, vocabulary }) {
     },
 
     async verbatim(text, signal) {
+      const searched = Array.from(text).slice(-MOST_SEARCHED); // of a longer text, its end
+      const offset = Array.from(text).length - searched.length;
       try {
-        const response = await post("/v1/verbatim", { text }, signal);
-        return await response.json();
+        const response = await post("/v1/verbatim", { text: searched.join("") }, signal);
+        const { shortest, stretches } = await response.json();
+        return {
+          shortest,
+          stretches: stretches.map((each) =>
+            ({ ...each, start: each.start + offset, end: each.end + offset })),
+        };
       } catch (error) {
         if (error.name === "AbortError") throw error;
         return { problem: error.message };
