@@ -15,7 +15,7 @@ from shakegpt_jax.web.page import check_page_path, encode_array, render_page, wr
 from shakegpt_jax.web.page_facts import page_facts
 from shakegpt_jax.web.serving_page import SCRIPTS, STYLES
 
-MAX_PARAMETERS = 20_000_000  # beyond, a character takes a browser longer than reading it takes you
+MAX_PARAMETERS = 20_000_000  # with more, a browser writes fewer than about 30 characters/s
 
 MODEL_SCRIPTS = ("threefry.js", "sampling.js", "weights.js", "model.js", "offline.js")
 

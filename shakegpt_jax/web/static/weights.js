@@ -31,7 +31,10 @@ function widenHalves(bytes) {
     if (exponent === 0) return sign * fraction * 2 ** -24;
     return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
   });
-  return Float32Array.from(new Uint16Array(bytes.buffer), (half) => table[half]);
+  const halves = new Uint16Array(bytes.buffer);
+  const numbers = new Float32Array(halves.length);
+  for (let i = 0; i < numbers.length; i++) numbers[i] = table[halves[i]];
+  return numbers;
 }
 
 /** Returns the CRC-32 of bytes, as zlib computes it. */
