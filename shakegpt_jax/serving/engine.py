@@ -45,7 +45,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Compile the programs, and start the thread."""
+        self._batch.warm_up()
         self._thread.start()
 
     @property
@@ -121,7 +122,7 @@ class Engine:
                 batch.model,
                 self._lm.params,
                 ids,
-                max(1, batch.n_character // batch.n_slot),
+                batch.n_window,
                 batch.window_stride,
                 request.logprobs or 0,
             )

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+import time
 from collections.abc import Sequence
 
 import uvicorn
@@ -59,7 +60,10 @@ def run_server(
     """
     engine = Engine(lm, max_batch, max_queue)
     app = Guard(App(lm, engine, model_name(lm)).application(), hosts, origins)
+    start = time.perf_counter()
     engine.start()
+    seconds = time.perf_counter() - start
+    print(f"Compiled for up to {max_batch} texts at a time in {seconds:.0f} s.", flush=True)
     config = uvicorn.Config(
         app,
         log_level="error",
