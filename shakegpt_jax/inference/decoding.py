@@ -99,7 +99,7 @@ def decode(
         discard them.
     """
 
-    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, jax.Array]:
+    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, Any]:
         cache, last_B = carry
         x_Bx1xD, cache = _extend(model, params, last_B[:, None], cache)
         logits_BxV = _head(model, params, x_Bx1xD[:, 0])
@@ -109,9 +109,7 @@ def decode(
 
     indices_BxC = state.n_generated_B[:, None] + jnp.arange(n_chunk)[None]
     noise_CxBxV = gumbel_noise(state.keys_B, indices_BxC, model.vocab_size).swapaxes(0, 1)
-    carry, (ids_CxB, log_probs_CxBxV) = jax.lax.scan(
-        step, (state.cache, state.last_B), noise_CxBxV
-    )
+    carry, (ids_CxB, log_probs_CxBxV) = jax.lax.scan(step, (state.cache, state.last_B), noise_CxBxV)
     state = DecodingState(*carry, state.keys_B, state.n_generated_B + n_chunk)
     return state, ids_CxB.T, None if log_probs_CxBxV is None else log_probs_CxBxV.swapaxes(0, 1)
 

@@ -1,7 +1,6 @@
 """The HTTP application: routes and errors."""
 
 import html
-import json
 import time
 from typing import Any
 

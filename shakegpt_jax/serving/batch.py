@@ -75,7 +75,7 @@ class Batch:
             state = _empty_state(model, n_row)
             for new in states:
                 state = _put(state, new, np.full(len(new.last_B), n_row, np.int32))
-            for n_other in self._sizes():
+            for n_other in {*self._sizes()} - {n_row}:
                 _take(state, np.zeros(n_other, np.int32))
             sampling = _sampling([None] * n_row, vocab_size)
             decode(model, params, state, sampling, self.chunk(n_row), with_log_probs=True)
@@ -225,12 +225,17 @@ class Batch:
 
 
 def _sampling(rows: Sequence[Row | None], vocab_size: int) -> Sampling:
-    """Return the options of rows as arrays; those of free slots are 0, the cheapest."""
-    requests = [row and row.job.request for row in rows]
-    temperature = np.array([r.temperature if r else 0 for r in requests], np.float32)
-    top_k = [min(r.top_k or vocab_size, vocab_size) if r else vocab_size for r in requests]
-    top_p = [r.top_p if r and r.top_p < 1 else np.inf for r in requests]
-    return Sampling(temperature, np.array(top_k, np.int32), np.array(top_p, np.float32))
+    """Return the options of rows as arrays; free slots have some that cost nothing."""
+    temperature = np.zeros(len(rows), np.float32)
+    top_k = np.full(len(rows), vocab_size, np.int32)
+    top_p = np.full(len(rows), np.inf, np.float32)
+    for slot, row in enumerate(rows):
+        if row:
+            request = row.job.request
+            temperature[slot] = request.temperature
+            top_k[slot] = min(request.top_k or vocab_size, vocab_size)
+            top_p[slot] = np.inf if request.top_p is None else request.top_p
+    return Sampling(temperature, top_k, top_p)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

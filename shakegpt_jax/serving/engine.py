@@ -79,10 +79,14 @@ class Engine:
             self._changed.notify()
 
     def end(self, error: ApiError) -> None:
-        """End all jobs with an error, and take no more."""
+        """End all jobs with an error and take no more; `join` waits for it."""
         with self._changed:
             self._error = error
             self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the engine has ended."""
+        self._thread.join()
 
     def _run(self) -> None:
         while True:
@@ -128,7 +132,7 @@ class Engine:
             )
             for piece in pieces:
                 for sample in range(request.n):
-                    job.add(piece._replace(index=i * request.n + sample))
+                    job.add(piece._replace(text=i * request.n + sample))
                 job.notify()
                 yield
                 if job.cancelled:
@@ -183,7 +187,7 @@ class Engine:
         return self._prefill(self._waiting[1])
 
     def _prefill(self, waiting: list[Row]) -> bool:
-        """Prefill the next rows that wait: of the jobs with the fewest rows, in order of arrival."""
+        """Prefill the next rows that wait: of jobs with few rows, in order of arrival."""
         n_free = self._batch.n_free
         if not waiting or not n_free:
             return False
@@ -193,7 +197,9 @@ class Engine:
             n_running[row.job] = n_running.get(row.job, row.job.n_running) + 1
             return n_running[row.job]
 
-        ordered = [row for _, row in sorted(((turn(row), row) for row in waiting), key=lambda x: x[0])]
+        ordered = [
+            row for _, row in sorted(((turn(row), row) for row in waiting), key=lambda x: x[0])
+        ]
         n_time = self._batch.padded_context(ordered[0])
         group = [row for row in ordered if self._batch.padded_context(row) == n_time][:n_free]
         group = group[: self._batch.group_size(len(group), n_time)]

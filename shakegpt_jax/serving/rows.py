@@ -34,7 +34,7 @@ class LogProbs(NamedTuple):
 class Piece(NamedTuple):
     """Successive characters of a text in the answer."""
 
-    index: int  # of the text
+    text: int  # its index in the answer
     ids_T: np.ndarray
     log_probs: LogProbs | None = None
     finish_reason: str | None = None  # "stop" or "length" in the last piece of a text
@@ -108,7 +108,9 @@ class Row:
         """Whether nothing is to be written any more."""
         return self.left == 0 or self.job.cancelled
 
-    def advance(self, ids_C: np.ndarray, log_probs_CxV: np.ndarray, tokenizer: CharTokenizer) -> None:
+    def advance(
+        self, ids_C: np.ndarray, log_probs_CxV: np.ndarray, tokenizer: CharTokenizer
+    ) -> None:
         """Append what was generated, as far as it is wanted, and pass it on to the job."""
         n_new = min(len(ids_C), self.room, self.left)
         ids_T = ids_C[:n_new]
