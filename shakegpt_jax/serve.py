@@ -58,7 +58,7 @@ def main() -> None:
     use_compilation_cache()
     with bind(args.host, args.port) as bound:
         lm = load(args.workdir or "", step=args.step)
-        print(f"{lm.checkpoint}: compiling ...", flush=True)
+        print(f"Loaded {lm.checkpoint}.", flush=True)
         run_server(
             lm,
             bound,

@@ -99,7 +99,7 @@ def decode(
         discard them.
     """
 
-    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, jax.Array]:
+    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, Any]:
         cache, last_B = carry
         x_Bx1xD, cache = _extend(model, params, last_B[:, None], cache)
         logits_BxV = _head(model, params, x_Bx1xD[:, 0])

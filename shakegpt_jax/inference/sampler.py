@@ -140,7 +140,10 @@ def padded_length(n_context: int, n_slot: int) -> int:
 
 
 def align_contexts(
-    tails: Sequence[np.ndarray], lengths: Sequence[int], n_slot: int, window_stride: int
+    tails: Sequence[np.ndarray],
+    lengths: Sequence[int] | np.ndarray,
+    n_slot: int,
+    window_stride: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the left-aligned (B, T) context of each row, and the (B,) context lengths.
 

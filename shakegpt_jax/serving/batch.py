@@ -21,6 +21,7 @@ from shakegpt_jax.inference.sampler import (
     padded_length,
 )
 from shakegpt_jax.inference.sampling import Sampling
+from shakegpt_jax.inference.scoring import next_logits
 from shakegpt_jax.model.kv_cache import init_cache
 from shakegpt_jax.model.precision import cast_blocks
 from shakegpt_jax.serving.rows import Row
@@ -28,6 +29,8 @@ from shakegpt_jax.serving.rows import Row
 # Floating-point operations of one dispatch, about: a few tenths of a second, for which new requests
 # wait at most.
 _CPU_FLOPS, _FLOPS = 3e10, 1e13
+
+_SCORED = 1_024  # characters of a prompt to score in one step, at most
 
 _GROUPS = (16, 4, 1)  # rows of a prefill; few, so that few programs are compiled
 
@@ -38,15 +41,47 @@ class Batch:
     def __init__(self, lm: LanguageModel, max_rows: int):
         """Create an empty batch."""
         self.model, self.tokenizer = lm.model, lm.tokenizer
+        self._lm_params = lm.params
         self._params = cast_blocks(lm.params, lm.config.model)
         self.max_rows = max_rows
         self.n_slot = lm.config.model.block_size
         self.window_stride = default_window_stride(self.n_slot)
         budget = _CPU_FLOPS if jax.default_backend() == "cpu" else _FLOPS
         self.n_character = max(1, int(budget / (2 * lm.n_params)))  # of one dispatch
+        self.n_window = max(1, min(self.n_character, _SCORED) // self.n_slot)  # of one step
         self._longest_chunk = chunk_length(lm.params, self.window_stride)
         self._state: DecodingState | None = None
         self._slots: list[Row | None] = []
+
+    def warm_up(self) -> None:
+        """Compile all programs, which otherwise delays the first texts that need them."""
+        model, params, vocab_size = self.model, self._params, self.model.vocab_size
+        states = []
+        for group, n_time in self._prefills():
+            zeros_N = np.zeros(group, np.int32)
+            state, _, _ = prefill(
+                model,
+                params,
+                np.zeros((group, n_time), np.int32),
+                zeros_N + 1,
+                zeros_N.astype(np.uint32),
+                zeros_N,
+                _sampling([None] * group, vocab_size),
+                with_log_probs=True,
+            )
+            if n_time == self._lengths()[0]:
+                states.append(state)
+        for n_row in self._sizes():
+            state = _empty_state(model, n_row)
+            for new in states:
+                state = _put(state, new, np.full(len(new.last_B), n_row, np.int32))
+            for n_other in {*self._sizes()} - {n_row}:
+                _take(state, np.zeros(n_other, np.int32))
+            sampling = _sampling([None] * n_row, vocab_size)
+            decode(model, params, state, sampling, self.chunk(n_row), with_log_probs=True)
+        for i in range(self.n_window.bit_length()):
+            ids = np.zeros((2**i - 1) * self.window_stride + self.n_slot, np.int32)
+            next_logits(model, self._lm_params, ids, stride=self.window_stride)
 
     @property
     def rows(self) -> list[Row]:
@@ -62,6 +97,24 @@ class Batch:
         """Return the length of the window that a row is prefilled in."""
         n_context = context_length(row.length, self.n_slot, self.window_stride)
         return padded_length(n_context, self.n_slot)
+
+    def _sizes(self) -> list[int]:
+        """Return the numbers of slots that the batch may have; few, as for `_GROUPS`."""
+        return [4**i for i in range(10) if 4**i < self.max_rows] + [self.max_rows]
+
+    def _lengths(self) -> list[int]:
+        """Return the lengths of the windows that rows are prefilled in."""
+        lengths = {padded_length(n, self.n_slot) for n in range(1, self.n_slot + 1)}
+        return sorted(lengths)
+
+    def _prefills(self) -> list[tuple[int, int]]:
+        """Return the rows and the length of each kind of prefill."""
+        return [
+            (group, n_time)
+            for group in _GROUPS
+            for n_time in self._lengths()
+            if self.group_size(group, n_time) == group <= self.max_rows
+        ]
 
     def group_size(self, n_row: int, n_time: int) -> int:
         """Return how many of `n_row` rows with windows of `n_time` to prefill together."""
@@ -86,7 +139,7 @@ class Batch:
             lengths_N.astype(np.int32),
             np.array([row.seed for row in rows], np.uint32),
             np.array([row.n_noise for row in rows], np.int32),
-            _sampling(rows, self.model.vocab_size, filtered=True),
+            _sampling(rows, self.model.vocab_size),
             with_log_probs=True,
         )
         ids_Nx1, log_probs_Nx1xV = np.asarray(ids_Nx1), np.asarray(log_probs_Nx1xV)
@@ -101,12 +154,11 @@ class Batch:
         """Write the next characters of every row; those that are done or full leave the batch."""
         n_row = len(self._slots)
         n_chunk = self.chunk(n_row)
-        filtered = any(_is_filtered(row) for row in self.rows)
         self._state, ids_BxC, log_probs_BxCxV = decode(
             self.model,
             self._params,
             self._state,
-            _sampling(self._slots, self.model.vocab_size, filtered=filtered),
+            _sampling(self._slots, self.model.vocab_size),
             n_chunk,
             with_log_probs=True,
         )
@@ -155,41 +207,35 @@ class Batch:
                 places_N[i] = free.pop(0)
                 self._slots[places_N[i]] = row
                 row.job.n_running += 1
-        self._state = jax.tree.map(lambda old, new: _put(old, new, places_N), self._state, state)
+        self._state = _put(self._state, state, places_N)
 
     def _resize(self, n_row: int) -> None:
-        """Change the number of slots to the next power of two, in steps of a factor of 2."""
-        n_row = 1 << (n_row - 1).bit_length()
+        """Change the number of slots to the next possible one, and move the rows to the front."""
+        n_row = next(size for size in self._sizes() if size >= n_row)
+        if n_row == len(self._slots):
+            return
         if self._state is None:
-            self._state = _empty_state(self.model, 1)
-            self._slots = [None]
-        while (n_slot := len(self._slots)) != n_row:
-            n_slot = n_slot * 2 if n_slot < n_row else n_slot // 2
-            kept = [slot for slot, row in enumerate(self._slots) if row][:n_slot]
-            taken_B = np.zeros(n_slot, np.int32)
-            taken_B[: len(kept)] = kept
-            self._state = jax.tree.map(
-                lambda old: _take(old, taken_B, len(self._slots)), self._state
-            )
-            self._slots = [self._slots[slot] for slot in kept] + [None] * (n_slot - len(kept))
+            self._state, self._slots = _empty_state(self.model, n_row), [None] * n_row
+            return
+        kept = [slot for slot, row in enumerate(self._slots) if row]
+        taken_B = np.zeros(n_row, np.int32)
+        taken_B[: len(kept)] = kept
+        self._state = _take(self._state, taken_B)
+        self._slots = [self._slots[slot] for slot in kept] + [None] * (n_row - len(kept))
 
 
-def _is_filtered(row: Row | None) -> bool:
-    if row is None:
-        return False
-    request = row.job.request
-    return request.top_k is not None or request.top_p < 1
-
-
-def _sampling(rows: Sequence[Row | None], vocab_size: int, *, filtered: bool) -> Sampling:
-    """Return the options of rows as arrays; those of free slots are 0, the cheapest."""
-    requests = [row and row.job.request for row in rows]
-    temperature = np.array([r.temperature if r else 0 for r in requests], np.float32)
-    if not filtered:
-        return Sampling(temperature)
-    top_k = [min(r.top_k or vocab_size, vocab_size) if r else vocab_size for r in requests]
-    top_p = [r.top_p if r and r.top_p < 1 else np.inf for r in requests]
-    return Sampling(temperature, np.array(top_k, np.int32), np.array(top_p, np.float32))
+def _sampling(rows: Sequence[Row | None], vocab_size: int) -> Sampling:
+    """Return the options of rows as arrays; free slots have some that cost nothing."""
+    temperature = np.zeros(len(rows), np.float32)
+    top_k = np.full(len(rows), vocab_size, np.int32)
+    top_p = np.full(len(rows), np.inf, np.float32)
+    for slot, row in enumerate(rows):
+        if row:
+            request = row.job.request
+            temperature[slot] = request.temperature
+            top_k[slot] = min(request.top_k or vocab_size, vocab_size)
+            top_p[slot] = np.inf if request.top_p is None else request.top_p
+    return Sampling(temperature, top_k, top_p)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -200,15 +246,24 @@ def _empty_state(model: Any, n_row: int) -> DecodingState:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(old: jax.Array, new: jax.Array, places_N: jax.Array) -> jax.Array:
-    """Copy rows, of one or several elements of the first axis each, to their places in `old`."""
-    new_NxH = new.reshape(len(places_N), -1, *new.shape[1:])
-    old_BxH = old.reshape(-1, *new_NxH.shape[1:])
-    return old_BxH.at[places_N].set(new_NxH, mode="drop").reshape(old.shape)
+def _put(state: DecodingState, new: DecodingState, places_N: jax.Array) -> DecodingState:
+    """Copy the rows of `new` to their places in a state; those outside of it are left out."""
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        # In the cache, the first axis is rows times heads.
+        new_NxH = new.reshape(len(places_N), -1, *new.shape[1:])
+        old_BxH = old.reshape(-1, *new_NxH.shape[1:])
+        return old_BxH.at[places_N].set(new_NxH, mode="drop").reshape(old.shape)
+
+    return jax.tree.map(put, state, new)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _take(old: jax.Array, rows_B: jax.Array, n_row: int) -> jax.Array:
-    """Return rows of an array that has `n_row`."""
-    old_BxH = old.reshape(n_row, -1, *old.shape[1:])
-    return old_BxH[rows_B].reshape(-1, *old.shape[1:])
+@jax.jit
+def _take(state: DecodingState, rows_B: jax.Array) -> DecodingState:
+    """Return a state of some rows of another."""
+
+    def take(old: jax.Array) -> jax.Array:
+        old_BxH = old.reshape(len(state.last_B), -1, *old.shape[1:])
+        return old_BxH[rows_B].reshape(-1, *old.shape[1:])
+
+    return jax.tree.map(take, state)

@@ -88,12 +88,12 @@ class CompletionResponse(Response):
         await _send(send, {"type": "http.response.body"})
 
     async def _send_whole(self, send: Send) -> None:
-        pieces: list[Piece] = []
         status = 200
         try:
-            async for new in self._pieces():
-                pieces += new
-            body = (await self._make(self._answer.whole, pieces)).encode()
+            async for pieces in self._pieces():
+                for piece in pieces:
+                    await self._make(self._answer.add, piece)
+            body = self._answer.whole().encode()
         except ApiError as error:
             status, body = error.status, json.dumps(error.to_json()).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
@@ -118,11 +118,11 @@ class CompletionResponse(Response):
             if error and not finished:
                 raise error
 
-    async def _make(self, make: Callable[[Any], str], pieces: Any) -> str:
-        """Return JSON, which takes long with log-probabilities."""
-        if self._request.logprobs is None:
-            return make(pieces)
-        return await self._workers.run(make, pieces)
+    async def _make(self, make: Callable[[Piece], T], piece: Piece) -> T:
+        """Make JSON, which takes long with log-probabilities."""
+        if piece.log_probs is None:
+            return make(piece)
+        return await self._workers.run(make, piece)
 
 
 async def _until_disconnected(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -45,7 +45,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Compile the programs, and start the thread."""
+        self._batch.warm_up()
         self._thread.start()
 
     @property
@@ -78,10 +79,14 @@ class Engine:
             self._changed.notify()
 
     def end(self, error: ApiError) -> None:
-        """End all jobs with an error, and take no more."""
+        """End all jobs with an error and take no more; `join` waits for it."""
         with self._changed:
             self._error = error
             self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the engine has ended."""
+        self._thread.join()
 
     def _run(self) -> None:
         while True:
@@ -121,13 +126,13 @@ class Engine:
                 batch.model,
                 self._lm.params,
                 ids,
-                max(1, batch.n_character // batch.n_slot),
+                batch.n_window,
                 batch.window_stride,
                 request.logprobs or 0,
             )
             for piece in pieces:
                 for sample in range(request.n):
-                    job.add(piece._replace(index=i * request.n + sample))
+                    job.add(piece._replace(text=i * request.n + sample))
                 job.notify()
                 yield
                 if job.cancelled:
@@ -182,7 +187,7 @@ class Engine:
         return self._prefill(self._waiting[1])
 
     def _prefill(self, waiting: list[Row]) -> bool:
-        """Prefill the next rows that wait: of the jobs with the fewest rows, in order of arrival."""
+        """Prefill the next rows that wait: of jobs with few rows, in order of arrival."""
         n_free = self._batch.n_free
         if not waiting or not n_free:
             return False

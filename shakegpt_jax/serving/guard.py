@@ -5,6 +5,7 @@ cannot do so under a name of its own that resolves to this machine (DNS rebindin
 header checked, not under the right name either.
 """
 
+import ipaddress
 import json
 import re
 from collections.abc import Sequence
@@ -66,20 +67,32 @@ def _hostname(host: str) -> str | None:
     return match and match["name"]
 
 
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
 class Guard:
     """Refuses requests that are not for this server, and adds headers to all answers."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str]):
+    def __init__(
+        self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str], *, any_address: bool
+    ):
         """Guard an application.
 
         Args:
             app: the application.
             hosts: names that this server has besides those of the loopback interface.
             origins: origins whose pages may use it besides its own.
+            any_address: accept every IP address as its name; only domain names can be rebound.
         """
         self._app = app
         self._hosts = {*_LOOPBACK, *hosts}
         self._origins = frozenset(origins)
+        self._any_address = any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
@@ -130,7 +143,7 @@ class Guard:
         name = _hostname(hosts[0]) if len(hosts) == 1 else None
         if name is None:
             raise ApiError("the Host header is missing or malformed")
-        if name not in self._hosts:
+        if name not in self._hosts and not (self._any_address and _is_address(name)):
             advice = "start it with --allow_host to serve this name"
             raise ApiError(f"this server is not {name}; {advice}", status=421)
         origin = headers.get(b"origin", [""])[0].lower()

@@ -37,7 +37,7 @@ class CompletionRequest(NamedTuple):
     max_tokens: int
     temperature: float
     top_k: int | None
-    top_p: float | None
+    top_p: float | None  # 1, the default of the API, is None: nothing is left out
     noise_offset: int
     logprobs: int | None
     stop: list[str]
@@ -97,6 +97,7 @@ def parse_completion(
     if (best_of := fields.integer("best_of", n, 1, MAX_TEXTS)) != n:
         raise ApiError(f"best_of is {best_of}; it must be equal to n ({n})", param="best_of")
     echo, stream = fields.boolean("echo"), fields.boolean("stream")
+    top_p = fields.number("top_p", 1.0, 0, 1, positive=True)
     request = CompletionRequest(
         prompts=_prompts(fields.take("prompt"), tokenizer),
         n=n,
@@ -104,7 +105,7 @@ def parse_completion(
         max_tokens=fields.integer("max_tokens", _DEFAULT_NEW, 0, MAX_NEW, positive=not echo),
         temperature=fields.number("temperature", 1.0, 0, MAX_TEMPERATURE),
         top_k=fields.integer("top_k", None, 1, 2**31 - 1),
-        top_p=fields.number("top_p", 1.0, 0, 1, positive=True),
+        top_p=None if top_p == 1 else top_p,
         noise_offset=fields.integer("noise_offset", 0, 0, MAX_NOISE_OFFSET),
         logprobs=fields.integer("logprobs", None, 0, tokenizer.vocab_size),
         stop=_stops(fields.take("stop")),

@@ -1,98 +1,130 @@
 """Answers in the shape of OpenAI's `/v1/completions`, as JSON text."""
 
+import dataclasses
 import json
 import math
 import secrets
 import time
-from typing import Any
+from collections.abc import Sequence
+
+import numpy as np
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.serving.requests import CompletionRequest
 from shakegpt_jax.serving.rows import LogProbs, Piece
 
+_LOG_PROBS = ('"tokens"', '"token_logprobs"', '"top_logprobs"', '"text_offset"')
 _DIGITS = 6  # of log-probabilities, after the point
 _LEAST = -9999.0  # in place of minus infinity, which JSON lacks
 
 
 class Answer:
-    """Makes the JSON of one answer, whole or in the chunks of a stream."""
+    """Makes the JSON of one answer: in the chunks of a stream, or piece by piece as a whole.
+
+    No step takes long, so that the threads that take turns with this one need not wait.
+    """
 
     def __init__(self, request: CompletionRequest, tokenizer: CharTokenizer, model_name: str):
         """Begin an answer."""
         self._request, self._tokenizer = request, tokenizer
-        self._head = {
+        head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model_name,
         }
+        self._head = json.dumps(head)[:-1]
         self._names = [json.dumps(character) for character in tokenizer.vocabulary]
-        self._lengths = [0] * (len(request.prompts) * request.n)
+        self._texts = [_Text() for _ in range(len(request.prompts) * request.n)]
 
     def chunk(self, piece: Piece) -> str:
-        """Return a chunk of a stream."""
-        choice = self._choice(piece)
-        usage = ',"usage":null' if self._request.include_usage else ""
-        return f'{json.dumps(self._head)[:-1]},"choices":[{choice}]{usage}}}'
+        """Return the next chunk of a stream."""
+        text = self._texts[piece.text]
+        offset, text.length = text.length, text.length + len(piece.ids_T)
+        characters = self._tokenizer.decode(piece.ids_T)
+        log_probs = piece.log_probs and [self._log_probs(piece.ids_T, piece.log_probs, offset)]
+        choice = self._choice(piece.text, characters, log_probs, piece.finish_reason)
+        usage = ', "usage": null' if self._request.include_usage else ""
+        return f'{self._head}, "choices": [{choice}]{usage}}}'
 
     def usage_chunk(self) -> str:
-        """Return the last chunk of a stream, if it was asked for."""
-        return json.dumps({**self._head, "choices": [], "usage": self._usage()})
+        """Return the last chunk of a stream that ends with the usage."""
+        return f'{self._head}, "choices": [], "usage": {self._usage()}}}'
 
-    def whole(self, pieces: list[Piece]) -> str:
-        """Return the answer of all pieces."""
-        texts: dict[int, list[Piece]] = {}
-        for piece in pieces:
-            texts.setdefault(piece.index, []).append(piece)
-        choices = ",".join(self._choice(Piece.concatenate(texts[i])) for i in sorted(texts))
-        usage = json.dumps(self._usage())
-        return f'{json.dumps(self._head)[:-1]},"choices":[{choices}],"usage":{usage}}}'
-
-    def _choice(self, piece: Piece) -> str:
-        offset = self._lengths[piece.index]
-        self._lengths[piece.index] += len(piece.ids_T)
-        choice = {
-            "index": piece.index,
-            "text": self._tokenizer.decode(piece.ids_T),
-            "finish_reason": piece.finish_reason,
-            "seed": self._request.sample_seed(piece.index % self._request.n),
-        }
-        log_probs = "null"
+    def add(self, piece: Piece) -> None:
+        """Add a piece to the whole answer."""
+        text = self._texts[piece.text]
         if piece.log_probs:
-            log_probs = self._log_probs(piece.ids_T.tolist(), piece.log_probs, offset)
-        return f'{json.dumps(choice)[:-1]},"logprobs":{log_probs}}}'
+            text.log_probs.append(self._log_probs(piece.ids_T, piece.log_probs, text.length))
+        text.pieces.append(self._tokenizer.decode(piece.ids_T))
+        text.length += len(piece.ids_T)
+        text.finish_reason = piece.finish_reason
 
-    def _log_probs(self, ids: list[int], log_probs: LogProbs, offset: int) -> str:
-        """Return the JSON of log-probabilities, made in small steps: other threads go on."""
+    def whole(self) -> str:
+        """Return the answer of all pieces."""
+        choices = ", ".join(
+            self._choice(i, "".join(text.pieces), text.log_probs, text.finish_reason)
+            for i, text in enumerate(self._texts)
+        )
+        return f'{self._head}, "choices": [{choices}], "usage": {self._usage()}}}'
+
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        log_probs: "Sequence[tuple[str, ...]] | None",
+        finish_reason: str | None,
+    ) -> str:
+        choice = {
+            "index": index,
+            "text": text,
+            "finish_reason": finish_reason,
+            "seed": self._request.sample_seed(index % self._request.n),
+        }
+        joined = "null"
+        if log_probs:
+            lists = [",".join(filter(None, parts)) for parts in zip(*log_probs, strict=True)]
+            pairs = zip(_LOG_PROBS, lists, strict=True)
+            joined = f"{{{', '.join(f'{name}: [{values}]' for name, values in pairs)}}}"
+        return f'{json.dumps(choice)[:-1]}, "logprobs": {joined}}}'
+
+    def _log_probs(self, ids_T: np.ndarray, log_probs: LogProbs, offset: int) -> tuple[str, ...]:
+        """Return the items of each of the lists `_LOG_PROBS`."""
+        ids = ids_T.tolist()
         chosen = [_number(value) for value in log_probs.chosen_T.tolist()]
-        top = ",".join(
-            self._top(i, value, *best)
-            for i, value, *best in zip(
-                ids, chosen, log_probs.top_ids_TxK.tolist(), log_probs.top_TxK.tolist(), strict=True
-            )
-        )
-        tokens = ",".join(self._names[i] for i in ids)
-        offsets = ",".join(map(str, range(offset, offset + len(ids))))
-        return (
-            f'{{"tokens":[{tokens}],"token_logprobs":[{",".join(chosen)}],'
-            f'"top_logprobs":[{top}],"text_offset":[{offsets}]}}'
-        )
+        rows = zip(log_probs.top_ids_TxK.tolist(), log_probs.top_TxK.tolist(), strict=True)
+        top = [self._top(i, value, *row) for i, value, row in zip(ids, chosen, rows, strict=True)]
+        names, offsets = [self._names[i] for i in ids], range(offset, offset + len(ids))
+        return tuple(map(",".join, (names, chosen, top, map(str, offsets))))
 
     def _top(self, chosen: int, value: str, top_ids: list[int], top: list[float]) -> str:
+        """Return the most probable characters and the chosen one with their log-probabilities."""
         if value == "null":
             return value
         pairs = {i: _number(each) for i, each in zip(top_ids, top, strict=True)} | {chosen: value}
         return f"{{{','.join(f'{self._names[i]}:{each}' for i, each in pairs.items())}}}"
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self) -> str:
         request = self._request
         n_prompt = sum(map(len, request.prompts))
-        n_new = sum(self._lengths) - (n_prompt * request.n if request.echo else 0)
-        return {
+        n_new = sum(text.length for text in self._texts)
+        n_new -= n_prompt * request.n if request.echo else 0
+        usage = {
             "prompt_tokens": n_prompt,
             "completion_tokens": n_new,
             "total_tokens": n_prompt + n_new,
         }
+        return json.dumps(usage)
+
+
+@dataclasses.dataclass
+class _Text:
+    """What has come of one text."""
+
+    length: int = 0
+    finish_reason: str | None = None
+    pieces: list[str] = dataclasses.field(default_factory=list)
+    log_probs: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
 
 
 def _number(value: float) -> str:

@@ -34,7 +34,7 @@ class LogProbs(NamedTuple):
 class Piece(NamedTuple):
     """Successive characters of a text in the answer."""
 
-    index: int  # of the text
+    text: int  # its index in the answer
     ids_T: np.ndarray
     log_probs: LogProbs | None = None
     finish_reason: str | None = None  # "stop" or "length" in the last piece of a text

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import socket
+import time
 from collections.abc import Sequence
 
 import uvicorn
@@ -58,8 +59,12 @@ def run_server(
         grace: seconds for which texts may go on after a signal.
     """
     engine = Engine(lm, max_batch, max_queue)
-    app = Guard(App(lm, engine, model_name(lm)).application(), hosts, origins)
+    application = App(lm, engine, model_name(lm)).application()
+    app = Guard(application, hosts, origins, any_address=_is_any(bound))
+    start = time.perf_counter()
     engine.start()
+    seconds = time.perf_counter() - start
+    print(f"Compiled for up to {max_batch} texts at a time in {seconds:.0f} s.", flush=True)
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -89,6 +94,8 @@ class _Server(uvicorn.Server):
         timer = asyncio.get_running_loop().call_later(self._grace, self._engine.end, ending)
         await super().shutdown(sockets)
         timer.cancel()
+        self._engine.end(ending)
+        await asyncio.to_thread(self._engine.join)
         print("Stopped.", flush=True)
 
 
@@ -100,6 +107,11 @@ def model_name(lm: LanguageModel) -> str:
 def address(bound: socket.socket) -> str:
     """Return the address to open in a browser on this machine."""
     host, port, *_ = bound.getsockname()
-    if ipaddress.ip_address(host).is_unspecified:
+    if _is_any(bound):
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_any(bound: socket.socket) -> bool:
+    """Return whether a socket listens on all interfaces."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_unspecified

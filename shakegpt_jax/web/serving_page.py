@@ -16,6 +16,8 @@ SCRIPTS = (
     "panel.js",
     "samples.js",
     "controls.js",
+    "shown_version.js",
+    "chances.js",
     "page.js",
 )
 

@@ -2,7 +2,7 @@
 // The state of a text in the fragment of the address: everything that it takes to write it again.
 
 const MAX_SEED = 2 ** 32 - 1;
-const MAX_LENGTH = 100_000; // of a text, in characters
+const MAX_LENGTH = 50_000; // of a text, in characters
 
 /** Returns a name of the model and a digest of what tells it apart from others of that name. */
 function modelMark({ name, vocabulary, parameters, layers, window, step, loss, model }) {

@@ -97,12 +97,11 @@ function distributionPanel(vocabulary, choose, close) {
   return {
     /**
      * @param {{title: string, character: string, logProbs: Float32Array | null, note: string,
-     *   held: boolean, stretch: object | null}} shown
+     *   stretch: object | undefined}} shown log-probabilities that are null are not known
      */
     show(shown) {
       $("panel-empty").hidden = true;
       $("panel-filled").hidden = false;
-      $("panel").classList.toggle("held", shown.held);
       $("panel-title").textContent = shown.title;
       $("panel-note").textContent = note = shown.note;
       for (const id of ["favourites", "distribution"]) $(id).hidden = !shown.logProbs;
@@ -115,7 +114,6 @@ function distributionPanel(vocabulary, choose, close) {
       if (!list.hidden) focusBar([...list.children].indexOf(item));
     },
     clear() {
-      $("panel").classList.remove("held");
       $("panel-empty").hidden = false;
       $("panel-filled").hidden = true;
     },

@@ -16,7 +16,6 @@ function samplesView(grid, adopt) {
     text.setAttribute("role", "group");
     const button = element("button", "", "Choose");
     button.type = "button";
-    button.disabled = true;
     button.setAttribute("aria-label", `Choose seed ${version.settings.seed}`);
     const head = element("div", "card-head", "", element("h3", "", `Seed ${version.settings.seed}`), button);
     const node = element("article", "sample", "", head, text);
@@ -24,7 +23,7 @@ function samplesView(grid, adopt) {
     node.addEventListener("click", () => {
       if (version.tokens.length && getSelection().isCollapsed) adopt(version);
     });
-    return { node, text, button };
+    return { node, text };
   }
 
   return {
@@ -39,7 +38,6 @@ function samplesView(grid, adopt) {
       const jobs = versions.map((version, i) => generate(version, (tokens) => {
         if (!grid.contains(cards[i].node)) grid.replaceChildren(...cards.map(({ node }) => node));
         cards[i].text.append(tokens.map((token) => token.character).join(""));
-        cards[i].button.disabled = false;
       }, signal));
       await Promise.all(jobs);
     },

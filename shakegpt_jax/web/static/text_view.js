@@ -4,8 +4,8 @@
 /**
  * Shows a text in a container.
  * @param {HTMLElement} container
- * @param {{point(index), choose(index), enter()}} events the pointer or the keyboard is at a
- *   character; it was clicked; Enter was pressed
+ * @param {{point(index, byMouse), choose(index), enter(), first()}} events the pointer or the
+ *   keyboard is at a character; it was clicked; Enter was pressed; where the keys begin
  */
 function textView(container, events) {
   let nodes = [], line = null, queue = [], frame = 0;

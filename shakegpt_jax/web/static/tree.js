@@ -16,6 +16,17 @@ function makeVersion(settings, target, { changes = [], tokens = [], parent = nul
   return { settings, target, changes, tokens, parent, children: [], found: null };
 }
 
+/** Returns whether two texts were asked for in the same way. */
+function sameSettings(a, b) {
+  return versionKey({ settings: a, changes: [] }) === versionKey({ settings: b, changes: [] });
+}
+
+/** Sets how long a version should be, and drops what is beyond: it could be written again. */
+function setLength(version, length) {
+  version.target = length;
+  version.tokens.splice(length);
+}
+
 /** Returns what tells a version apart from others. */
 function versionKey({ settings: { prompt, temperature, topK, topP, seed }, changes }) {
   return JSON.stringify([prompt, temperature, topK, topP, seed, changes]);
@@ -55,13 +66,16 @@ function versionTree(list, select) {
     if (version) select(version);
   });
 
+  const find = (version) => byKey.get(versionKey(version));
+
   return {
-    find: (version) => byKey.get(versionKey(version)),
-    get size() { return byKey.size; },
+    find,
+    /** Adds a version, and those that it comes from, unless they are there. */
     add(version) {
+      if (find(version)) return;
+      if (version.parent) this.add(version.parent);
       byKey.set(versionKey(version), version);
-      if (version.parent) version.parent.children.push(version);
-      else roots.push(version);
+      (version.parent?.children ?? roots).push(version);
     },
     show(current) {
       list.replaceChildren(...roots.map((version) => item(version, current)));

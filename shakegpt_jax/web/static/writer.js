@@ -40,8 +40,7 @@ async function versionOfLink(backend, { length, changes, ...settings }, find, si
     await writeTo(backend, version, place + 1, () => {}, signal);
     version = branchOff(version, place, character);
   }
-  version.target = length;
-  version.tokens.splice(length);
+  setLength(version, length);
   return version;
 }
 
