@@ -140,6 +140,14 @@ def test_sampling_is_that_of_the_sampler(chrome, top_k, top_p):
         assert found == np.asarray(expected).tolist()
 
 
+def test_both_activations_are_those_of_jax(chrome):
+    x = np.linspace(-12, 12, 1001, dtype=np.float32)
+    for name, approximate in (("geluExact", False), ("geluTanh", True)):
+        found = chrome.execute_script(f"return arguments[0].map({name})", x.tolist())
+        expected = jax.nn.gelu(x, approximate)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("activation", ["gelu_exact", "gelu_tanh"])
 def test_probabilities_are_those_of_jax(chrome, lm, activation):
     shape = dataclasses.replace(lm.config.model, activation=activation)
