@@ -1,6 +1,7 @@
 """The page with a prompt, in a real browser, before a real server."""
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -379,6 +380,12 @@ def test_keys_alone_are_enough(chrome, lm):
     assert chrome.execute_script(marked) == 5  # the first new character
     press(chrome, RIGHT, RIGHT, LEFT)
     assert chrome.execute_script(marked) == 6
+    if "\n" in text[6:]:  # down and up again ends at the same place or the end of a shorter line
+        press(chrome, DOWN)
+        assert chrome.execute_script(marked) > text.index("\n", 6)
+        press(chrome, UP)
+    press(chrome, *[LEFT] * 30, *[RIGHT] * 6)
+    assert chrome.execute_script(marked) == 6
     press(chrome, ENTER)
     focused = "return document.activeElement.dataset.character"
     assert chrome.execute_script(focused) == text[6]
@@ -411,6 +418,46 @@ def test_errors_leave_the_text_and_offer_to_try_again(chrome, lm):
     wait_for(chrome, lm.generate("First", 20, seed=1))
     assert not chrome.find_element("id", "problem").is_displayed()
     assert all("ERR_INTERNET_DISCONNECTED" in error for error in console_errors(chrome))
+
+
+def test_a_busy_server_and_a_broken_connection(chrome, lm):
+    text = lm.generate("First", 40)
+    fill(chrome, prompt="First", length=40)
+    answer = "new Response(arguments[0], {status: arguments[1], headers: {'Retry-After': '3'}})"
+    pretend = f"const answer = {answer}; window.fetched = fetch; window.fetch = async () => answer"
+    chrome.execute_script(pretend, '{"error": {"message": "too many"}}', 429)
+    click(chrome, "generate")
+    wait_until(chrome, "!document.getElementById('problem').hidden")
+    assert "busy. Try again in 3 s." in shown(chrome, "problem-text")
+    assert shown(chrome) == "" and "#" not in chrome.current_url
+    token = {"tokens": [text[5]], "top_logprobs": [{text[5]: -0.5}]}
+    event = {"choices": [{"logprobs": token, "finish_reason": None}]}
+    chrome.execute_script(pretend, f"data: {json.dumps(event)}\n\n", 200)
+    click(chrome, "retry")
+    wait_until(chrome, "!document.getElementById('problem').hidden")
+    assert "broke off" in shown(chrome, "problem-text")
+    assert shown(chrome) == text[:6] and "length=1&" in chrome.current_url
+    chrome.execute_script("location.reload()")  # brings the real server back
+    wait_for(chrome, text[:6])
+    fill(chrome, length=39)
+    click(chrome, "continue")
+    wait_for(chrome, text)
+
+
+def test_the_same_settings_write_the_same_text(chrome, lm):
+    fill(chrome, prompt="First", length=20)
+    generate(chrome, lm.generate("First", 20))
+    click(chrome, "generate")
+    assert "same seed writes the same text" in shown(chrome, "status")
+    click(chrome, "dice")
+    seed = int(chrome.find_element("id", "seed").get_attribute("value"))
+    assert 0 < seed < 2**32
+    assert "Generate uses them" in shown(chrome, "text-note")
+    generate(chrome, lm.generate("First", 20, seed=seed))
+    assert len(versions(chrome)) == 2
+    fill(chrome, length=9)
+    generate(chrome, lm.generate("First", 9, seed=seed))
+    assert len(versions(chrome)) == 2
 
 
 @pytest.mark.parametrize("dark", [False, True])
