@@ -151,6 +151,16 @@ def point_at(chrome, element) -> None:
     ActionChains(chrome).move_to_element(element).perform()
 
 
+def tap(chrome, element) -> None:
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    touch = ActionBuilder(chrome, mouse=PointerInput("touch", "finger"))
+    touch.pointer_action.move_to(element).pointer_down().pointer_up()
+    touch.perform()
+
+
 def another(lm, character: str) -> str:
     return "e" if character != "e" else "t"
 
@@ -357,6 +367,25 @@ def test_a_damaged_link_loads_nothing(chrome, address, change, problem):
     assert chrome.find_element("id", "seed").get_attribute("value") == "0"
 
 
+def test_the_address_changes_what_is_shown(chrome, lm):
+    fill(chrome, prompt="First", length=12)
+    generate(chrome, lm.generate("First", 12))
+    link = chrome.current_url.replace("seed=0", "seed=7").replace("length=12", "length=15")
+    chrome.execute_script("location.href = arguments[0]", link)
+    wait_for(chrome, lm.generate("First", 15, seed=7))
+    assert chrome.find_element("id", "seed").get_attribute("value") == "7"
+    shorter = link.replace("length=15", "length=9")
+    chrome.execute_script("location.href = arguments[0]", shorter)
+    wait_for(chrome, lm.generate("First", 9, seed=7))
+    chrome.back()
+    wait_for(chrome, lm.generate("First", 15, seed=7))
+    chrome.back()
+    wait_for(chrome, lm.generate("First", 12))
+    chrome.back()  # before the first text
+    wait_until(chrome, "document.getElementById('text').hidden")
+    assert shown(chrome) == ""
+
+
 def test_a_link_of_another_model_says_so(chrome, lm):
     fill(chrome, prompt="First", length=12)
     generate(chrome, lm.generate("First", 12))
@@ -470,7 +499,7 @@ def test_a_phone_needs_no_horizontal_scrolling(address, lm, dark):
         text = lm.generate("First " + "x" * 100, 60)
         generate(chrome, text)
         click(chrome, "colour")
-        character(chrome, len(text) - 1).click()
+        tap(chrome, character(chrome, len(text) - 1))
         assert chrome.find_element("id", "panel-filled").is_displayed()
         assert chrome.execute_script(width) == 375
         # What was tapped is still in sight, above the chances.
