@@ -72,21 +72,27 @@ def check_page_path(path: str | Path) -> None:
         raise UserError(f"cannot write the page {path}: give a file such as report.html")
     if not path.parent.is_dir():
         raise UserError(f"cannot write the page {path}: no such folder: {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    needed = [path.parent, path] if path.exists() else [path.parent]
+    if not all(os.access(each, os.W_OK) for each in needed):
         raise UserError(f"cannot write the page {path}: Permission denied")
 
 
 def write_page(page: str, path: str | Path) -> None:
-    """Write a page to a file.
+    """Write a page to a file, all of it or nothing.
 
     Raises:
         UserError: if it cannot be written.
     """
     check_page_path(path)
+    target = Path(path).resolve()
+    beside = target.with_name(f".page-{os.getpid()}")
     try:
-        Path(path).write_text(page, encoding="utf-8", newline="\n")
+        beside.write_text(page, encoding="utf-8", newline="\n")
+        beside.replace(target)
     except OSError as error:
         raise UserError(f"cannot write the page {path}: {error.strerror}") from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _read(name: str) -> str:

@@ -5,9 +5,11 @@ const MAX_SEED = 2 ** 32 - 1;
 const MAX_LENGTH = 50_000; // of a text, in characters
 
 /** Returns a name of the model and a digest of what tells it apart from others of that name. */
-function modelMark({ name, vocabulary, parameters, layers, window, step, loss }) {
+function modelMark({ name, vocabulary, parameters, layers, window, step, loss, model }) {
   let digest = 0x811c9dc5; // FNV-1a
-  for (const character of JSON.stringify([vocabulary, parameters, layers, window, step, loss])) {
+  const facts = [vocabulary, parameters, layers, window, step, loss];
+  if (model && model.dtype !== "float32") facts.push(model.dtype); // rounded: texts may differ
+  for (const character of JSON.stringify(facts)) {
     digest = Math.imul(digest ^ character.codePointAt(0), 0x01000193) >>> 0;
   }
   return `${name}.${digest.toString(16).padStart(8, "0")}`;

@@ -173,4 +173,5 @@ addEventListener("popstate", openAddress);
 describeModel(data);
 form.fill({ ...DEFAULTS, prompt: data.prompt }, DEFAULT_LENGTH);
 colourText(); // browsers keep the switch over a reload
-openAddress();
+if (backend.problem) showProblem(backend.problem);
+else openAddress();

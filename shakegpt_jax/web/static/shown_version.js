@@ -123,7 +123,7 @@ function showNote() {
     const { changes, found, settings } = current;
     notes.push("Grey: your prompt.");
     if (changes.length) notes.push("Blue: what you chose.");
-    if (found?.problem) notes.push(`Copies of the training text are not underlined. ${found.problem}`);
+    if (found?.problem) notes.push(`Copies are not underlined (${found.problem.replace(/\.$/, "")}).`);
     else if (found?.stretches.length) {
       notes.push(`Underlined: ${found.shortest} or more characters that stand in the training text, word for ` +
         "word. Click them to see where.");
