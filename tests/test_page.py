@@ -1,6 +1,7 @@
 """The page with a prompt, in a real browser, before a real server."""
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -148,6 +149,16 @@ def point_at(chrome, element) -> None:
     from selenium.webdriver import ActionChains
 
     ActionChains(chrome).move_to_element(element).perform()
+
+
+def tap(chrome, element) -> None:
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    touch = ActionBuilder(chrome, mouse=PointerInput("touch", "finger"))
+    touch.pointer_action.move_to(element).pointer_down().pointer_up()
+    touch.perform()
 
 
 def another(lm, character: str) -> str:
@@ -356,6 +367,25 @@ def test_a_damaged_link_loads_nothing(chrome, address, change, problem):
     assert chrome.find_element("id", "seed").get_attribute("value") == "0"
 
 
+def test_the_address_changes_what_is_shown(chrome, lm):
+    fill(chrome, prompt="First", length=12)
+    generate(chrome, lm.generate("First", 12))
+    link = chrome.current_url.replace("seed=0", "seed=7").replace("length=12", "length=15")
+    chrome.execute_script("location.href = arguments[0]", link)
+    wait_for(chrome, lm.generate("First", 15, seed=7))
+    assert chrome.find_element("id", "seed").get_attribute("value") == "7"
+    shorter = link.replace("length=15", "length=9")
+    chrome.execute_script("location.href = arguments[0]", shorter)
+    wait_for(chrome, lm.generate("First", 9, seed=7))
+    chrome.back()
+    wait_for(chrome, lm.generate("First", 15, seed=7))
+    chrome.back()
+    wait_for(chrome, lm.generate("First", 12))
+    chrome.back()  # before the first text
+    wait_until(chrome, "document.getElementById('text').hidden")
+    assert shown(chrome) == ""
+
+
 def test_a_link_of_another_model_says_so(chrome, lm):
     fill(chrome, prompt="First", length=12)
     generate(chrome, lm.generate("First", 12))
@@ -378,6 +408,12 @@ def test_keys_alone_are_enough(chrome, lm):
     marked = "return Number(document.querySelector('#text .current')?.dataset.index ?? -1)"
     assert chrome.execute_script(marked) == 5  # the first new character
     press(chrome, RIGHT, RIGHT, LEFT)
+    assert chrome.execute_script(marked) == 6
+    if "\n" in text[6:]:  # down and up again ends at the same place or the end of a shorter line
+        press(chrome, DOWN)
+        assert chrome.execute_script(marked) > text.index("\n", 6)
+        press(chrome, UP)
+    press(chrome, *[LEFT] * 30, *[RIGHT] * 6)
     assert chrome.execute_script(marked) == 6
     press(chrome, ENTER)
     focused = "return document.activeElement.dataset.character"
@@ -413,6 +449,46 @@ def test_errors_leave_the_text_and_offer_to_try_again(chrome, lm):
     assert all("ERR_INTERNET_DISCONNECTED" in error for error in console_errors(chrome))
 
 
+def test_a_busy_server_and_a_broken_connection(chrome, lm):
+    text = lm.generate("First", 40)
+    fill(chrome, prompt="First", length=40)
+    answer = "new Response(arguments[0], {status: arguments[1], headers: {'Retry-After': '3'}})"
+    pretend = f"const answer = {answer}; window.fetched = fetch; window.fetch = async () => answer"
+    chrome.execute_script(pretend, '{"error": {"message": "too many"}}', 429)
+    click(chrome, "generate")
+    wait_until(chrome, "!document.getElementById('problem').hidden")
+    assert "busy. Try again in 3 s." in shown(chrome, "problem-text")
+    assert shown(chrome) == "" and "#" not in chrome.current_url
+    token = {"tokens": [text[5]], "top_logprobs": [{text[5]: -0.5}]}
+    event = {"choices": [{"logprobs": token, "finish_reason": None}]}
+    chrome.execute_script(pretend, f"data: {json.dumps(event)}\n\n", 200)
+    click(chrome, "retry")
+    wait_until(chrome, "!document.getElementById('problem').hidden")
+    assert "broke off" in shown(chrome, "problem-text")
+    assert shown(chrome) == text[:6] and "length=1&" in chrome.current_url
+    chrome.execute_script("location.reload()")  # brings the real server back
+    wait_for(chrome, text[:6])
+    fill(chrome, length=39)
+    click(chrome, "continue")
+    wait_for(chrome, text)
+
+
+def test_the_same_settings_write_the_same_text(chrome, lm):
+    fill(chrome, prompt="First", length=20)
+    generate(chrome, lm.generate("First", 20))
+    click(chrome, "generate")
+    assert "same seed writes the same text" in shown(chrome, "status")
+    click(chrome, "dice")
+    seed = int(chrome.find_element("id", "seed").get_attribute("value"))
+    assert 0 < seed < 2**32
+    assert "Generate uses them" in shown(chrome, "text-note")
+    generate(chrome, lm.generate("First", 20, seed=seed))
+    assert len(versions(chrome)) == 2
+    fill(chrome, length=9)
+    generate(chrome, lm.generate("First", 9, seed=seed))
+    assert len(versions(chrome)) == 2
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_needs_no_horizontal_scrolling(address, lm, dark):
     with chromium(375, 800, dark=dark) as chrome:
@@ -423,7 +499,7 @@ def test_a_phone_needs_no_horizontal_scrolling(address, lm, dark):
         text = lm.generate("First " + "x" * 100, 60)
         generate(chrome, text)
         click(chrome, "colour")
-        character(chrome, len(text) - 1).click()
+        tap(chrome, character(chrome, len(text) - 1))
         assert chrome.find_element("id", "panel-filled").is_displayed()
         assert chrome.execute_script(width) == 375
         # What was tapped is still in sight, above the chances.

@@ -48,7 +48,7 @@ class Batch:
         self.window_stride = default_window_stride(self.n_slot)
         budget = _CPU_FLOPS if jax.default_backend() == "cpu" else _FLOPS
         self.n_character = max(1, int(budget / (2 * lm.n_params)))  # of one dispatch
-        self.n_window = max(1, min(self.n_character, _SCORED) // self.n_slot)  # of one step
+        self.n_window = _power_of_two(min(self.n_character, _SCORED) // self.n_slot)  # of one step
         self._longest_chunk = chunk_length(lm.params, self.window_stride)
         self._state: DecodingState | None = None
         self._slots: list[Row | None] = []
@@ -170,8 +170,7 @@ class Batch:
 
     def chunk(self, n_row: int) -> int:
         """Return how many characters a dispatch writes in each of `n_row` rows."""
-        n_chunk = max(1, self.n_character // n_row)
-        return min(self._longest_chunk, 1 << (n_chunk.bit_length() - 1))
+        return min(self._longest_chunk, _power_of_two(self.n_character // n_row))
 
     def remove(self, *, shrink: bool) -> list[Row]:
         """Take rows that are done or whose window is full out of the batch and return them.
@@ -222,6 +221,11 @@ class Batch:
         taken_B[: len(kept)] = kept
         self._state = _take(self._state, taken_B)
         self._slots = [self._slots[slot] for slot in kept] + [None] * (n_row - len(kept))
+
+
+def _power_of_two(n: int) -> int:
+    """Return the largest power of two up to `n`, at least 1."""
+    return 1 << (max(n, 1).bit_length() - 1)
 
 
 def _sampling(rows: Sequence[Row | None], vocab_size: int) -> Sampling:

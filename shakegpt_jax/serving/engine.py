@@ -44,9 +44,12 @@ class Engine:
         self._error: ApiError | None = None  # why no more jobs are taken
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def start(self) -> None:
-        """Compile the programs, and start the thread."""
+    def warm_up(self) -> None:
+        """Compile all programs, which would delay the first texts."""
         self._batch.warm_up()
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     @property

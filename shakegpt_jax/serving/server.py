@@ -62,6 +62,7 @@ def run_server(
     application = App(lm, engine, model_name(lm)).application()
     app = Guard(application, hosts, origins, any_address=_is_any(bound))
     start = time.perf_counter()
+    engine.warm_up()
     engine.start()
     seconds = time.perf_counter() - start
     print(f"Compiled for up to {max_batch} texts at a time in {seconds:.0f} s.", flush=True)

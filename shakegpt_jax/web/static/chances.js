@@ -20,14 +20,14 @@ const textEvents = {
     showChances(pointed, { hold: true });
     panel.focus();
   },
-  first: () => (current ? promptLength(current) : 0),
+  first: () => (current?.promptLength ?? 0),
 };
 
 function showChances(index, { hold }) {
   [pointed, held] = [index, hold];
   view.mark(index);
   const { settings, tokens, changes, found } = current;
-  const text = Array.from(versionText(current)), place = index - promptLength(current);
+  const text = Array.from(versionText(current)), place = index - current.promptLength;
   if (place < 0) scorePrompt();
   const logProbs = place < 0 ? promptScores.get(settings.prompt)?.[index] ?? null : tokens[place].logProbs;
   const stretch = (found?.stretches ?? []).filter(({ start, end }) => start <= index && index < end)
@@ -56,7 +56,7 @@ function closeChances() {
 /** Goes to the version whose character at an index of the text is another. */
 function branch(index, character) {
   if (!current || index < 0) return;
-  const place = index - promptLength(current);
+  const place = index - current.promptLength;
   if (place >= 0 && current.tokens[place].character === character) return;
   const version = place < 0 ? changePrompt(current, index, character) : branchOff(current, place, character);
   const known = tree.find(version);
@@ -82,7 +82,7 @@ async function scorePrompt() {
   }
   if (current?.settings.prompt !== prompt) return;
   colourPrompt();
-  if (pointed >= 0 && pointed < promptLength(current)) showChances(pointed, { hold: held });
+  if (pointed >= 0 && pointed < current.promptLength) showChances(pointed, { hold: held });
 }
 
 function colourPrompt() {

@@ -14,7 +14,8 @@ function nameUnknown(characters) {
   if (!characters.length) return "";
   const shown = characters.slice(0, 8).map(spokenCharacter).join(", ");
   const more = characters.length > 8 ? ` and ${characters.length - 8} more` : "";
-  return `The model does not know ${shown}${more}: it never stood in its training text.`;
+  const reason = characters.length > 1 ? "they are not" : "it is not";
+  return `The model does not know ${shown}${more}: ${reason} in its training text.`;
 }
 
 /**
@@ -51,7 +52,7 @@ function controlsForm(vocabulary, change) {
     const unknown = nameUnknown(unknownCharacters(prompt, vocabulary));
     if (unknown) problems.push(unknown);
     if (!prompt) problems.push("Write a prompt: the model needs one character to go on from.");
-    $("prompt").toggleAttribute("aria-invalid", Boolean(unknown));
+    $("prompt").setAttribute("aria-invalid", Boolean(unknown));
     for (const [key, field] of Object.entries(fields)) values[key] = readField(field, problems);
     const { length, ...settings } = values;
     return { settings: { prompt, ...settings }, length, problems };

@@ -8,6 +8,7 @@ const ids = new Map(vocabulary.map((character, id) => [character, id]));
 const mark = modelMark(data);
 const DEFAULTS = { temperature: 0.8, topK: null, topP: null, seed: 0 };
 const DEFAULT_LENGTH = 500;
+const WRITING = "Writing…";
 const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
 const $ = (id) => document.getElementById(id);
 
@@ -26,7 +27,8 @@ function showBusy(busy) {
   $("stop").hidden = !busy;
   $("continue").hidden = !current;
   $("continue").disabled = busy;
-  if (busy) $("status").textContent = "Writing…";
+  if (busy) $("status").textContent = WRITING;
+  else if ($("status").textContent === WRITING) $("status").textContent = "";
 }
 
 function showProblem(message, again = null) {
@@ -61,8 +63,10 @@ function generate() {
   if (!wanted) return;
   let version = makeVersion(wanted.settings, wanted.length);
   version = tree.find(version) ?? version;
+  const same = version === current && version.tokens.length === wanted.length;
   setLength(version, wanted.length);
   select(version);
+  if (same) $("status").textContent = "The same seed writes the same text. Another seed writes another one.";
 }
 
 function goOn() {

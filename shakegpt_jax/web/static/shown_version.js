@@ -4,7 +4,6 @@
 let current = null; // the version, or null
 let search = null; // aborts the search for copies of the training text
 
-const promptLength = (version) => Array.from(version.settings.prompt).length;
 const logProbOf = ({ character, logProbs }) => logProbs[ids.get(character)];
 
 /**
@@ -39,7 +38,7 @@ function show(version, { push, at = -1 }) {
 /** Adds tokens, which the version has already, to its text. */
 function addTokens(tokens, version) {
   const changed = new Set(version.changes.map(([place]) => place));
-  const start = view.length - promptLength(version);
+  const start = view.length - version.promptLength;
   view.append(tokens.map((token, i) => ({
     character: token.character,
     logProb: logProbOf(token),
@@ -124,7 +123,7 @@ function showNote() {
     const { changes, found, settings } = current;
     notes.push("Grey: your prompt.");
     if (changes.length) notes.push("Blue: what you chose.");
-    if (found?.problem) notes.push(`Copies of the training text are not underlined. ${found.problem}`);
+    if (found?.problem) notes.push(`Copies are not underlined (${found.problem.replace(/\.$/, "")}).`);
     else if (found?.stretches.length) {
       notes.push(`Underlined: ${found.shortest} or more characters that stand in the training text, word for ` +
         "word. Click them to see where.");

@@ -8,12 +8,15 @@
  * @property {[number, string][]} changes places in the new text, and the characters chosen there
  * @property {{character: string, logProbs: Float32Array}[]} tokens the new text
  * @property {number} target characters that it should have
+ * @property {number} promptLength in characters
  * @property {Version | null} parent
+ * @property {object | null} found what the search for copies of the training text found
  */
 
 /** Returns a version with the text that it starts from. */
 function makeVersion(settings, target, { changes = [], tokens = [], parent = null } = {}) {
-  return { settings, target, changes, tokens, parent, children: [], found: null };
+  const promptLength = Array.from(settings.prompt).length;
+  return { settings, promptLength, target, changes, tokens, parent, children: [], found: null };
 }
 
 /** Returns whether two texts were asked for in the same way. */
