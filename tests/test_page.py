@@ -200,6 +200,12 @@ def test_a_long_text_streams_and_stops_and_goes_on(chrome, lm):
     fill(chrome, length=30)
     click(chrome, "continue")
     wait_for(chrome, lm.generate("First", n_new + 30))
+    fill(chrome, seed=1, length=10000)
+    click(chrome, "generate")
+    wait_until(chrome, "document.getElementById('status').textContent === 'Writing…'")
+    wait_until(chrome, "location.hash.includes('seed=1&')")
+    press(chrome, ESCAPE)
+    assert "Stopped: " in shown(chrome, "status")
     assert lm.generate("First", n_new) == text
 
 
@@ -511,6 +517,11 @@ def test_a_phone_needs_no_horizontal_scrolling(address, lm, dark):
         click(chrome, "compare")
         wait_until(chrome, "document.querySelectorAll('.sample').length === 4")
         assert chrome.execute_script(width) == 375
+        wait_until(chrome, "document.getElementById('stop').hidden")
+        chrome.find_elements("css selector", ".sample button")[3].click()
+        wait_for(chrome, lm.generate("First " + "x" * 100, 60, seed=3))
+        top = chrome.execute_script(box, chrome.find_element("id", "text-card"), "top")
+        assert 0 <= top < 800
         script = "return getComputedStyle(document.body)[arguments[0]].match(/\\d+/g).map(Number)"
         paper, ink = (sum(chrome.execute_script(script, c)) for c in ("backgroundColor", "color"))
         assert (paper < ink) == dark and abs(paper - ink) > 500

@@ -15,9 +15,9 @@ const $ = (id) => document.getElementById(id);
 const view = textView($("text"), textEvents);
 const panel = distributionPanel(vocabulary, (character) => branch(pointed, character), closeChances);
 const form = controlsForm(vocabulary, onFormChange);
-const tree = versionTree($("versions"), (version) => select(version));
+const tree = versionTree($("versions"), goTo);
 const samples = samplesView($("samples"), (version) => {
-  select(tree.find(version) ?? version);
+  goTo(tree.find(version) ?? version);
   $("text").focus({ preventScroll: true });
 });
 const jobs = jobRunner(showBusy, showProblem);
@@ -37,6 +37,7 @@ function showProblem(message, again = null) {
   $("problem-text").textContent = message;
   $("retry").hidden = !again;
   $("retry").onclick = again;
+  $("problem").scrollIntoView({ block: "nearest" });
 }
 
 function onFormChange(valid) {
@@ -67,6 +68,11 @@ function generate() {
   setLength(version, wanted.length);
   select(version);
   if (same) $("status").textContent = "The same seed writes the same text. Another seed writes another one.";
+}
+
+function goTo(version) {
+  select(version);
+  if ($("text-card").getBoundingClientRect().top < 0) $("text-card").scrollIntoView();
 }
 
 function goOn() {
@@ -166,7 +172,9 @@ for (const [id, act] of Object.entries({
 })) $(id).addEventListener("click", () => act());
 $("colour").addEventListener("change", colourText);
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && pointed >= 0) closeChances();
+  if (event.key !== "Escape") return;
+  if (pointed >= 0) closeChances();
+  else if (jobs.busy) jobs.stop();
 });
 addEventListener("popstate", openAddress);
 
