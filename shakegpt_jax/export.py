@@ -1,10 +1,10 @@
-"""Export a trained model to Hugging Face transformers; requires safetensors."""
+"""Export a trained model: to Hugging Face transformers, or as a page for a browser."""
 
 from shakegpt_jax.command_line.entry_point import run_command
 
 
 def main() -> None:
-    """Parse the arguments, export and say how to load the result."""
+    """Parse the arguments, export and say how to open the result."""
     import json
     import sys
 
@@ -13,37 +13,60 @@ def main() -> None:
     from shakegpt_jax.command_line.signals import record_signal
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.export", "Export a trained model to Hugging Face transformers."
+        "python -m shakegpt_jax.export",
+        "Export a trained model to Hugging Face transformers, or as a page for a browser.",
     )
     parser.add_run()
     parser.add_step()
     add = parser.add_argument
     add(
+        "--format",
+        choices=["hf", "html"],
+        default="hf",
+        help="hf (default): a folder for transformers; html: one file, a page with the model in it",
+    )
+    add(
         "--output",
         type=named,
         action=StoreOnce,
         required=True,
-        metavar="DIR",
-        help="folder for the exported model",
+        metavar="PATH",
+        help="folder for transformers, or HTML file",
     )
     add("--force", action="store_true", help="replace an earlier export")
+    add("--float32", action="store_true", help="html: weights as they are, not in float16")
     args = parser.parse_args()
+    html = args.format == "html"
+    if args.float32 and not html:
+        parser.error("--float32 is for --format html; --format hf is always float32")
 
     from shakegpt_jax.inference.language_model import load
     from shakegpt_jax.interop.export_folder import check_output, export_folder
+    from shakegpt_jax.web.offline_page import check_new_page, export_page
 
-    import_extra("safetensors", extra="hf")  # before loading, which takes longer
-    check_output(args.output, force=args.force)
+    if html:  # these checks come before loading, which takes longer
+        check_new_page(args.output, force=args.force)
+    else:
+        import_extra("safetensors", extra="hf")
+        check_output(args.output, force=args.force)
     lm = load(args.workdir or "", step=args.step)
     with record_signal() as stop:  # so that no half of an export is left
-        sizes = export_folder(lm, args.output, force=args.force)
+        if html:
+            sizes = export_page(lm, args.output, float32=args.float32, force=args.force)
+        else:
+            sizes = export_folder(lm, args.output, force=args.force)
     if stop.received:
         sys.exit(128 + stop.received)
     print(f"{lm.checkpoint} is exported to {args.output}:")
     for name, size in sizes.items():
         print(f"  {name:<22} {size:>13,} bytes")
-    print("Load it in Python, after pip install torch transformers:")
-    print(f'  transformers.pipeline("text-generation", {json.dumps(args.output)})')
+    if html:
+        print("Open it in a browser: the model is inside, it needs no server and no network.")
+        if not args.float32:
+            print("The weights are rounded to float16, so texts may differ; --float32 keeps them.")
+    else:
+        print("Load it in Python, after pip install torch transformers:")
+        print(f'  transformers.pipeline("text-generation", {json.dumps(args.output)})')
 
 
 if __name__ == "__main__":

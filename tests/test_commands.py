@@ -47,6 +47,7 @@ COMMANDS = (
     "benchmark",
     "scaling",
     "plan",
+    "serve",
 )
 
 

@@ -110,7 +110,7 @@ class Script(FixedModel):
 
 def test_drafts_follow_the_text_from_pass_to_pass():
     model, ngram = Script((1 / VOCAB,) * VOCAB), build_ngram(SCRIPT, VOCAB)
-    state, _ = prefill(
+    state, _, _ = prefill(
         model, {}, SCRIPT[None, :6], np.array([6]), np.array([0]), 0, Sampling(0.0), n_spare=8
     )
     state = start_drafting(state, ngram.contexts([SCRIPT[:6]]), np.array([40]))
@@ -131,7 +131,7 @@ def test_a_pass_accepts_what_the_model_would_have_written(ngram, per_pass):
     model = Cycle((1 / VOCAB,) * VOCAB)
     expected = [(3 + i) % VOCAB for i in range(40)]
     assert generate(model, {}, [[2]], 40, Sampling(1.0), 32, ngram) == [expected]
-    state, first = prefill(
+    state, first, _ = prefill(
         model, {}, np.array([[2]]), np.array([1]), np.array([0]), 0, Sampling(1.0), n_spare=8
     )
     assert first.tolist() == [[3]]

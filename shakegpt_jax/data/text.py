@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from shakegpt_jax.errors import UserError
 
-_TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _PIECE_BYTES = 2**20  # of text decoded at a time
 
 MAX_CHARACTERS = 2**31 - 1  # of a text: the starts of windows are int32
@@ -33,7 +33,7 @@ def tiny_shakespeare() -> str:
         raw = b"".join(Path(str(wheel.locate_file(part))).read_bytes() for part in parts)
     except (importlib.metadata.PackageNotFoundError, OSError) as error:
         raise UserError(f"Tiny Shakespeare is not installed ({error}); {remedy}") from error
-    if hashlib.sha256(raw).hexdigest() != _TINY_SHAKESPEARE_SHA256:
+    if hashlib.sha256(raw).hexdigest() != TINY_SHAKESPEARE_SHA256:
         raise UserError(f"the installed Tiny Shakespeare is corrupt (wrong SHA-256); {remedy}")
     return raw.decode()
 

@@ -35,7 +35,7 @@ class DraftingState(NamedTuple):
 start_drafting = jax.jit(DraftingState, donate_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_spare"))
+@functools.partial(jax.jit, static_argnames=("model", "n_spare", "with_log_probs"))
 def prefill(
     model: GPT,
     params: Any,
@@ -46,7 +46,8 @@ def prefill(
     sampling: Sampling,
     *,
     n_spare: int = 0,
-) -> tuple[DecodingState, jax.Array]:
+    with_log_probs: bool = False,
+) -> tuple[DecodingState, jax.Array, jax.Array | None]:
     """Process the context of each row in one pass and sample one character.
 
     Args:
@@ -55,46 +56,62 @@ def prefill(
         window_BxT: ids, left-aligned context of each row, then padding.
         context_lengths_B: number of context characters in each row, at least 1.
         seeds_B: uint32, one per row.
-        count: () characters generated before this one.
+        count: () or (B,) characters generated before this one.
         sampling: sampling options.
         n_spare: cache slots beyond block_size, for drafts that are rejected.
+        with_log_probs: whether to return the log-probabilities that the model gives all characters.
 
     Returns:
-        The state to continue from and the (B, 1) int32 ids.
+        The state to continue from, the (B, 1) int32 ids, and (B, 1, V) float32 log-probabilities
+        or None.
     """
     n_row = len(window_BxT)
     cache = init_cache(model.config, n_row, n_spare)
     x_BxTxD, cache = _extend(model, params, window_BxT, cache)
     cache = cache._replace(lengths_B=context_lengths_B.astype(jnp.int32))
     keys_B = jax.vmap(jax.random.key)(seeds_B)
-    count_B = jnp.full(n_row, count, jnp.int32)
+    count_B = jnp.broadcast_to(jnp.asarray(count, jnp.int32), n_row)
     noise_BxV = gumbel_noise(keys_B, count_B[:, None], model.vocab_size)[:, 0]
     logits_BxV = _head(model, params, x_BxTxD[jnp.arange(n_row), context_lengths_B - 1])
     last_B = sample_token(noise_BxV, logits_BxV, sampling)
-    return DecodingState(cache, last_B, keys_B, count_B + 1), last_B[:, None]
+    log_probs_BxV = jax.nn.log_softmax(logits_BxV) if with_log_probs else None
+    state = DecodingState(cache, last_B, keys_B, count_B + 1)
+    return state, last_B[:, None], None if log_probs_BxV is None else log_probs_BxV[:, None]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_chunk"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("model", "n_chunk", "with_log_probs"), donate_argnames="state"
+)
 def decode(
-    model: GPT, params: Any, state: DecodingState, sampling: Sampling, n_chunk: int
-) -> tuple[DecodingState, jax.Array]:
+    model: GPT,
+    params: Any,
+    state: DecodingState,
+    sampling: Sampling,
+    n_chunk: int,
+    *,
+    with_log_probs: bool = False,
+) -> tuple[DecodingState, jax.Array, jax.Array | None]:
     """Generate `n_chunk` characters, one pass each; the state is donated.
 
     Returns:
-        The next state and the (B, n_chunk) int32 ids. Past the last cache slot both are
-        meaningless; the caller must discard them.
+        The next state, the (B, n_chunk) int32 ids, and (B, n_chunk, V) float32 log-probabilities
+        or None: see `prefill`. Past the last cache slot all are meaningless; the caller must
+        discard them.
     """
 
-    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, jax.Array]:
+    def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, Any]:
         cache, last_B = carry
         x_Bx1xD, cache = _extend(model, params, last_B[:, None], cache)
-        last_B = sample_token(noise_BxV, _head(model, params, x_Bx1xD[:, 0]), sampling)
-        return (cache, last_B), last_B
+        logits_BxV = _head(model, params, x_Bx1xD[:, 0])
+        last_B = sample_token(noise_BxV, logits_BxV, sampling)
+        log_probs_BxV = jax.nn.log_softmax(logits_BxV) if with_log_probs else None
+        return (cache, last_B), (last_B, log_probs_BxV)
 
     indices_BxC = state.n_generated_B[:, None] + jnp.arange(n_chunk)[None]
     noise_CxBxV = gumbel_noise(state.keys_B, indices_BxC, model.vocab_size).swapaxes(0, 1)
-    (cache, last_B), ids_CxB = jax.lax.scan(step, (state.cache, state.last_B), noise_CxBxV)
-    return DecodingState(cache, last_B, state.keys_B, state.n_generated_B + n_chunk), ids_CxB.T
+    carry, (ids_CxB, log_probs_CxBxV) = jax.lax.scan(step, (state.cache, state.last_B), noise_CxBxV)
+    state = DecodingState(*carry, state.keys_B, state.n_generated_B + n_chunk)
+    return state, ids_CxB.T, None if log_probs_CxBxV is None else log_probs_CxBxV.swapaxes(0, 1)
 
 
 @functools.partial(

@@ -24,7 +24,7 @@ from shakegpt_jax.inference.arguments import (
     require,
 )
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
-from shakegpt_jax.inference.sampler import generate_ids
+from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import character_losses, next_logits
 from shakegpt_jax.inference.stopping import truncate_at_stops
@@ -142,8 +142,8 @@ class LanguageModel:
         stop = [stop] if isinstance(stop, str) else stop
         stops = as_texts("stop", stop) if stop else ()
         n_time = self.config.model.block_size
-        if window_stride is None:  # keep n_time // 2 characters, the latest among them
-            window_stride = min(n_time, n_time - n_time // 2 + 1)
+        if window_stride is None:
+            window_stride = default_window_stride(n_time)
         right = f"a number from 0 to {_MAX_TEMPERATURE}"
         sampling = Sampling(
             as_number("temperature", temperature, 0, _MAX_TEMPERATURE, right),

@@ -36,6 +36,11 @@ _CHUNK, _SMALL_MODEL_CHUNK, _SMALL_MODEL = 16, 32, 10_000_000
 _FEW, _VERIFIED_OF_FEW, _VERIFIED, _ACCEPTED = 2, 8, 4, 4
 
 
+def default_window_stride(block_size: int) -> int:
+    """Return a stride that keeps block_size // 2 characters, the latest among them."""
+    return min(block_size, block_size - block_size // 2 + 1)
+
+
 def context_length(length: int, block_size: int, window_stride: int) -> int:
     """Return how many of the last characters of a text are context for the next one.
 
@@ -82,18 +87,15 @@ def generate_ids(
     seeds_B = np.array([seeds[row] for row in rows], np.uint32)
     tails = [np.asarray(prompts[row], np.int32)[-n_slot:] for row in rows]
     lengths = np.array([len(prompts[row]) for row in rows])
-    n_weight = sum(p.size for p in jax.tree.leaves(params))
-    n_chunk = _SMALL_MODEL_CHUNK if n_weight < _SMALL_MODEL else _CHUNK
-    # With a short stride, the rest of a longer chunk would be discarded every time.
-    n_chunk = min(n_chunk, 1 << max(0, window_stride - 2).bit_length())
+    n_chunk = chunk_length(params, window_stride)
     params = cast_blocks(params, model.config)
     n_verified = _VERIFIED_OF_FEW if n_row <= _FEW else _VERIFIED
     count = 0
     while count < max_new_tokens:
-        window_BxT, context_lengths_B = _windows(tails, lengths, n_slot, window_stride)
+        window_BxT, context_lengths_B = align_contexts(tails, lengths, n_slot, window_stride)
         # The last character of a full window still predicts one more.
         room = min(n_slot - int(context_lengths_B.max()) + 1, max_new_tokens - count)
-        state, first_Bx1 = prefill(
+        state, first_Bx1, _ = prefill(
             model,
             params,
             window_BxT,
@@ -124,13 +126,35 @@ def generate_ids(
         count += room
 
 
-def _windows(
-    tails: list[np.ndarray], lengths: np.ndarray, n_slot: int, window_stride: int
+def chunk_length(params: Any, window_stride: int) -> int:
+    """Return how many characters a dispatch of `decode` generates."""
+    n_weight = sum(p.size for p in jax.tree.leaves(params))
+    n_chunk = _SMALL_MODEL_CHUNK if n_weight < _SMALL_MODEL else _CHUNK
+    # With a short stride, the rest of a longer chunk would be discarded every time.
+    return min(n_chunk, 1 << max(0, window_stride - 2).bit_length())
+
+
+def padded_length(n_context: int, n_slot: int) -> int:
+    """Return the length of a window for a context: a power of two, so that few are compiled."""
+    return min(n_slot, max(_CHUNK, 1 << (n_context - 1).bit_length()))
+
+
+def align_contexts(
+    tails: Sequence[np.ndarray],
+    lengths: Sequence[int] | np.ndarray,
+    n_slot: int,
+    window_stride: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the left-aligned (B, T) context of each row, and the (B,) context lengths."""
+    """Return the left-aligned (B, T) context of each row, and the (B,) context lengths.
+
+    Args:
+        tails: the last n_slot ids of each text, or all.
+        lengths: of the texts.
+        n_slot: the block size.
+        window_stride: see `generate_ids`.
+    """
     context_lengths_B = np.array([context_length(n, n_slot, window_stride) for n in lengths])
-    # A power of two, so that few lengths are compiled.
-    n_time = min(n_slot, max(_CHUNK, 1 << (int(context_lengths_B.max()) - 1).bit_length()))
+    n_time = padded_length(int(context_lengths_B.max()), n_slot)
     window_BxT = np.zeros((len(tails), n_time), np.int32)
     for row, tail, n_context in zip(window_BxT, tails, context_lengths_B, strict=True):
         row[:n_context] = tail[-n_context:]
@@ -143,7 +167,7 @@ def _decode_chunks(
     """Dispatch chunks until they add up to `n_new` characters or more."""
     counts_B = np.full(len(state.last_B), n_chunk)
     for _ in range(0, n_new, n_chunk):
-        state, ids_BxC = decode(model, params, state, sampling, n_chunk)
+        state, ids_BxC, _ = decode(model, params, state, sampling, n_chunk)
         yield ids_BxC, counts_B
 
 

@@ -7,14 +7,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Sampling(NamedTuple):
-    """Sampling options. Numbers are traced: only changing one to or from None recompiles."""
+    """Sampling options, one for all rows or (B,) arrays of one each.
 
-    temperature: float = 1.0  # divides the logits; 0: the most probable character
-    top_k: int | None = None  # sample from the k most probable characters; None: all
-    top_p: float | None = None  # sample from the smallest set with probability p; None: all
+    Numbers are traced: only changing one to or from None recompiles. A row of an array is not
+    filtered if its `top_k` is V or its `top_p` is infinite.
+    """
+
+    temperature: float | np.ndarray = 1.0  # divides the logits; 0: the most probable character
+    top_k: int | np.ndarray | None = None  # sample from the k most probable characters; None: all
+    top_p: float | np.ndarray | None = None  # from the smallest set with probability p; None: all
 
 
 def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
@@ -30,22 +35,44 @@ def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling
     Returns:
         (B,) int32 ids.
     """
-    greedy = jnp.asarray(sampling.temperature) == 0
+    sampling = jax.tree.map(_by_row, sampling)
+    greedy = sampling.temperature == 0
     # With a maximum of 0, dividing by a small temperature cannot overflow.
     logits_BxV = logits_BxV - logits_BxV.max(axis=-1, keepdims=True)
     logits_BxV = logits_BxV / jnp.where(greedy, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
-        order_BxV = jnp.argsort(-logits_BxV, axis=-1)
-        rank_BxV = jnp.argsort(order_BxV, axis=-1)
-        if sampling.top_k is not None:
-            logits_BxV = jnp.where(rank_BxV < sampling.top_k, logits_BxV, -jnp.inf)
-        if sampling.top_p is not None:
-            probs_BxV = jnp.take_along_axis(jax.nn.softmax(logits_BxV), order_BxV, axis=-1)
-            before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV
-            keep_BxV = jnp.take_along_axis(before_BxV < sampling.top_p, rank_BxV, axis=-1)
-            logits_BxV = jnp.where(keep_BxV, logits_BxV, -jnp.inf)
+        # Sorting takes long for large batches.
+        used = _filters(sampling, logits_BxV.shape[-1])
+        logits_BxV = jax.lax.cond(used, _filter, lambda x, _: x, logits_BxV, sampling)
     noisy_BxV = logits_BxV + jnp.where(greedy, 0.0, noise_BxV)
     return jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
+
+
+def _filters(sampling: Sampling, vocab_size: int) -> jax.Array:
+    """Return whether the top-k or the top-p of any row excludes characters."""
+    top_k = vocab_size if sampling.top_k is None else sampling.top_k
+    top_p = jnp.inf if sampling.top_p is None else sampling.top_p
+    return jnp.any(top_k < vocab_size) | jnp.any(top_p < jnp.inf)
+
+
+def _filter(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Set the logits of characters outside the top k, and then outside the top p, to -inf."""
+    order_BxV = jnp.argsort(-logits_BxV, axis=-1)
+    rank_BxV = jnp.argsort(order_BxV, axis=-1)
+    if sampling.top_k is not None:
+        logits_BxV = jnp.where(rank_BxV < sampling.top_k, logits_BxV, -jnp.inf)
+    if sampling.top_p is not None:
+        probs_BxV = jnp.take_along_axis(jax.nn.softmax(logits_BxV), order_BxV, axis=-1)
+        before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV
+        keep_BxV = jnp.take_along_axis(before_BxV < sampling.top_p, rank_BxV, axis=-1)
+        logits_BxV = jnp.where(keep_BxV, logits_BxV, -jnp.inf)
+    return logits_BxV
+
+
+def _by_row(option: jax.Array | float) -> jax.Array:
+    """Return an option as an array that broadcasts with (B, V)."""
+    option = jnp.asarray(option)
+    return option[:, None] if option.ndim else option
 
 
 def gumbel_noise(keys_B: jax.Array, indices_BxT: jax.Array, vocab_size: int) -> jax.Array:

@@ -1,6 +1,7 @@
-"""One HTML file from a template, styles, scripts and data, that needs no network.
+"""One HTML file from a template, styles, scripts and data, that loads nothing else.
 
-Its content security policy allows the styles and scripts in the file, and nothing else.
+Its content security policy allows the styles and scripts in the file, and nothing else, except
+connections where the page names a place.
 """
 
 import base64
@@ -22,7 +23,13 @@ _SUFFIXES = (".html", ".htm")
 
 
 def render_page(
-    template: str, styles: Sequence[str], scripts: Sequence[str], title: str, data: Any
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    title: str,
+    data: Any,
+    *,
+    connect: str = "'none'",
 ) -> str:
     """Return a page as HTML.
 
@@ -32,17 +39,24 @@ def render_page(
         scripts: JavaScript files in `static`, in order.
         title: any text.
         data: anything that JSON can hold; the scripts read it from the element `data`.
+        connect: where the scripts may connect to, as a source of the content security policy.
     """
     style, script = ("\n".join(map(_read, names)) for names in (styles, scripts))
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
     # With < escaped, no text can end the element. JSON is ASCII here.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return string.Template(_read(template)).substitute(
         policy=policy, title=html.escape(title), style=style, script=script, data=text
     )
+
+
+def page_policy(page: str) -> str:
+    """Return the content security policy of a page from `render_page`, to send as a header too."""
+    start = page.index('content="', page.index("Content-Security-Policy")) + len('content="')
+    return page[start : page.index('"', start)]
 
 
 def encode_array(array: np.ndarray) -> str:
@@ -58,21 +72,27 @@ def check_page_path(path: str | Path) -> None:
         raise UserError(f"cannot write the page {path}: give a file such as report.html")
     if not path.parent.is_dir():
         raise UserError(f"cannot write the page {path}: no such folder: {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    needed = [path.parent, path] if path.exists() else [path.parent]
+    if not all(os.access(each, os.W_OK) for each in needed):
         raise UserError(f"cannot write the page {path}: Permission denied")
 
 
 def write_page(page: str, path: str | Path) -> None:
-    """Write a page to a file.
+    """Write a page to a file, all of it or nothing.
 
     Raises:
         UserError: if it cannot be written.
     """
     check_page_path(path)
+    target = Path(path).resolve()
+    beside = target.with_name(f".page-{os.getpid()}")
     try:
-        Path(path).write_text(page, encoding="utf-8", newline="\n")
+        beside.write_text(page, encoding="utf-8", newline="\n")
+        beside.replace(target)
     except OSError as error:
         raise UserError(f"cannot write the page {path}: {error.strerror}") from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _read(name: str) -> str:

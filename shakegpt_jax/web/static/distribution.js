@@ -21,6 +21,7 @@ function showDistribution(list, entries, actual) {
     item.title = `${name} ${percent(probability)}`;
     item.setAttribute("aria-label", `${spokenCharacter(character)} ${percent(probability)}`);
     item.dataset.probability = probability;
+    item.dataset.character = character;
     item.querySelector(".bar").style.height = `${(100 * probability) / largest}%`;
     item.querySelector(".label").textContent = name.startsWith("U+") ? "·" : name;
   });

@@ -1,0 +1,34 @@
+"""Errors in the shape of the OpenAI API."""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A request that is answered with an error: a message for people, and what clients test."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ):
+        """Describe an error.
+
+        Args:
+            message: what is wrong, what was given and what would be right.
+            status: of the HTTP answer.
+            param: the field of the request that is wrong.
+            code: a name for the kind of error.
+        """
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the error object of the OpenAI API."""
+        kinds = {429: "rate_limit_error", 403: "permission_error"}
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": str(self),
+                "type": kinds.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }

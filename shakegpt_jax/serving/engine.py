@@ -1,0 +1,243 @@
+"""The engine: one thread that writes the texts of all requests in one batch.
+
+Between two chunks of the batch, new rows join it. What a row writes does not depend on the others,
+up to rounding: see `inference.sampler`.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.batch import Batch
+from shakegpt_jax.serving.requests import CompletionRequest
+from shakegpt_jax.serving.rows import Job, LogProbs, Piece, Row, make_rows
+from shakegpt_jax.serving.scoring import score_prompt
+
+_JOINING_SECONDS = 1.0  # for which rows under way wait for those that join
+
+
+class Engine:
+    """Runs jobs in a thread of its own."""
+
+    def __init__(self, lm: LanguageModel, max_batch: int, max_queue: int):
+        """Prepare an engine.
+
+        Args:
+            lm: the model.
+            max_batch: texts to write at the same time.
+            max_queue: texts to keep waiting.
+        """
+        self._batch = Batch(lm, max_batch)
+        self._lm = lm
+        self._max_texts = max_batch + max_queue
+        self._jobs: list[Job] = []  # all that are not finished
+        self._waiting: tuple[list[Row], list[Row]] = [], []  # for their first window; for another
+        self._scoring: list[Iterator[None]] = []
+        self._incoming: list[Job] = []
+        self._changed = threading.Condition()  # guards _incoming, _n_text, and _error
+        self._n_text = 0  # not finished
+        self._error: ApiError | None = None  # why no more jobs are taken
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def warm_up(self) -> None:
+        """Compile all programs, which would delay the first texts."""
+        self._batch.warm_up()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def n_text(self) -> int:
+        """How many texts are being written or wait."""
+        return self._n_text
+
+    def submit(self, request: CompletionRequest, notify: Callable[[], None]) -> Job:
+        """Queue a request and return its job; may be called in any thread.
+
+        Raises:
+            ApiError: if too many texts wait already, or the engine ends.
+        """
+        job = Job(request, notify)
+        with self._changed:
+            if self._error:
+                raise self._error
+            if self._n_text + job.n_unfinished > self._max_texts:
+                message = f"{self._n_text} texts are being written or wait; try again later"
+                raise ApiError(message, status=429, code="rate_limit_exceeded")
+            self._n_text += job.n_unfinished
+            self._incoming.append(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Stop working on a job, at the end of the chunk under way."""
+        job.cancelled = True
+        with self._changed:
+            self._changed.notify()
+
+    def end(self, error: ApiError) -> None:
+        """End all jobs with an error and take no more; `join` waits for it."""
+        with self._changed:
+            self._error = error
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the engine has ended."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._incoming or self._jobs or self._error):
+                    self._changed.wait()
+                incoming, self._incoming = self._incoming, []
+            for job in incoming:
+                self._jobs.append(job)
+                self._begin(job)
+            if self._error:
+                self._fail(self._error)
+                return
+            try:
+                self._step()
+            except Exception as error:  # too little memory, most probably
+                reason = str(error).split("\n")[0]
+                self._batch.clear()
+                self._fail(ApiError(f"the model failed: {reason}", status=500))
+
+    def _begin(self, job: Job) -> None:
+        request = job.request
+        if not request.echo:
+            self._waiting[0].extend(make_rows(job, self._batch.n_slot))
+        elif request.logprobs is None:
+            for index in range(job.n_unfinished):
+                job.add(Piece(index, request.prompts[index // request.n]))
+            self._after_echo(job)
+        else:
+            self._scoring.append(self._score(job))
+
+    def _score(self, job: Job) -> Iterator[None]:
+        """Score the prompts of a job, a part at each step, and then let it write."""
+        request, batch = job.request, self._batch
+        for i, ids in enumerate(request.prompts):
+            pieces = score_prompt(
+                batch.model,
+                self._lm.params,
+                ids,
+                batch.n_window,
+                batch.window_stride,
+                request.logprobs or 0,
+            )
+            for piece in pieces:
+                for sample in range(request.n):
+                    job.add(piece._replace(text=i * request.n + sample))
+                job.notify()
+                yield
+                if job.cancelled:
+                    return
+        self._after_echo(job)
+
+    def _after_echo(self, job: Job) -> None:
+        rows = make_rows(job, self._batch.n_slot)
+        if job.request.max_tokens:
+            self._waiting[0].extend(rows)
+            return
+        for row in rows:
+            nothing = row.tail[:0]
+            log_probs = None
+            if (k := job.request.logprobs) is not None:
+                empty = np.zeros((0, self._batch.model.vocab_size), np.float32)
+                log_probs = LogProbs.of(empty, nothing, k)
+            job.add(Piece(row.index, nothing, log_probs, "length"))
+        job.notify()
+
+    def _step(self) -> None:
+        """Let rows join, write one chunk, and let go of what is finished."""
+        self._drop_cancelled()
+        deadline = time.monotonic() + _JOINING_SECONDS
+        kinds = itertools.cycle((self._score_some, self._prefill_new, self._prefill_full))
+        idle = 0
+        # In turn, so that neither texts that begin nor texts that go on wait for long.
+        for work in kinds:
+            idle = 0 if work() else idle + 1
+            if idle == 3 or time.monotonic() > deadline:
+                break
+        if self._batch.rows:
+            self._batch.decode()
+            self._notify(self._batch.rows)
+            left = self._batch.remove(shrink=not any(self._waiting))
+            self._waiting[1].extend(row for row in left if not row.finished)
+        self._forget_finished()
+
+    def _score_some(self) -> bool:
+        if not self._scoring:
+            return False
+        scoring = self._scoring.pop(0)
+        for _ in scoring:
+            self._scoring.append(scoring)
+            break
+        return True
+
+    def _prefill_new(self) -> bool:
+        return self._prefill(self._waiting[0])
+
+    def _prefill_full(self) -> bool:
+        return self._prefill(self._waiting[1])
+
+    def _prefill(self, waiting: list[Row]) -> bool:
+        """Prefill the next rows that wait: of jobs with few rows, in order of arrival."""
+        n_free = self._batch.n_free
+        if not waiting or not n_free:
+            return False
+        n_running: dict[Job, int] = {}
+
+        def turn(row: Row) -> int:
+            n_running[row.job] = n_running.get(row.job, row.job.n_running) + 1
+            return n_running[row.job]
+
+        ordered = [
+            row for _, row in sorted(((turn(row), row) for row in waiting), key=lambda x: x[0])
+        ]
+        n_time = self._batch.padded_context(ordered[0])
+        group = [row for row in ordered if self._batch.padded_context(row) == n_time][:n_free]
+        group = group[: self._batch.group_size(len(group), n_time)]
+        chosen = set(map(id, group))
+        waiting[:] = [row for row in waiting if id(row) not in chosen]
+        self._batch.prefill(group)
+        self._notify(group)
+        self._waiting[1].extend(row for row in group if not row.finished and row.room == 0)
+        return True
+
+    def _notify(self, rows: list[Row]) -> None:
+        for job in dict.fromkeys(row.job for row in rows):
+            job.notify()
+
+    def _drop_cancelled(self) -> None:
+        for waiting in self._waiting:
+            waiting[:] = [row for row in waiting if not row.job.cancelled]
+        if any(row.finished for row in self._batch.rows):
+            self._batch.remove(shrink=True)
+
+    def _forget_finished(self) -> None:
+        finished = [job for job in self._jobs if job.cancelled or job.n_unfinished == 0]
+        self._forget(finished)
+
+    def _forget(self, jobs: list[Job]) -> None:
+        self._jobs = [job for job in self._jobs if job not in jobs]
+        with self._changed:
+            self._n_text -= sum(len(job.request.prompts) * job.request.n for job in jobs)
+
+    def _fail(self, error: ApiError) -> None:
+        """End all jobs with an error."""
+        for waiting in self._waiting:
+            waiting.clear()
+        self._scoring.clear()
+        for job in self._jobs:
+            job.error = error
+            job.notify()
+        self._forget(self._jobs)

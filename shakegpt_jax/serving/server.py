@@ -1,0 +1,118 @@
+"""Running the application on a port until a signal ends it."""
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections.abc import Sequence
+
+import uvicorn
+
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.app import App
+from shakegpt_jax.serving.engine import Engine
+from shakegpt_jax.serving.guard import Guard
+
+_LAST_SECONDS = 5  # for sending the end of answers
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Reserve a port, before the model is loaded, which takes longer.
+
+    Raises:
+        UserError: if it is taken, or the host is not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot listen on --host {host} --port {port}: {reason}") from error
+    return bound
+
+
+def run_server(
+    lm: LanguageModel,
+    bound: socket.socket,
+    *,
+    hosts: Sequence[str],
+    origins: Sequence[str],
+    max_batch: int,
+    max_queue: int,
+    grace: float,
+) -> None:
+    """Serve a model until SIGINT or SIGTERM.
+
+    Args:
+        lm: the model.
+        bound: a socket from `bind`.
+        hosts: names of this server; see `Guard`.
+        origins: origins that may use it; see `Guard`.
+        max_batch: texts to write at the same time.
+        max_queue: texts to keep waiting.
+        grace: seconds for which texts may go on after a signal.
+    """
+    engine = Engine(lm, max_batch, max_queue)
+    application = App(lm, engine, model_name(lm)).application()
+    app = Guard(application, hosts, origins, any_address=_is_any(bound))
+    start = time.perf_counter()
+    engine.warm_up()
+    engine.start()
+    seconds = time.perf_counter() - start
+    print(f"Compiled for up to {max_batch} texts at a time in {seconds:.0f} s.", flush=True)
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=int(grace) + _LAST_SECONDS,
+    )
+    _Server(config, engine, grace).run([bound])
+
+
+class _Server(uvicorn.Server):
+    """Lets texts under way go on for a while after a signal."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
+        super().__init__(config)
+        self._engine, self._grace = engine, grace
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            print(f"Open {address(each)} (Ctrl-C stops the server)", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = ApiError("the server is shutting down", status=503)
+        timer = asyncio.get_running_loop().call_later(self._grace, self._engine.end, ending)
+        await super().shutdown(sockets)
+        timer.cancel()
+        self._engine.end(ending)
+        await asyncio.to_thread(self._engine.join)
+        print("Stopped.", flush=True)
+
+
+def model_name(lm: LanguageModel) -> str:
+    """Return the name of a model in requests: that of its run."""
+    return lm.checkpoint.resolve().parents[1].name if lm.checkpoint else "model"
+
+
+def address(bound: socket.socket) -> str:
+    """Return the address to open in a browser on this machine."""
+    host, port, *_ = bound.getsockname()
+    if _is_any(bound):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_any(bound: socket.socket) -> bool:
+    """Return whether a socket listens on all interfaces."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_unspecified

@@ -1,0 +1,58 @@
+"""What a page says about a model, as JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.inference.sampler import default_window_stride
+
+
+def page_facts(lm: LanguageModel) -> dict[str, Any]:
+    """Return the facts that the page with a prompt shows and computes with.
+
+    Returns:
+        `name` of the run; `vocabulary` in order of ids; `parameters`, `layers`, `heads`, `width`
+        and `window` of the model; `window_stride`, the characters dropped when the window is full;
+        `step` and validation `loss` of the checkpoint, or None; `prompt`, the default one, or
+        empty; `text`, what it was trained on, or empty if that is not known.
+    """
+    shape = lm.config.model
+    step, loss = None, None
+    if lm.checkpoint is not None:
+        step = int(lm.checkpoint.name)
+        loss = CheckpointReader(lm.checkpoint.parents[1]).metrics(step).get("loss")
+    return {
+        "name": _run_name(lm),
+        "vocabulary": lm.tokenizer.vocabulary,
+        "parameters": lm.n_params,
+        "layers": shape.n_layer,
+        "heads": shape.n_head,
+        "width": shape.n_embd,
+        "window": shape.block_size,
+        "window_stride": default_window_stride(shape.block_size),
+        "step": step,
+        "loss": loss,
+        "prompt": _prompt(lm),
+        "text": _text(lm),
+    }
+
+
+def _run_name(lm: LanguageModel) -> str:
+    return lm.checkpoint.resolve().parents[1].name if lm.checkpoint else "model"
+
+
+def _prompt(lm: LanguageModel) -> str:
+    try:
+        return lm.default_prompt()
+    except UserError:  # the training text has moved
+        return ""
+
+
+def _text(lm: LanguageModel) -> str:
+    """Return the name of the training text, without the folders of whoever trained on it."""
+    if lm.text_sha256 == TINY_SHAKESPEARE_SHA256:
+        return "Shakespeare's plays (Tiny Shakespeare)"
+    return Path(lm.config.data.path).name

@@ -1,0 +1,95 @@
+"use strict";
+// The character of the text whose chances are shown, and the branches that start there.
+
+let pointed = -1, held = false; // the character; whether it stays when the pointer moves on
+const promptScores = new Map(); // of each prompt, the log-probabilities before its characters
+
+/** What the text view calls. */
+const textEvents = {
+  point(index, byMouse = false) {
+    if (!byMouse || !(held || SHEET.matches)) showChances(index, { hold: held });
+  },
+  choose(index) {
+    const release = held && pointed === index;
+    if (release && SHEET.matches) closeChances();
+    else showChances(index, { hold: !release });
+    view.reveal(index); // above the sheet
+  },
+  enter() {
+    if (pointed < 0) return;
+    showChances(pointed, { hold: true });
+    panel.focus();
+  },
+  first: () => (current?.promptLength ?? 0),
+};
+
+function showChances(index, { hold }) {
+  [pointed, held] = [index, hold];
+  view.mark(index);
+  const { settings, tokens, changes, found } = current;
+  const text = Array.from(versionText(current)), place = index - current.promptLength;
+  if (place < 0) scorePrompt();
+  const logProbs = place < 0 ? promptScores.get(settings.prompt)?.[index] ?? null : tokens[place].logProbs;
+  const stretch = (found?.stretches ?? []).filter(({ start, end }) => start <= index && index < end)
+    .sort((a, b) => b.end - b.start - (a.end - a.start))[0];
+  panel.show({
+    title: `${place < 0 ? "Prompt: " : ""}${spokenCharacter(text[index])}`,
+    character: text[index],
+    logProbs,
+    stretch: stretch && { ...stretch, text: text.slice(stretch.start, stretch.end) },
+    note: !index ? "The first character is not predicted."
+      : !logProbs ? ""
+      : (changes.some(([each]) => each === place) ? "You chose this one. " : "") +
+        "Choose another one to see what the same dice would have written after it." +
+        (held ? "" : " Click the character to hold it here."),
+  });
+}
+
+function closeChances() {
+  const inside = $("panel").contains(document.activeElement);
+  [pointed, held] = [-1, false];
+  view.mark(-1);
+  panel.clear();
+  if (inside) $("text").focus({ preventScroll: true });
+}
+
+/** Goes to the version whose character at an index of the text is another. */
+function branch(index, character) {
+  if (!current || index < 0) return;
+  const place = index - current.promptLength;
+  if (place >= 0 && current.tokens[place].character === character) return;
+  const version = place < 0 ? changePrompt(current, index, character) : branchOff(current, place, character);
+  const known = tree.find(version);
+  if (known !== current) select(known ?? version, { at: index });
+}
+
+/** Returns the version that the same dice write after a prompt with another character. */
+function changePrompt({ settings, target }, index, character) {
+  const prompt = Array.from(settings.prompt).with(index, character).join("");
+  return makeVersion({ ...settings, prompt }, target);
+}
+
+/** Computes the chances of the characters of the prompt, once per prompt. */
+async function scorePrompt() {
+  const { prompt } = current.settings;
+  if (promptScores.has(prompt)) return;
+  promptScores.set(prompt, null);
+  try {
+    promptScores.set(prompt, await backend.score(prompt));
+  } catch {
+    promptScores.delete(prompt); // without them it stays grey
+    return;
+  }
+  if (current?.settings.prompt !== prompt) return;
+  colourPrompt();
+  if (pointed >= 0 && pointed < current.promptLength) showChances(pointed, { hold: held });
+}
+
+function colourPrompt() {
+  if (!$("colour").checked || !current) return;
+  const scores = promptScores.get(current.settings.prompt);
+  if (!scores) scorePrompt();
+  else Array.from(current.settings.prompt).forEach((character, i) => {
+    if (scores[i]) view.colour(i, scores[i][ids.get(character)]);
+  });
+}

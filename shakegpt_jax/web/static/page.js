@@ -1,0 +1,185 @@
+"use strict";
+// The page: connects the form, the text, the chances, the versions, the samples and the address.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const backend = makeBackend(data);
+const vocabulary = Array.from(data.vocabulary);
+const ids = new Map(vocabulary.map((character, id) => [character, id]));
+const mark = modelMark(data);
+const DEFAULTS = { temperature: 0.8, topK: null, topP: null, seed: 0 };
+const DEFAULT_LENGTH = 500;
+const WRITING = "Writing…";
+const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
+const $ = (id) => document.getElementById(id);
+
+const view = textView($("text"), textEvents);
+const panel = distributionPanel(vocabulary, (character) => branch(pointed, character), closeChances);
+const form = controlsForm(vocabulary, onFormChange);
+const tree = versionTree($("versions"), goTo);
+const samples = samplesView($("samples"), (version) => {
+  goTo(tree.find(version) ?? version);
+  $("text").focus({ preventScroll: true });
+});
+const jobs = jobRunner(showBusy, showProblem);
+
+function showBusy(busy) {
+  if (!busy && document.activeElement === $("stop")) $("generate").focus();
+  $("stop").hidden = !busy;
+  $("continue").hidden = !current;
+  $("continue").disabled = busy;
+  if (busy) $("status").textContent = WRITING;
+  else if ($("status").textContent === WRITING) $("status").textContent = "";
+}
+
+function showProblem(message, again = null) {
+  $("status").textContent = "";
+  $("problem").hidden = false;
+  $("problem-text").textContent = message;
+  $("retry").hidden = !again;
+  $("retry").onclick = again;
+  $("problem").scrollIntoView({ block: "nearest" });
+}
+
+function onFormChange(valid) {
+  $("generate").disabled = $("compare").disabled = !valid;
+  showNote();
+}
+
+function showSamples(shown) {
+  document.body.classList.toggle("comparing", shown);
+  $("samples-card").hidden = !shown;
+  $("text-card").hidden = shown;
+  $("copy-link").hidden = shown || !current;
+}
+
+/** Returns what the form asks for, or null if something is wrong with it. */
+function readForm() {
+  $("problem").hidden = true;
+  const { settings, length, problems } = form.read();
+  return problems.length ? null : { settings, length };
+}
+
+function generate() {
+  const wanted = readForm();
+  if (!wanted) return;
+  let version = makeVersion(wanted.settings, wanted.length);
+  version = tree.find(version) ?? version;
+  const same = version === current && version.tokens.length === wanted.length;
+  setLength(version, wanted.length);
+  select(version);
+  if (same) $("status").textContent = "The same seed writes the same text. Another seed writes another one.";
+}
+
+function goTo(version) {
+  select(version);
+  if ($("text-card").getBoundingClientRect().top < 0) $("text-card").scrollIntoView();
+}
+
+function goOn() {
+  $("problem").hidden = true;
+  current.target = Math.min(MAX_LENGTH, current.tokens.length + (form.read().length ?? DEFAULT_LENGTH));
+  select(current, { push: false });
+}
+
+async function compare() {
+  const wanted = readForm();
+  if (!wanted) return;
+  let shown = false;
+  const done = await jobs.run((signal) => samples.start(wanted.settings, wanted.length,
+    (version, onTokens) => writeTo(backend, version, wanted.length, (tokens) => {
+      if (!shown) {
+        showSamples((shown = true));
+        bringIntoView($("samples-card"));
+      }
+      onTokens(tokens);
+    }, signal)), compare);
+  if (shown && !jobs.busy && $("problem").hidden) $("status").textContent = done ? "Done: four samples." : "Stopped.";
+}
+
+function closeSamples() {
+  jobs.stop();
+  showSamples(false);
+  $("status").textContent = "";
+  $("compare").focus();
+}
+
+/** Opens the link in the address, or an empty page if there is none. */
+async function openAddress() {
+  if (location.hash.length < 2) {
+    showEmpty();
+    return;
+  }
+  $("problem").hidden = true;
+  let link;
+  try {
+    link = readLink(location.hash);
+  } catch (error) {
+    showProblem(`This link is damaged (${error.message}). Nothing was loaded.`);
+    return;
+  }
+  const { length, changes, ...settings } = link.state;
+  const unknown = unknownCharacters(settings.prompt + changes.map(([, each]) => each).join(""), vocabulary);
+  if (unknown.length) {
+    showProblem(`Nothing was loaded from this link. ${nameUnknown(unknown)}`);
+    return;
+  }
+  form.fill(settings, Math.min(length, MOST_AT_ONCE));
+  let version;
+  const done = await jobs.run(async (signal) => {
+    version = await versionOfLink(backend, link.state, tree.find, signal);
+  }, openAddress);
+  if (!done) return;
+  await select(version, { push: false });
+  if (link.mark !== mark && current === version) {
+    showProblem(`This link was made with another model (${link.mark.slice(0, -9)}): its text may differ.`);
+  }
+}
+
+async function copyLink() {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    $("status").textContent = "The link is copied.";
+  } catch {
+    $("status").textContent = "Copy the address of this page: it is the link.";
+  }
+}
+
+function colourText() {
+  $("text").classList.toggle("coloured", $("colour").checked);
+  $("legend").hidden = !$("colour").checked;
+  colourPrompt();
+}
+
+function describeModel({ name, parameters, text, layers, heads, window, step, loss }) {
+  const size = parameters < 1e5 ? count(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 1 : 0)} million`;
+  $("about").textContent = `A small language model (${size} parameters)${text ? ` trained on ${text}` : ""}. It ` +
+    `writes one character at a time: it computes how likely each of its ${count(vocabulary.length)} characters is ` +
+    "to come next, and throws dice.";
+  $("facts").textContent = [
+    `Model ${name}`, `${layers} layers of ${heads} heads`, `sees the last ${count(window)} characters`,
+    step !== null && `${count(step)} training steps`,
+    loss !== null && `validation loss ${loss.toFixed(3)} nats per character`,
+  ].filter(Boolean).join(" · ");
+  $("ramp").append(...["100%", "50%", "10%", "1%", "≤0.1%"].map((label) => element("span", "", label)));
+}
+
+$("controls").addEventListener("submit", (event) => {
+  event.preventDefault();
+  generate();
+});
+for (const [id, act] of Object.entries({
+  stop: jobs.stop, continue: goOn, compare, "back-to-text": closeSamples, "copy-link": copyLink,
+})) $(id).addEventListener("click", () => act());
+$("colour").addEventListener("change", colourText);
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if (pointed >= 0) closeChances();
+  else if (jobs.busy) jobs.stop();
+});
+addEventListener("popstate", openAddress);
+
+describeModel(data);
+form.fill({ ...DEFAULTS, prompt: data.prompt }, DEFAULT_LENGTH);
+colourText(); // browsers keep the switch over a reload
+if (backend.problem) showProblem(backend.problem);
+else openAddress();

@@ -1,0 +1,41 @@
+"use strict";
+// Sampling of one character, as shakegpt_jax/inference/sampling.py does it, in float32.
+
+/**
+ * Returns the id of the sampled character: temperature, then top-k, then top-p, then Gumbel-max.
+ * @param {Float32Array} logits
+ * @param {Float32Array} noise standard Gumbel noise; not used if the temperature is 0
+ * @param {{temperature: number, topK: ?number, topP: ?number}} options null turns a rule off
+ */
+function sampleCharacter(logits, noise, { temperature, topK, topP }) {
+  const greedy = Math.fround(temperature) === 0;
+  const largest = logits.reduce((a, b) => Math.max(a, b));
+  // With a maximum of 0, dividing by a small temperature cannot overflow.
+  const divisor = greedy ? 1 : Math.fround(temperature);
+  const scaled = logits.map((logit) => Math.fround(logit - largest) / divisor);
+  if (topK !== null || topP !== null) {
+    // The sort is stable: of equal logits, the first comes first.
+    const order = Array.from(scaled.keys()).sort((a, b) => scaled[b] - scaled[a] || a - b);
+    if (topK !== null) for (const id of order.slice(topK)) scaled[id] = -Infinity;
+    if (topP !== null) dropTail(scaled, order, Math.fround(topP));
+  }
+  const noisy = greedy ? scaled : scaled.map((logit, id) => logit + noise[id]);
+  return noisy.indexOf(noisy.reduce((a, b) => Math.max(a, b)));
+}
+
+/** Drops the characters before which the more probable ones add up to `topP` already. */
+function dropTail(scaled, order, topP) {
+  const probabilities = logSoftmax(scaled).map(Math.exp);
+  let sum = 0;
+  for (const id of order) {
+    sum = Math.fround(sum + probabilities[id]);
+    if (Math.fround(sum - probabilities[id]) >= topP) scaled[id] = -Infinity;
+  }
+}
+
+/** Returns natural log-probabilities as a Float32Array. */
+function logSoftmax(logits) {
+  const largest = logits.reduce((a, b) => Math.max(a, b));
+  const total = logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
+  return logits.map((logit) => logit - largest - Math.log(total));
+}

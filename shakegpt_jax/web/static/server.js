@@ -1,0 +1,125 @@
+"use strict";
+// The model behind a server that speaks the OpenAI completions API.
+
+const MOST_LOG_PROBS = 256; // per character, the largest; the others are not known
+const MOST_OF_ANSWER = 2 ** 20; // log-probabilities that the server sends in one answer
+const MOST_SEARCHED = 20_000; // characters that the server searches for copies
+
+/** Returns what the page generates, scores and searches with: the server that it came from. */
+function makeBackend({ name, vocabulary }) {
+  const characters = Array.from(vocabulary);
+  const ids = new Map(characters.map((character, id) => [character, id]));
+  const nLogProbs = Math.min(characters.length, MOST_LOG_PROBS);
+
+  /** Returns the log-probabilities of all characters, in order of ids; -Infinity: not known. */
+  function toLogProbs(byCharacter) {
+    const logProbs = new Float32Array(characters.length).fill(-Infinity);
+    for (const [character, logProb] of Object.entries(byCharacter)) {
+      if (logProb > -9999) logProbs[ids.get(character)] = logProb;
+    }
+    return logProbs;
+  }
+
+  return {
+    async generate(options, onCharacters, signal) {
+      const response = await post("/v1/completions", {
+        model: name,
+        prompt: options.prompt,
+        max_tokens: Math.min(options.maxTokens, Math.floor(MOST_OF_ANSWER / (nLogProbs + 1))),
+        temperature: options.temperature,
+        top_k: options.topK,
+        top_p: options.topP ?? 1,
+        seed: options.seed,
+        noise_offset: options.noiseOffset,
+        logprobs: nLogProbs,
+        stream: true,
+      }, signal);
+      let reason = null;
+      for await (const { choices, error } of readEvents(response)) {
+        if (error) throw new Error(sentence(error.message));
+        const [{ logprobs, finish_reason: finished } = {}] = choices;
+        if (logprobs?.tokens.length) {
+          onCharacters(logprobs.tokens.map((character, i) =>
+            ({ character, logProbs: toLogProbs(logprobs.top_logprobs[i]) })));
+        }
+        reason = finished ?? reason;
+      }
+      if (!reason) throw new Error("The connection broke off.");
+      return reason;
+    },
+
+    async score(text, signal) {
+      const response = await post("/v1/completions", {
+        model: name, prompt: text, max_tokens: 0, echo: true, logprobs: nLogProbs,
+      }, signal);
+      const { choices: [{ logprobs }] } = await response.json();
+      return logprobs.top_logprobs.map((each) => each && toLogProbs(each));
+    },
+
+    async verbatim(text, signal) {
+      const searched = Array.from(text).slice(-MOST_SEARCHED); // of a longer text, its end
+      const offset = Array.from(text).length - searched.length;
+      try {
+        const response = await post("/v1/verbatim", { text: searched.join("") }, signal);
+        const { shortest, stretches } = await response.json();
+        return {
+          shortest,
+          stretches: stretches.map((each) =>
+            ({ ...each, start: each.start + offset, end: each.end + offset })),
+        };
+      } catch (error) {
+        if (error.name === "AbortError") throw error;
+        return { problem: error.message };
+      }
+    },
+  };
+}
+
+/** Sends JSON and returns the response; throws an Error with a message for people. */
+async function post(path, body, signal) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+      signal,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer. Is it still running?", { cause: error });
+  }
+  if (response.ok) return response;
+  if (response.status === 429) {
+    const seconds = response.headers.get("Retry-After");
+    throw new Error(`The server is busy. Try again ${seconds ? `in ${seconds} s` : "soon"}.`);
+  }
+  const answer = await response.json().catch(() => null);
+  throw new Error(sentence(answer?.error?.message ?? `the server answered ${response.status}`));
+}
+
+/** Yields the JSON of the server-sent events of a response. */
+async function* readEvents(response) {
+  const decoder = new TextDecoder(), reader = response.body.getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      const events = (rest + decoder.decode(value, { stream: !done })).split(/\r?\n\r?\n/);
+      rest = done ? "" : events.pop();
+      for (const event of events) {
+        const data = event.match(/^data: ?(.*)$/m)?.[1];
+        if (data && data !== "[DONE]") yield JSON.parse(data);
+      }
+      if (done) return;
+    }
+  } catch (error) {
+    if (error.name !== "TypeError") throw error; // what browsers raise when a connection ends
+    throw new Error("The connection broke off.", { cause: error });
+  }
+}
+
+/** Returns a message as a sentence, so that it can stand before others. */
+function sentence(message) {
+  return message.charAt(0).toUpperCase() + message.slice(1).replace(/\.?$/, ".");
+}

@@ -1,0 +1,50 @@
+"use strict";
+// The weights of a model from the data of a page: float16 or float32 in base64.
+
+/**
+ * Returns the weights by name as Float32Arrays.
+ * @param {object} model `weights` in base64, `checksum`, the CRC-32 of their bytes, `dtype`, and
+ *   `sizes`, pairs of a name and its count of numbers in the order of the weights
+ * @throws {Error} if they are not what was written
+ */
+function decodeWeights({ weights, checksum, dtype, sizes }) {
+  const bytes = decodeBase64(weights);
+  if (crc32(bytes) !== checksum) throw new Error("the weights have changed");
+  const numbers = dtype === "float32" ? new Float32Array(bytes.buffer) : widenHalves(bytes);
+  let end = 0;
+  return new Map(sizes.map(([name, size]) => [name, numbers.subarray(end, (end += size))]));
+}
+
+function decodeBase64(text) {
+  const characters = atob(text);
+  const bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
+/** Converts the bytes of float16 numbers with a table of all of them. */
+function widenHalves(bytes) {
+  const table = Float32Array.from({ length: 2 ** 16 }, (_, half) => {
+    const sign = half >> 15 ? -1 : 1;
+    const exponent = (half >> 10) & 31;
+    const fraction = half & 1023;
+    if (exponent === 0) return sign * fraction * 2 ** -24;
+    return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+  });
+  const halves = new Uint16Array(bytes.buffer);
+  const numbers = new Float32Array(halves.length);
+  for (let i = 0; i < numbers.length; i++) numbers[i] = table[halves[i]];
+  return numbers;
+}
+
+/** Returns the CRC-32 of bytes, as zlib computes it. */
+function crc32(bytes) {
+  const table = Int32Array.from({ length: 256 }, (_, byte) => {
+    let crc = byte;
+    for (let i = 0; i < 8; i++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb88320 : crc >>> 1;
+    return crc;
+  });
+  let crc = -1;
+  for (let i = 0; i < bytes.length; i++) crc = table[(crc ^ bytes[i]) & 255] ^ (crc >>> 8);
+  return ~crc >>> 0;
+}
