@@ -221,6 +221,8 @@ def test_pointing_at_a_character_shows_every_chance(chrome, lm):
     names = chrome.execute_script(script.format("character"))
     assert "".join(names) == lm.tokenizer.vocabulary
     np.testing.assert_allclose(found, expected, rtol=2e-3)
+    character(chrome, 7).click()  # holds it
+    point_at(chrome, character(chrome, 9))
     [marked] = chrome.find_elements("css selector", "#distribution .actual")
     assert marked.get_attribute("data-character") == text[7]
     background = "return getComputedStyle(arguments[0]).backgroundColor"

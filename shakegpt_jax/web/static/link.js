@@ -74,8 +74,8 @@ function readNumber(text, name, least, most, whole, right) {
   return value;
 }
 
-const readTemperature = (text, name) => readNumber(text, name, 0, 1e6, false, "a number, 0 or more");
-const readTopK = (text, name) => readNumber(text, name, 1, 2 ** 31, true, "a whole number, 1 or more");
+const readTemperature = (text, name) => readNumber(text, name, 0, 1e6, false, "a number from 0 to 1,000,000");
+const readTopK = (text, name) => readNumber(text, name, 1, 2 ** 31 - 1, true, "a whole number, 1 or more");
 const readTopP = (text, name) => readNumber(text, name, 1e-30, 1, false, "above 0, up to 1");
 const readSeed = (text, name) =>
   readNumber(text, name, 0, MAX_SEED, true, `a whole number from 0 to ${MAX_SEED}`);

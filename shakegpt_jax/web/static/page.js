@@ -131,7 +131,7 @@ async function openAddress() {
   if (!done) return;
   await select(version, { push: false });
   if (link.mark !== mark && current === version) {
-    showProblem(`This link was made with another model (${link.mark.slice(0, -9)}): its text may differ.`);
+    showProblem(`This link was made with another model (${link.mark.slice(0, -9).slice(0, 40)}): its text may differ.`);
   }
 }
 

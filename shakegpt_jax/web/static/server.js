@@ -22,7 +22,7 @@ function makeBackend({ name, vocabulary }) {
 
   return {
     async generate(options, onCharacters, signal) {
-      const response = await post("/v1/completions", {
+      const response = await post("v1/completions", {
         model: name,
         prompt: options.prompt,
         max_tokens: Math.min(options.maxTokens, Math.floor(MOST_OF_ANSWER / (nLogProbs + 1))),
@@ -49,7 +49,7 @@ function makeBackend({ name, vocabulary }) {
     },
 
     async score(text, signal) {
-      const response = await post("/v1/completions", {
+      const response = await post("v1/completions", {
         model: name, prompt: text, max_tokens: 0, echo: true, logprobs: nLogProbs,
       }, signal);
       const { choices: [{ logprobs }] } = await response.json();
@@ -60,7 +60,7 @@ function makeBackend({ name, vocabulary }) {
       const searched = Array.from(text).slice(-MOST_SEARCHED); // of a longer text, its end
       const offset = Array.from(text).length - searched.length;
       try {
-        const response = await post("/v1/verbatim", { text: searched.join("") }, signal);
+        const response = await post("v1/verbatim", { text: searched.join("") }, signal);
         const { shortest, stretches } = await response.json();
         return {
           shortest,
@@ -75,7 +75,10 @@ function makeBackend({ name, vocabulary }) {
   };
 }
 
-/** Sends JSON and returns the response; throws an Error with a message for people. */
+/**
+ * Sends JSON and returns the response; throws an Error with a message for people. The path is
+ * relative to the page, so that a proxy may serve both below a folder.
+ */
 async function post(path, body, signal) {
   let response;
   try {

@@ -53,10 +53,8 @@ function versionTree(list, select) {
   const roots = [], byKey = new Map(), byButton = new WeakMap();
 
   function item(version, current) {
-    const button = element("button", "version", "", ...(version.parent ? branchLabel(version) : [
-      element("span", "", rootName(version.settings)),
-      element("span", "version-text", snippet(version.tokens, 0, 40) + "…"),
-    ]));
+    const button = element("button", "version", "",
+      ...(version.parent ? branchLabel(version) : rootLabel(version)));
     button.type = "button";
     if (version === current) button.setAttribute("aria-current", "true");
     byButton.set(button, version);
@@ -91,20 +89,28 @@ function snippet(tokens, start, end) {
   return tokens.slice(Math.max(0, start), end).map(({ character }) => (character === "\n" ? " " : character)).join("");
 }
 
+/** Returns the characters of a prompt in the form of tokens. */
+const promptTokens = (prompt) => Array.from(prompt, (character) => ({ character }));
+
+/** Returns the seed and the options of a version, and the start of its text. */
+function rootLabel({ settings, tokens }) {
+  const { prompt, temperature, topK, topP, seed } = settings;
+  const name = [`Seed ${seed}`, `temperature ${temperature}`, topK && `top-k ${topK}`, topP && `top-p ${topP}`];
+  return [
+    element("span", "", name.filter(Boolean).join(", ")),
+    element("span", "version-text", snippet([...promptTokens(prompt), ...tokens.slice(0, 40)], 0, 40) + "…"),
+  ];
+}
+
 /** Returns the surroundings of the last change of a version, with the change marked. */
 function branchLabel({ settings, changes, tokens }) {
   const [place, character] = changes.at(-1);
-  const before = Array.from(settings.prompt, (each) => ({ character: each })).concat(tokens.slice(0, place));
+  const before = [...promptTokens(settings.prompt), ...tokens.slice(0, place)];
   return [
     element("span", "version-text", "…" + snippet(before, before.length - 12)),
     element("b", "changed", characterName(character)),
     element("span", "version-text", snippet(tokens, place + 1, place + 33) + "…"),
   ];
-}
-
-function rootName({ temperature, topK, topP, seed }) {
-  return [`Seed ${seed}`, `temperature ${temperature}`, topK && `top-k ${topK}`, topP && `top-p ${topP}`]
-    .filter(Boolean).join(", ");
 }
 
 const count = (number) => number.toLocaleString("en");
