@@ -1,5 +1,6 @@
 """The HTTP application: routes and errors."""
 
+import asyncio
 import html
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import CompletionRequest, parse_completion, parse_json
 from shakegpt_jax.serving.verbatim import Verbatim
 
+_READING_SECONDS = 30  # for a body
 _RETRY_AFTER = {"retry-after": "2"}  # seconds
 
 
@@ -97,9 +99,13 @@ def page_html(lm: LanguageModel) -> str:
 
 async def _read(request: Request) -> bytes:
     try:
-        return await request.body()
+        async with asyncio.timeout(_READING_SECONDS):
+            return await request.body()
+    except TimeoutError as error:
+        message = f"the body has not come within {_READING_SECONDS} seconds"
+        raise ApiError(message, status=408) from error
     except ClientDisconnect as error:
-        raise ApiError("the request ended early") from error  # nobody reads it
+        raise ApiError("the request ended early") from error  # nobody reads this
 
 
 def _answer_api_error(request: Request, error: Exception) -> Response:
