@@ -8,7 +8,7 @@ _MOST = {"port": 65_535, "max_batch": 1_024, "max_queue": 100_000, "grace": 3_60
 def main() -> None:
     """Parse the arguments and serve."""
     from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
-    from shakegpt_jax.errors import UserError
+    from shakegpt_jax.command_line.extras import import_extra
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.serve",
@@ -42,12 +42,8 @@ def main() -> None:
         least = 1 if name == "max_batch" else 0
         if not least <= (value := getattr(args, name)) <= most:
             parser.error(f"--{name} is {value}; it must be from {least} to {most}")
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        message = "the server needs starlette and uvicorn: pip install -e '.[serve]'"
-        raise UserError(message) from error
+    for package in ("starlette", "uvicorn"):
+        import_extra(package, extra="serve")
 
     from shakegpt_jax.inference.language_model import load
     from shakegpt_jax.serving.guard import check_host, check_origin
