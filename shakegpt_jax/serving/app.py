@@ -1,5 +1,6 @@
 """The HTTP application: routes and errors."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from shakegpt_jax.serving.verbatim import Verbatim
 from shakegpt_jax.web.page import page_policy
 from shakegpt_jax.web.serving_page import serving_page
 
+_READING_SECONDS = 30  # for a body
 _RETRY_AFTER = {"retry-after": "2"}  # seconds
 
 
@@ -93,9 +95,13 @@ class App:
 
 async def _read(request: Request) -> bytes:
     try:
-        return await request.body()
+        async with asyncio.timeout(_READING_SECONDS):
+            return await request.body()
+    except TimeoutError as error:
+        message = f"the body has not come within {_READING_SECONDS} seconds"
+        raise ApiError(message, status=408) from error
     except ClientDisconnect as error:
-        raise ApiError("the request ended early") from error  # nobody reads it
+        raise ApiError("the request ended early") from error  # nobody reads this
 
 
 def _answer_api_error(request: Request, error: Exception) -> Response:

@@ -4,7 +4,6 @@ Between two chunks of the batch, new rows join it. What a row writes does not de
 up to rounding: see `inference.sampler`.
 """
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,9 @@ from shakegpt_jax.serving.requests import CompletionRequest
 from shakegpt_jax.serving.rows import Job, LogProbs, Piece, Row, make_rows
 from shakegpt_jax.serving.scoring import score_prompt
 
-_JOINING_SECONDS = 1.0  # for which rows under way wait for those that join
+_JOINING_SECONDS = 1.5  # for which texts under way wait for those that join
+
+_END = object()  # of an iterator
 
 
 class Engine:
@@ -159,13 +160,12 @@ class Engine:
     def _step(self) -> None:
         """Let rows join, write one chunk, and let go of what is finished."""
         self._drop_cancelled()
+        self._score_some()
         deadline = time.monotonic() + _JOINING_SECONDS
-        kinds = itertools.cycle((self._score_some, self._prefill_new, self._prefill_full))
-        idle = 0
+        new, full = self._waiting
         # In turn, so that neither texts that begin nor texts that go on wait for long.
-        for work in kinds:
-            idle = 0 if work() else idle + 1
-            if idle == 3 or time.monotonic() > deadline:
+        while self._prefill(new) | self._prefill(full):
+            if time.monotonic() > deadline:
                 break
         if self._batch.rows:
             self._batch.decode()
@@ -174,23 +174,18 @@ class Engine:
             self._waiting[1].extend(row for row in left if not row.finished)
         self._forget_finished()
 
-    def _score_some(self) -> bool:
-        if not self._scoring:
-            return False
-        scoring = self._scoring.pop(0)
-        for _ in scoring:
-            self._scoring.append(scoring)
-            break
-        return True
-
-    def _prefill_new(self) -> bool:
-        return self._prefill(self._waiting[0])
-
-    def _prefill_full(self) -> bool:
-        return self._prefill(self._waiting[1])
+    def _score_some(self) -> None:
+        """Let the next job in turn score a part of its prompts."""
+        if self._scoring:
+            scoring = self._scoring.pop(0)
+            if next(scoring, _END) is not _END:
+                self._scoring.append(scoring)
 
     def _prefill(self, waiting: list[Row]) -> bool:
-        """Prefill the next rows that wait: of jobs with few rows, in order of arrival."""
+        """Prefill the next rows that wait; return whether there were any.
+
+        Jobs with the fewest rows in the batch come first, and then those that came first.
+        """
         n_free = self._batch.n_free
         if not waiting or not n_free:
             return False

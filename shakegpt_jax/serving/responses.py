@@ -1,6 +1,7 @@
 """Answers in the shape of OpenAI's `/v1/completions`, as JSON text."""
 
 import dataclasses
+import functools
 import json
 import math
 import secrets
@@ -34,8 +35,12 @@ class Answer:
             "model": model_name,
         }
         self._head = json.dumps(head)[:-1]
-        self._names = [json.dumps(character) for character in tokenizer.vocabulary]
         self._texts = [_Text() for _ in range(len(request.prompts) * request.n)]
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        """The characters of the vocabulary in JSON."""
+        return [json.dumps(character) for character in self._tokenizer.vocabulary]
 
     def chunk(self, piece: Piece) -> str:
         """Return the next chunk of a stream."""
