@@ -16,6 +16,7 @@ from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.sampling import Sampling, sample_token
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.web.offline_page import MODEL_SCRIPTS, model_data
+from shakegpt_jax.web.page import encode_array
 from shakegpt_jax.web.page_facts import page_facts
 
 pytestmark = pytest.mark.slow
@@ -138,6 +139,22 @@ def test_sampling_is_that_of_the_sampler(chrome, top_k, top_p):
         found = chrome.execute_script(script, logits_BxV.tolist(), noise_BxV.tolist(), options)
         expected = sample_token(noise_BxV, logits_BxV, Sampling(temperature, top_k, top_p))
         assert found == np.asarray(expected).tolist()
+
+
+def test_every_float16_is_decoded(chrome):
+    halves = np.arange(2**16, dtype="<u2").view("<f2")
+    halves = halves[np.isfinite(halves)]
+    script = "return [...widenHalves(decodeBase64(arguments[0]))]"
+    found = np.array(chrome.execute_script(script, encode_array(halves)))
+    np.testing.assert_array_equal(found, halves.astype(float))
+
+
+def test_both_activations_are_those_of_jax(chrome):
+    x = np.linspace(-12, 12, 1001, dtype=np.float32)
+    for name, approximate in (("geluExact", False), ("geluTanh", True)):
+        found = chrome.execute_script(f"return arguments[0].map({name})", x.tolist())
+        expected = jax.nn.gelu(x, approximate)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", ["gelu_exact", "gelu_tanh"])
