@@ -341,10 +341,10 @@ def test_what_the_form_refuses(chrome, lm):
     right = {"temperature": "0", "top_k": "", "top_p": "", "seed": 2**32 - 1, "length": 20}
     for name, value in wrong.items():
         fill(chrome, **{name: value})
-        assert "must be" in shown(chrome, "prompt-problem"), name
+        assert "must be" in shown(chrome, "options-problem"), name
         assert not chrome.find_element("id", "generate").is_enabled()
         fill(chrome, **{name: right[name]})
-        assert shown(chrome, "prompt-problem") == "", name
+        assert shown(chrome, "options-problem") == "", name
     generate(chrome, lm.generate("First", 20, temperature=0))
 
 
@@ -425,6 +425,11 @@ def test_keys_alone_are_enough(chrome, lm):
     assert chrome.execute_script(marked) == 6
     press(chrome, ENTER)
     focused = "return document.activeElement.dataset.character"
+    assert chrome.execute_script(focused) == text[6]
+    press(chrome, ESCAPE)
+    assert not chrome.find_element("id", "panel-filled").is_displayed()
+    assert chrome.execute_script("return document.activeElement.id") == "text"
+    press(chrome, RIGHT, LEFT, ENTER)
     assert chrome.execute_script(focused) == text[6]
     press(chrome, HOME)
     assert chrome.execute_script(focused) == lm.tokenizer.vocabulary[0]

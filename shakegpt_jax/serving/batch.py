@@ -79,8 +79,9 @@ class Batch:
                 _take(state, np.zeros(n_other, np.int32))
             sampling = _sampling([None] * n_row, vocab_size)
             decode(model, params, state, sampling, self.chunk(n_row), with_log_probs=True)
+        id_type = self.tokenizer.encode("").dtype
         for i in range(self.n_window.bit_length()):
-            ids = np.zeros((2**i - 1) * self.window_stride + self.n_slot, np.int32)
+            ids = np.zeros((2**i - 1) * self.window_stride + self.n_slot, id_type)
             next_logits(model, self._lm_params, ids, stride=self.window_stride)
 
     @property

@@ -55,10 +55,12 @@ def check_host(text: str) -> str:
     Raises:
         UserError: if it is not a name or an address.
     """
-    name = f"[{text}]" if ":" in text and not text.startswith("[") else text
-    if _hostname(name.lower()) != name.lower():
+    name = text.lower()
+    if ":" in name and _is_address(name):
+        return f"[{name.strip('[]')}]"
+    if ":" in name or _hostname(name) != name:
         raise UserError(f"{text!r} is not a host; give a name or an address, without a port")
-    return name.lower()
+    return name
 
 
 def _hostname(host: str) -> str | None:

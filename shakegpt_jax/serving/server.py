@@ -1,6 +1,7 @@
 """Running the application on a port until a signal ends it."""
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import time
@@ -28,9 +29,11 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        with contextlib.ExitStack() as failed:
+            bound = failed.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            failed.pop_all()
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot listen on --host {host} --port {port}: {reason}") from error

@@ -50,7 +50,7 @@ function closeChances() {
   [pointed, held] = [-1, false];
   view.mark(-1);
   panel.clear();
-  if (inside) $("text").focus({ preventScroll: true });
+  if (inside) view.focus();
 }
 
 /** Goes to the version whose character at an index of the text is another. */

@@ -45,24 +45,24 @@ function controlsForm(vocabulary, change) {
     }
   }
 
-  /** Returns the settings, the length, and what is wrong in one sentence each. */
+  /** Returns the settings, the length, and what is wrong with the prompt and with the rest. */
   function read() {
     const problems = [], values = {};
     const prompt = $("prompt").value;
     const unknown = nameUnknown(unknownCharacters(prompt, vocabulary));
-    if (unknown) problems.push(unknown);
-    if (!prompt) problems.push("Write a prompt: the model needs one character to go on from.");
+    const promptProblem = prompt ? unknown : "Write a prompt: the model needs one character to go on from.";
     $("prompt").setAttribute("aria-invalid", Boolean(unknown));
     for (const [key, field] of Object.entries(fields)) values[key] = readField(field, problems);
     const { length, ...settings } = values;
-    return { settings: { prompt, ...settings }, length, problems };
+    return { settings: { prompt, ...settings }, length, promptProblem, optionsProblem: problems.join(" ") };
   }
 
   function showProblems() {
-    const { problems } = read();
-    const text = problems.join(" ");
-    if ($("prompt-problem").textContent !== text) $("prompt-problem").textContent = text;
-    change(problems.length === 0);
+    const { promptProblem, optionsProblem } = read();
+    for (const [id, text] of [["prompt-problem", promptProblem], ["options-problem", optionsProblem]]) {
+      if ($(id).textContent !== text) $(id).textContent = text; // what is the same is not read again
+    }
+    change(!promptProblem && !optionsProblem);
   }
 
   for (const name of ["input", "change"]) $("controls").addEventListener(name, showProblems);

@@ -18,7 +18,7 @@ const form = controlsForm(vocabulary, onFormChange);
 const tree = versionTree($("versions"), goTo);
 const samples = samplesView($("samples"), (version) => {
   goTo(tree.find(version) ?? version);
-  $("text").focus({ preventScroll: true });
+  view.focus();
 });
 const jobs = jobRunner(showBusy, showProblem);
 
@@ -55,8 +55,8 @@ function showSamples(shown) {
 /** Returns what the form asks for, or null if something is wrong with it. */
 function readForm() {
   $("problem").hidden = true;
-  const { settings, length, problems } = form.read();
-  return problems.length ? null : { settings, length };
+  const { settings, length, promptProblem, optionsProblem } = form.read();
+  return promptProblem || optionsProblem ? null : { settings, length };
 }
 
 function generate() {

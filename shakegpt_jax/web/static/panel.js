@@ -25,7 +25,7 @@ function distributionPanel(vocabulary, choose, close) {
     const next = items[Math.max(0, Math.min(index, items.length - 1))];
     if (!next) return;
     items.forEach((item) => { item.tabIndex = item === next ? 0 : -1; });
-    next.focus({ preventScroll: true });
+    next.focus();
   }
 
   list.addEventListener("click", (event) => {

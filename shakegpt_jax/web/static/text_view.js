@@ -10,6 +10,7 @@
 function textView(container, events) {
   let nodes = [], line = null, queue = [], frame = 0;
   let marked = -1, cursor = -1; // the one with a frame; where the arrow keys go on from
+  let returning = false; // while the page, not the reader, moves the focus here
 
   function append({ character, logProb = null, className = "" }) {
     if (!line) container.append((line = element("span", "line")));
@@ -62,7 +63,7 @@ function textView(container, events) {
 
   onCharacterKeys(container, { move: (step) => goTo(cursor + step), moveLine, enter: () => events.enter() });
   container.addEventListener("focus", () => {
-    if (container.matches(":focus-visible")) goTo(cursor < 0 ? events.first() : cursor);
+    if (!returning && container.matches(":focus-visible")) goTo(cursor < 0 ? events.first() : cursor);
   });
   container.addEventListener("pointerover", (event) => {
     if (event.pointerType === "mouse" && eventIndex(event) !== null) events.point(eventIndex(event), true);
@@ -73,6 +74,12 @@ function textView(container, events) {
 
   return {
     mark,
+    /** Moves the focus here; no chances are shown before a key is pressed. */
+    focus() {
+      returning = true;
+      container.focus({ preventScroll: true });
+      returning = false;
+    },
     reveal: (index) => nodes[index]?.scrollIntoView({ block: "nearest" }),
     flush,
     get length() { return nodes.length + queue.length; },
