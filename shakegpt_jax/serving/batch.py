@@ -30,6 +30,9 @@ from shakegpt_jax.serving.rows import Row
 # wait at most.
 _CPU_FLOPS, _FLOPS = 3e10, 1e13
 
+# Reading the parameters takes as long as computing with them for this many rows, about.
+_CHEAP_ROWS = 16
+
 _SCORED = 1_024  # characters of a prompt to score in one step, at most
 
 _GROUPS = (16, 4, 1)  # rows of a prefill; few, so that few programs are compiled
@@ -171,7 +174,8 @@ class Batch:
 
     def chunk(self, n_row: int) -> int:
         """Return how many characters a dispatch writes in each of `n_row` rows."""
-        return min(self._longest_chunk, _power_of_two(self.n_character // n_row))
+        n_character = self.n_character // max(n_row, _CHEAP_ROWS)
+        return min(self._longest_chunk, _power_of_two(n_character))
 
     def remove(self, *, shrink: bool) -> list[Row]:
         """Take rows that are done or whose window is full out of the batch and return them.

@@ -71,6 +71,8 @@ class CompletionResponse(Response):
                 group.start_soon(_until_disconnected, receive, group.cancel_scope)
                 await (self._stream if self._request.stream else self._send_whole)(send)
                 group.cancel_scope.cancel()
+        except* TimeoutError:  # it takes nothing any more
+            pass
         finally:
             self._engine.cancel(self._job)
 
