@@ -209,14 +209,15 @@ def test_too_many_texts_are_refused(client):
     assert client.text("ab")
 
 
-def test_a_failure_ends_what_is_under_way_and_nothing_else(client, monkeypatch):
+@pytest.mark.parametrize(("failing", "function"), [(Batch, "decode"), (Engine, "_begin")])
+def test_a_failure_ends_what_is_under_way_and_nothing_else(client, monkeypatch, failing, function):
     expected = client.text("abc", seed=1)
 
-    def fail(batch: Batch) -> None:
+    def fail(*args: object) -> None:
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batch, "decode", fail)
+        patch.setattr(failing, function, fail)
         job = client.submit("ab", max_tokens=100)
         client.wait(job)
     assert job.error.status == 500
@@ -237,6 +238,23 @@ def test_the_end_ends_all(lm):
     assert {job.error for job in jobs} == {error}
     with pytest.raises(ApiError, match="shutting down"):
         client.submit("ab")
+
+
+def test_a_job_that_comes_just_before_the_end_ends_too(lm, monkeypatch):
+    engine = Engine(lm, max_batch=1, max_queue=5)
+    client, late, begin = Client(engine, lm), [], engine._begin
+
+    def begin_and_end(job: Job) -> None:
+        late.append(client.submit("ab"))
+        engine.end(ApiError("shutting down", status=503))
+        begin(job)
+
+    monkeypatch.setattr(engine, "_begin", begin_and_end)
+    engine.start()
+    early = client.submit("ab", max_tokens=10_000)
+    client.wait(early)
+    engine.join()
+    assert [job.error and str(job.error) for job in (early, *late)] == ["shutting down"] * 2
 
 
 def test_everything_is_compiled_at_the_start():

@@ -97,17 +97,17 @@ class Engine:
             with self._changed:
                 while not (self._incoming or self._jobs or self._error):
                     self._changed.wait()
-                incoming, self._incoming = self._incoming, []
-            for job in incoming:
-                self._jobs.append(job)
-                self._begin(job)
-            if self._error:
-                self._fail(self._error)
+                incoming, self._incoming, error = self._incoming, [], self._error
+            self._jobs.extend(incoming)
+            if error:
+                self._fail(error)
                 return
             try:
+                for job in incoming:
+                    self._begin(job)
                 self._step()
-            except Exception as error:  # too little memory, most probably
-                reason = str(error).split("\n")[0]
+            except Exception as failure:  # too little memory, most probably
+                reason = str(failure).split("\n")[0]
                 self._batch.clear()
                 self._fail(ApiError(f"the model failed: {reason}", status=500))
 
