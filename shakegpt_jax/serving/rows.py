@@ -26,7 +26,8 @@ class LogProbs(NamedTuple):
     @classmethod
     def of(cls, log_probs_TxV: np.ndarray, ids_T: np.ndarray, k: int) -> "LogProbs":
         """Keep those of some ids and of the `k` most probable characters."""
-        top_ids_TxK = np.argsort(-log_probs_TxV, axis=1, kind="stable")[:, :k]
+        order_TxV = np.argsort(-log_probs_TxV, axis=1, kind="stable")
+        top_ids_TxK = order_TxV[:, :k].astype(np.int32)  # a view would keep all of it
         chosen_T = np.take_along_axis(log_probs_TxV, ids_T[:, None].astype(np.int64), 1)[:, 0]
         return cls(chosen_T, top_ids_TxK, np.take_along_axis(log_probs_TxV, top_ids_TxK, 1))
 
@@ -113,7 +114,7 @@ class Row:
     ) -> None:
         """Append what was generated, as far as it is wanted, and pass it on to the job."""
         n_new = min(len(ids_C), self.room, self.left)
-        ids_T = ids_C[:n_new]
+        ids_T = ids_C[:n_new].copy()  # a view would keep those of the whole batch
         self.tail = np.append(self.tail, ids_T)[-self.n_slot :]
         self.length, self.n_noise = self.length + n_new, self.n_noise + n_new
         self.room, self.left = self.room - n_new, self.left - n_new
