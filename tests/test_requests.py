@@ -154,6 +154,14 @@ def test_bodies_that_are_no_object_are_refused(body, message):
     assert str(refused.value).startswith(message)
 
 
+def test_bodies_at_the_limit_of_nesting_are_refused():
+    for depth in range(850, 1_001):
+        for name in ("prompt", "seed", "stop", "stream_options", "other"):
+            body = f'{{"prompt": "a", "{name}": {"[" * depth}{"]" * depth}}}'
+            with pytest.raises(ApiError):
+                parse_completion(parse_json(body.encode()), TOKENIZER, "bard")
+
+
 def test_samples_have_seeds_of_their_own():
     request = parse(n=128, seed=7)
     seeds = [request.sample_seed(i) for i in range(128)]

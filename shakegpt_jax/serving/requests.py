@@ -263,7 +263,10 @@ def _include_usage(options: Any, stream: bool) -> bool:
 
 
 def _show(value: Any) -> str:
-    return _shorten(json.dumps(value))
+    try:
+        return _shorten(json.dumps(value))
+    except RecursionError:  # it recurses deeper than json.loads
+        return "nested too deeply"
 
 
 def _shorten(text: str) -> str:
