@@ -169,6 +169,15 @@ def test_log_probabilities_are_the_models_own(client, lm, prompt):
     assert np.isnan(echoed.log_probs.chosen_T[0])
 
 
+def test_what_waits_for_a_client_holds_no_more_than_it_shows(client):
+    job = client.submit("ab", max_tokens=10, logprobs=2)
+    client.wait(job)
+    for piece in job.take():
+        for array in (piece.ids_T, *piece.log_probs):
+            assert array.itemsize <= 4
+            assert array.base is None or array.base.nbytes == array.nbytes
+
+
 def test_a_text_can_be_scored_without_writing(client, lm):
     text = "abcdefghijk" * 5
     job = client.submit([text, "ab"], n=2, max_tokens=0, echo=True, logprobs=1)
@@ -204,6 +213,9 @@ def test_too_many_texts_are_refused(client):
     with pytest.raises(ApiError, match="44 texts are being written or wait") as refused:
         client.submit("ab")
     assert refused.value.status == 429
+    with pytest.raises(ApiError, match="prompts times n is 45; this server takes 44") as refused:
+        client.submit("ab", n=45)
+    assert (refused.value.status, refused.value.param) == (400, "n")
     client.engine.cancel(large)
     client.quiet()
     assert client.text("ab")

@@ -242,10 +242,16 @@ def test_health_answers_while_whole_vocabularies_are_sent(url, lm):
 
 
 def test_a_full_queue_is_answered_with_429(client, url):
-    with pytest.raises(openai.RateLimitError, match="try again later") as refused:
-        client.completions.create(model="run", prompt="Fi", n=128)
+    with pytest.raises(openai.BadRequestError, match="n is 77; this server takes 76 at a time"):
+        client.completions.create(model="run", prompt="Fi", n=77)
+    body = {"prompt": "Fi", "n": 76, "max_tokens": 10_000, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as full:
+        next(full.iter_lines())
+        with pytest.raises(openai.RateLimitError, match="try again later") as refused:
+            client.completions.create(model="run", prompt="Fi")
     assert refused.value.response.headers["retry-after"] == "2"
     assert refused.value.body["type"] == "rate_limit_error"
+    wait_until_quiet(url)
 
 
 def test_bad_requests_raise_the_errors_of_the_client(client):

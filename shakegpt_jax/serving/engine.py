@@ -62,9 +62,12 @@ class Engine:
         """Queue a request and return its job; may be called in any thread.
 
         Raises:
-            ApiError: if too many texts wait already, or the engine ends.
+            ApiError: if it has too many texts, too many wait already, or the engine ends.
         """
         job = Job(request, notify)
+        if job.n_unfinished > self._max_texts:
+            message = f"prompts times n is {job.n_unfinished}; this server takes {self._max_texts}"
+            raise ApiError(f"{message} at a time", param="n")
         with self._changed:
             if self._error:
                 raise self._error
