@@ -34,8 +34,8 @@ def bind(host: str, port: int) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
             failed.pop_all()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:  # the latter: a name with an empty or a long label
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on --host {host} --port {port}: {reason}") from error
     return bound
 
