@@ -11,7 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api_error import ApiError, error_response
 from shakegpt_jax.serving.delivery import CompletionResponse, Workers
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import CompletionRequest, parse_completion, parse_json
@@ -20,7 +20,6 @@ from shakegpt_jax.web.page import page_policy
 from shakegpt_jax.web.serving_page import serving_page
 
 _READING_SECONDS = 30  # for a body
-_RETRY_AFTER = {"retry-after": "2"}  # seconds
 
 
 class App:
@@ -109,12 +108,6 @@ def _answer_api_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-def error_response(error: ApiError) -> Response:
-    """Return the answer that an error is."""
-    headers = _RETRY_AFTER if error.status in (429, 503) else None
-    return JSONResponse(error.to_json(), error.status, headers)
-
-
 def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
@@ -122,8 +115,7 @@ def _answer_http_error(request: Request, error: Exception) -> Response:
         404: f"there is nothing at {path[:60]}; see docs/serve.md for the routes",
         405: f"{path[:60]} does not take {request.method}",
     }.get(error.status_code, error.detail)
-    found = ApiError(message, status=error.status_code)
-    return JSONResponse(found.to_json(), error.status_code, error.headers)
+    return error_response(ApiError(message, status=error.status_code), error.headers)
 
 
 def _answer_failure(request: Request, error: Exception) -> Response:
