@@ -200,6 +200,23 @@ def test_one_that_leaves_makes_room(client):
     client.quiet()
 
 
+def test_nothing_is_kept_of_one_that_leaves(client, monkeypatch):
+    engine, decode = client.engine, Batch.decode
+
+    def leave_and_decode(batch: Batch) -> None:
+        for job in jobs:
+            engine.cancel(job)
+        decode(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "decode", leave_and_decode)
+        scored = {"max_tokens": 1, "echo": True, "logprobs": 0}
+        jobs = [client.submit("ab" * 5_000, **scored) for _ in range(2)]
+        jobs.append(client.submit("ab", n=20, max_tokens=100))
+        client.quiet()
+    assert not any((*engine._waiting, engine._scoring, engine._batch.rows, engine._jobs))
+
+
 def test_a_large_request_does_not_keep_others_waiting(client):
     large = client.submit("ab", n=40, max_tokens=200)
     assert len(client.text("ab", max_tokens=30)) == 30

@@ -45,6 +45,11 @@ class CompletionRequest(NamedTuple):
     stream: bool
     include_usage: bool
 
+    @property
+    def n_text(self) -> int:
+        """How many texts are wanted."""
+        return len(self.prompts) * self.n
+
     def sample_seed(self, sample: int) -> int:
         """Return the seed of one of the `n` texts: the first has the seed of the request."""
         if sample == 0:
@@ -119,16 +124,15 @@ def parse_completion(
 
 
 def _check_size(request: CompletionRequest) -> None:
-    n_text = len(request.prompts) * request.n
-    if n_text > MAX_TEXTS:
-        message = f"prompts times n is {n_text}; it must be at most {MAX_TEXTS}"
+    if request.n_text > MAX_TEXTS:
+        message = f"prompts times n is {request.n_text}; it must be at most {MAX_TEXTS}"
         raise ApiError(message, param="n" if request.n > 1 else "prompt")
     n_prompt = request.n * sum(map(len, request.prompts))
     if n_prompt > MAX_PROMPT:
         message = f"the prompts have {n_prompt} characters in all; at most {MAX_PROMPT} are allowed"
         raise ApiError(message, param="prompt", code="context_length_exceeded")
     if request.logprobs is not None:
-        n_character = n_text * request.max_tokens + (n_prompt if request.echo else 0)
+        n_character = request.n_text * request.max_tokens + (n_prompt if request.echo else 0)
         if (total := n_character * (request.logprobs + 1)) > MAX_LOG_PROBS:
             message = f"the answer would hold {total} log-probabilities, at most {MAX_LOG_PROBS}"
             raise ApiError(f"{message} are allowed: lower logprobs or max_tokens", param="logprobs")

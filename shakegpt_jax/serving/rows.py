@@ -72,7 +72,7 @@ class Job:
     def __init__(self, request: CompletionRequest, notify: Callable[[], None]):
         """Describe a job; `notify` is called in the engine's thread and must return at once."""
         self.request, self.notify = request, notify
-        self.n_unfinished = len(request.prompts) * request.n  # texts
+        self.n_unfinished = request.n_text
         self.n_running = 0  # rows in the batch
         self.cancelled = False  # set by any thread: nobody waits for the answer any more
         self.error: ApiError | None = None  # why there will be no more pieces
