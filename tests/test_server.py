@@ -362,7 +362,7 @@ def test_verbatim_text_is_found_in_the_training_text(url, lm, text):
 
 def test_bad_searches_are_refused_and_too_many_are_too(url):
     verbatim = f"{url}/v1/verbatim"
-    for body in ({}, {"text": 1}, {"text": "a" * 20_001}, [], "x"):
+    for body in ({}, {"text": 1}, {"text": "a" * 20_001}, {"text": "a", "n": 1}, [], "x"):
         answer = httpx.post(verbatim, json=body)
         assert answer.status_code == 400
         assert error_of(answer)
