@@ -25,9 +25,9 @@ _READING_SECONDS = 30  # for a body
 class App:
     """The answers of a server, by route."""
 
-    def __init__(self, lm: LanguageModel, engine: Engine, name: str):
-        """Serve a model under a name."""
-        self._lm, self._engine, self._name = lm, engine, name
+    def __init__(self, lm: LanguageModel, engine: Engine):
+        """Serve a model under its name."""
+        self._lm, self._engine = lm, engine
         self._created = int(time.time())
         self._page = serving_page(lm)
         self._verbatim = Verbatim(lm)
@@ -64,14 +64,14 @@ class App:
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def _show_model(self, request: Request) -> Response:
-        if (name := request.path_params["name"]) != self._name:
-            message = f"the model {name!r} is not served here; use {self._name!r}"
+        if (name := request.path_params["name"]) != self._lm.name:
+            message = f"the model {name!r} is not served here; use {self._lm.name!r}"
             raise ApiError(message, status=404, param="model", code="model_not_found")
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
         return {
-            "id": self._name,
+            "id": self._lm.name,
             "object": "model",
             "created": self._created,
             "owned_by": "shakegpt_jax",
@@ -81,11 +81,11 @@ class App:
         body = await _read(request)
         parsed = await self._workers.run(self._parse_completion, body)
         return CompletionResponse(
-            self._engine, parsed, self._lm.tokenizer, self._name, self._workers
+            self._engine, parsed, self._lm.tokenizer, self._lm.name, self._workers
         )
 
     def _parse_completion(self, body: bytes) -> CompletionRequest:
-        return parse_completion(parse_json(body), self._lm.tokenizer, self._name)
+        return parse_completion(parse_json(body), self._lm.tokenizer, self._lm.name)
 
     async def _find_verbatim(self, request: Request) -> Response:
         body = await _read(request)
