@@ -492,7 +492,7 @@ def measure_streams(url: str, count: int) -> tuple[float, float]:
 
 
 def test_50_streams_are_at_least_5_times_as_fast_as_one(tmp_path):
-    quick = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0")
+    quick = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0", XLA_FLAGS="")
     script = ROOT / "tests" / "serve_random_model.py"
     with started(start(script, cwd=tmp_path, env=quick)) as (url, _):
         measure_streams(url, 1)
