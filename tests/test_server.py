@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -492,6 +493,7 @@ def measure_streams(url: str, count: int) -> tuple[float, float]:
 
 
 def test_50_streams_are_at_least_5_times_as_fast_as_one(tmp_path):
+    busy = os.getloadavg()[0] > 1  # with other programs
     quick = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0", XLA_FLAGS="")
     script = ROOT / "tests" / "serve_random_model.py"
     with started(start(script, cwd=tmp_path, env=quick)) as (url, _):
@@ -500,4 +502,4 @@ def test_50_streams_are_at_least_5_times_as_fast_as_one(tmp_path):
         many, first = measure_streams(url, 50)
     print(f"{one:.0f} and {many:.0f} characters/s, first character within {first:.1f} s")
     assert many > 5 * one
-    assert first < 3  # unless other programs need the processor
+    assert first < 3 or busy
