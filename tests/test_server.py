@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_commands import environment, finish, start
+from test_commands import ROOT, environment, finish, start
 from test_requests import NAMES, VALUES
 
 import shakegpt_jax
@@ -28,9 +29,14 @@ pytestmark = pytest.mark.slow
 @contextlib.contextmanager
 def serving(workdir: Path, *args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start a server; yield its address and its process."""
-    process = start(
-        "-m", "shakegpt_jax.serve", "--workdir", workdir, "--port=0", *args, cwd=workdir
-    )
+    command = ("-m", "shakegpt_jax.serve", "--workdir", workdir, "--port=0", *args)
+    with started(start(*command, cwd=workdir)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(process: subprocess.Popen[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Wait until a server is ready; yield its address and its process."""
     try:
         address = None
         while address is None:
@@ -471,3 +477,34 @@ def test_without_the_extra_it_says_what_to_install(finished):
     assert (process.returncode, process.stdout) == (2, "")
     expected = "error: this needs uvicorn: pip install -e '.[serve]'\n"
     assert process.stderr == expected
+
+
+def measure_streams(url: str, count: int) -> tuple[float, float]:
+    """Return the characters per second of streams, and the longest time to a first character."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    options = {"model": "model", "prompt": "O God, O God!", "max_tokens": 100, "stream": True}
+
+    def stream(seed: int) -> tuple[int, float]:
+        began, first, length = time.monotonic(), None, 0
+        for chunk in client.completions.create(**options, seed=seed):
+            first = first or time.monotonic() - began
+            length += len(chunk.choices[0].text)
+        return length, first
+
+    with concurrent.futures.ThreadPoolExecutor(count) as threads:
+        began = time.monotonic()
+        lengths, firsts = zip(*threads.map(stream, range(count)), strict=True)
+        return sum(lengths) / (time.monotonic() - began), max(firsts)
+
+
+def test_50_streams_are_at_least_5_times_as_fast_as_one(tmp_path):
+    busy = os.getloadavg()[0] > 1  # with other programs
+    quick = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0", XLA_FLAGS="")
+    script = ROOT / "tests" / "serve_random_model.py"
+    with started(start(script, cwd=tmp_path, env=quick)) as (url, _):
+        measure_streams(url, 1)
+        one, _ = measure_streams(url, 1)
+        many, first = measure_streams(url, 50)
+    print(f"{one:.0f} and {many:.0f} characters/s, first character within {first:.1f} s")
+    assert many > 5 * one
+    assert first < 3 or busy

@@ -122,7 +122,9 @@ class Batch:
 
     def group_size(self, n_row: int, n_time: int) -> int:
         """Return how many of `n_row` rows with windows of `n_time` to prefill together."""
-        return next(n for n in _GROUPS if n == 1 or (n <= n_row and n * n_time <= self.n_character))
+        # A character of a prefill takes half the time of one that is decoded, about.
+        n_most = 2 * self.n_character // n_time
+        return next(n for n in _GROUPS if n <= max(1, min(n_row, n_most)))
 
     def prefill(self, rows: Sequence[Row]) -> None:
         """Write the next character of each row; those that go on join the batch.
