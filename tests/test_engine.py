@@ -17,7 +17,8 @@ from shakegpt_jax.inference.sampler import default_window_stride
 from shakegpt_jax.inference.scoring import _window_logits
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.serving.api_error import ApiError
-from shakegpt_jax.serving.batch import Batch, _put, _take
+from shakegpt_jax.serving.batch import Batch
+from shakegpt_jax.serving.decoding_state import put_rows, take_rows
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import parse_completion
 from shakegpt_jax.serving.rows import Job, Piece
@@ -290,7 +291,7 @@ def test_everything_is_compiled_at_the_start():
     lm = make_model(block_size=24)
     engine = Engine(lm, max_batch=4, max_queue=100)
     engine.warm_up()
-    programs = (decode, prefill, _put, _take, _window_logits)
+    programs = (decode, prefill, put_rows, take_rows, _window_logits)
     sizes = [program._cache_size() for program in programs]
     engine.start()
     client = Client(engine, lm)

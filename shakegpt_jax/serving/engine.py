@@ -115,7 +115,7 @@ class Engine:
     def _begin(self, job: Job) -> None:
         request = job.request
         if not request.echo:
-            self._waiting[0].extend(make_rows(job, self._batch.n_slot))
+            self._waiting[0].extend(make_rows(job, self._batch.block_size))
         elif request.logprobs is None:
             for index in range(job.n_unfinished):
                 job.add(Piece(index, request.prompts[index // request.n]))
@@ -143,7 +143,7 @@ class Engine:
         self._after_echo(job)
 
     def _after_echo(self, job: Job) -> None:
-        rows = make_rows(job, self._batch.n_slot)
+        rows = make_rows(job, self._batch.block_size)
         if job.request.max_tokens:
             self._waiting[0].extend(rows)
             return
@@ -169,8 +169,8 @@ class Engine:
         if self._batch.rows:
             self._batch.decode()
             self._notify(self._batch.rows)
-            left = self._batch.remove(shrink=not any(self._waiting))
-            self._waiting[1].extend(row for row in left if not row.finished)
+            removed = self._batch.remove(shrink=not any(self._waiting))
+            self._waiting[1].extend(row for row in removed if not row.finished)
 
     def _score_some(self) -> None:
         """Let the next job in turn score a part of its prompts."""
