@@ -16,7 +16,6 @@ from shakegpt_jax.serving.delivery import CompletionResponse, Workers
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import CompletionRequest, parse_completion, parse_json
 from shakegpt_jax.serving.verbatim import Verbatim
-from shakegpt_jax.web.page import page_policy
 from shakegpt_jax.web.serving_page import serving_page
 
 _READING_SECONDS = 30  # for a body
@@ -29,7 +28,7 @@ class App:
         """Serve a model under its name."""
         self._lm, self._engine = lm, engine
         self._created = int(time.time())
-        self._page = serving_page(lm)
+        self._page, self._policy = serving_page(lm)
         self._verbatim = Verbatim(lm)
         self._workers = Workers()
 
@@ -54,7 +53,7 @@ class App:
         return app
 
     async def _show_page(self, request: Request) -> Response:
-        policy = f"{page_policy(self._page)}; frame-ancestors 'none'"
+        policy = f"{self._policy}; frame-ancestors 'none'"
         return HTMLResponse(self._page, headers={"content-security-policy": policy})
 
     async def _show_health(self, request: Request) -> Response:
