@@ -241,6 +241,35 @@ def test_pointing_at_a_character_shows_every_chance(chrome, lm):
     )
 
 
+def test_a_prompt_that_cannot_be_scored_says_so_and_is_not_asked_for_again(chrome, lm):
+    fill(chrome, prompt="First", length=20)
+    text = lm.generate("First", 20)
+    generate(chrome, text)
+    chrome.execute_script(
+        "window.asked = 0; window.fetched = fetch;"
+        "window.fetch = async (...all) => { asked += 1; throw new TypeError('no network'); }"
+    )
+    for index in (1, 2, 3):
+        point_at(chrome, character(chrome, index))
+        assert "Prompt: " in shown(chrome, "panel-title")
+        wait_until(chrome, "document.getElementById('panel-note').textContent !== ''")
+        assert "not known. The server does not answer" in shown(chrome, "panel-note")
+    assert chrome.execute_script("return asked") == 1
+    click(chrome, "colour")
+    assert chrome.execute_script("return asked") == 1
+    # When the text is shown again, the server may have come back.
+    chrome.execute_script("window.fetch = fetched")
+    versions(chrome)[0].click()
+    wait_until(chrome, "document.querySelector('[data-index=\"1\"]').style.length > 0")
+    longest = 2**20 // (lm.tokenizer.vocab_size + 1)
+    script = (
+        "backend.score('e'.repeat(arguments[0])).then((scores) => arguments[1](scores.length),"
+        " (error) => arguments[1](error.message))"
+    )
+    assert chrome.execute_async_script(script, longest) == longest
+    assert f"up to {longest:,} char" in chrome.execute_async_script(script, longest + 1)
+
+
 def test_branches_use_the_same_dice_and_are_kept(chrome, lm):
     prompt, n = "First", 30
     fill(chrome, prompt=prompt, length=n, seed=5)

@@ -10,6 +10,7 @@ function makeBackend({ name, vocabulary }) {
   const characters = Array.from(vocabulary);
   const ids = new Map(characters.map((character, id) => [character, id]));
   const nLogProbs = Math.min(characters.length, MOST_LOG_PROBS);
+  const atOnce = Math.floor(MOST_OF_ANSWER / (nLogProbs + 1)); // characters in one answer
 
   /** Returns the log-probabilities of all characters, in order of ids; -Infinity: not known. */
   function toLogProbs(byCharacter) {
@@ -25,7 +26,7 @@ function makeBackend({ name, vocabulary }) {
       const response = await post("v1/completions", {
         model: name,
         prompt: options.prompt,
-        max_tokens: Math.min(options.maxTokens, Math.floor(MOST_OF_ANSWER / (nLogProbs + 1))),
+        max_tokens: Math.min(options.maxTokens, atOnce),
         temperature: options.temperature,
         top_k: options.topK,
         top_p: options.topP ?? 1,
@@ -49,6 +50,9 @@ function makeBackend({ name, vocabulary }) {
     },
 
     async score(text, signal) {
+      if (Array.from(text).length > atOnce) {
+        throw new Error(`Chances are computed for prompts of up to ${count(atOnce)} characters.`);
+      }
       const response = await post("v1/completions", {
         model: name, prompt: text, max_tokens: 0, echo: true, logprobs: nLogProbs,
       }, signal);
