@@ -209,6 +209,25 @@ def test_a_long_text_streams_and_stops_and_goes_on(chrome, lm):
     assert lm.generate("First", n_new) == text
 
 
+def test_stop_is_in_sight_where_the_text_grows(chrome):
+    fill(chrome, prompt="First", length=1000)
+    click(chrome, "generate")
+    wait_until(chrome, "document.getElementById('status').textContent.startsWith('Done')")
+    for length in (10_000, 9_000):
+        fill(chrome, length=length)
+        click(chrome, "continue")
+        more = f"document.querySelectorAll('#text .character').length > {11_500 - length}"
+        wait_until(chrome, more)
+        chrome.execute_script("document.querySelector('[data-index=\"500\"]').scrollIntoView()")
+        stop = chrome.find_element("id", "continue")
+        box = chrome.execute_script("return arguments[0].getBoundingClientRect()", stop)
+        height = chrome.execute_script("return innerHeight")
+        assert stop.text == "Stop" and 0 < box["top"] < box["bottom"] <= height
+        stop.click()
+        assert "Stopped: " in shown(chrome, "status")
+        assert stop.text == "Continue"
+
+
 def test_pointing_at_a_character_shows_every_chance(chrome, lm):
     fill(chrome, prompt="First", length=30)
     text = lm.generate("First", 30)

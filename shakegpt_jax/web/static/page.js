@@ -25,8 +25,8 @@ const jobs = jobRunner(showBusy, showProblem);
 function showBusy(busy) {
   if (!busy && document.activeElement === $("stop")) $("generate").focus();
   $("stop").hidden = !busy;
-  $("continue").hidden = !current;
-  $("continue").disabled = busy;
+  $("continue").textContent = busy ? "Stop" : "Continue"; // the other Stop may be out of sight
+  $("text-card").classList.toggle("writing", busy);
   if (busy) $("status").textContent = WRITING;
   else if ($("status").textContent === WRITING) $("status").textContent = "";
 }
@@ -168,7 +168,7 @@ $("controls").addEventListener("submit", (event) => {
   generate();
 });
 for (const [id, act] of Object.entries({
-  stop: jobs.stop, continue: goOn, compare, "back-to-text": closeSamples, "copy-link": copyLink,
+  stop: jobs.stop, continue: () => (jobs.busy ? jobs.stop() : goOn()), compare, "back-to-text": closeSamples, "copy-link": copyLink,
 })) $(id).addEventListener("click", () => act());
 $("colour").addEventListener("change", colourText);
 document.addEventListener("keydown", (event) => {

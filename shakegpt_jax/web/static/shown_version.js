@@ -18,7 +18,7 @@ function show(version, { push, at = -1 }) {
   tree.show(version);
   showSamples(false);
   for (const id of ["problem", "empty"]) $(id).hidden = true;
-  for (const id of ["text", "versions-card"]) $(id).hidden = false;
+  for (const id of ["text", "continue", "versions-card"]) $(id).hidden = false;
   closeChances();
   view.clear();
   view.append(Array.from(version.settings.prompt, (character) => ({ character, className: "prompt" })));
