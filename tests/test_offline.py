@@ -87,7 +87,7 @@ def generate(chrome: Any, prompt: str, **options: Any) -> str:
 def log_probs(chrome: Any, text: str) -> list[np.ndarray | None]:
     script = """
     const [text, done] = arguments;
-    backend.score(text).then((rows) => done(rows.map((row) => row && [...row])))
+    backend.score(text).then((rows) => done(rows.map((row) => row && [...row.values])))
     """
     rows = chrome.execute_async_script(script, text)
     return [row if row is None else np.array(row) for row in rows]
@@ -213,7 +213,7 @@ def test_the_log_probabilities_of_new_characters_are_their_scores(chrome, lm):
     const [prompt, done] = arguments, all = [];
     backend.generate({prompt, maxTokens: 20, temperature: 0.5, topK: 3, topP: null, seed: 1,
       noiseOffset: 0}, (characters) => all.push(...characters))
-      .then(() => done(all.map(({character, logProbs}) => [character, [...logProbs]])))
+      .then(() => done(all.map(({character, logProbs}) => [character, [...logProbs.values]])))
     """
     characters, found = zip(*chrome.execute_async_script(script, "Oh"), strict=True)
     scores = log_probs(chrome, "Oh" + "".join(characters))

@@ -534,6 +534,23 @@ def test_a_busy_server_and_a_broken_connection(chrome, lm):
     wait_for(chrome, text)
 
 
+def test_of_a_large_vocabulary_only_what_the_server_tells_is_kept(chrome):
+    vocabulary = "".join(map(chr, range(0x4E00, 0x4E00 + 5000)))
+    top = {vocabulary[i]: -i / 100 - 0.5 for i in (4000, 17, 2500)} | {vocabulary[3]: -9999}
+    token = {"tokens": [vocabulary[17]], "top_logprobs": [top]}
+    event = {"choices": [{"logprobs": token, "finish_reason": "length"}]}
+    script = """
+        const [vocabulary, event, done] = arguments, tokens = [];
+        window.fetch = async () => new Response(`data: ${event}\\n\\n`);
+        makeBackend({ ...data, vocabulary })
+          .generate({ prompt: "", maxTokens: 1 }, (more) => tokens.push(...more))
+          .then(() => done([[...tokens[0].logProbs.ids], [...tokens[0].logProbs.values]]));
+    """
+    kept, values = chrome.execute_async_script(script, vocabulary, json.dumps(event))
+    assert kept == [17, 2500, 4000]
+    assert values == pytest.approx([-0.67, -25.5, -40.5], rel=1e-6)
+
+
 def test_the_same_settings_write_the_same_text(chrome, lm):
     fill(chrome, prompt="First", length=20)
     generate(chrome, lm.generate("First", 20))

@@ -87,6 +87,6 @@ function colourPrompt() {
   scorePrompt();
   const { scores } = promptScores.get(current.settings.prompt);
   if (scores) Array.from(current.settings.prompt).forEach((character, i) => {
-    if (scores[i]) view.colour(i, scores[i][ids.get(character)]);
+    if (scores[i]) view.colour(i, logProbOf({ character, logProbs: scores[i] }));
   });
 }

@@ -70,7 +70,8 @@ function distributionPanel(vocabulary, choose, close) {
   }
 
   function showBars({ character, logProbs }) {
-    const entries = vocabulary.map((each, id) => ({ character: each, probability: Math.exp(logProbs[id]) }))
+    const entries = Array.from(logProbs.ids, (id, i) =>
+      ({ character: vocabulary[id], probability: Math.exp(logProbs.values[i]) }))
       .filter((entry) => entry.probability > 0);
     const ordered = [...entries].sort((a, b) => b.probability - a.probability);
     const rank = ordered.findIndex((entry) => entry.character === character);
@@ -96,7 +97,7 @@ function distributionPanel(vocabulary, choose, close) {
 
   return {
     /**
-     * @param {{title: string, character: string, logProbs: Float32Array | null, note: string,
+     * @param {{title: string, character: string, logProbs: LogProbs | null, note: string,
      *   stretch: object | undefined}} shown log-probabilities that are null are not known
      */
     show(shown) {

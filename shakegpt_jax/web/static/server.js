@@ -12,13 +12,11 @@ function makeBackend({ name, vocabulary }) {
   const nLogProbs = Math.min(characters.length, MOST_LOG_PROBS);
   const atOnce = Math.floor(MOST_OF_ANSWER / (nLogProbs + 1)); // characters in one answer
 
-  /** Returns the log-probabilities of all characters, in order of ids; -Infinity: not known. */
+  /** Returns the log-probabilities that the server tells, in order of ids. */
   function toLogProbs(byCharacter) {
-    const logProbs = new Float32Array(characters.length).fill(-Infinity);
-    for (const [character, logProb] of Object.entries(byCharacter)) {
-      if (logProb > -9999) logProbs[ids.get(character)] = logProb;
-    }
-    return logProbs;
+    const known = Object.entries(byCharacter).filter(([, value]) => value > -9999)
+      .map(([character, value]) => [ids.get(character), value]).sort(([a], [b]) => a - b);
+    return { ids: Uint32Array.from(known, ([id]) => id), values: Float32Array.from(known, ([, value]) => value) };
   }
 
   return {

@@ -4,7 +4,8 @@
 let current = null; // the version, or null
 let search = null; // aborts the search for copies of the training text
 
-const logProbOf = ({ character, logProbs }) => logProbs[ids.get(character)];
+/** Returns the log-probability of a character; -Infinity: it is not among those that are known. */
+const logProbOf = ({ character, logProbs }) => logProbs.values[logProbs.ids.indexOf(ids.get(character))] ?? -Infinity;
 
 /**
  * Shows a version.

@@ -2,11 +2,16 @@
 // The versions of a text: each generation is a root, each branch a child of the text it left.
 
 /**
+ * The model's own log-probabilities of the characters with these ids, in order; others are not known.
+ * @typedef {{ids: Uint32Array, values: Float32Array}} LogProbs
+ */
+
+/**
  * A version of a text.
  * @typedef {object} Version
  * @property {{prompt, temperature, topK, topP, seed}} settings
  * @property {[number, string][]} changes places in the new text, and the characters chosen there
- * @property {{character: string, logProbs: Float32Array}[]} tokens the new text
+ * @property {{character: string, logProbs: LogProbs}[]} tokens the new text
  * @property {number} target characters that it should have
  * @property {number} promptLength in characters
  * @property {Version | null} parent
