@@ -2,12 +2,11 @@
 // The page: connects the form, the text, the chances, the versions, the samples and the address.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+const { defaults, limits } = data; // as Python has them
 const backend = makeBackend(data);
 const vocabulary = Array.from(data.vocabulary);
 const ids = new Map(vocabulary.map((character, id) => [character, id]));
 const mark = modelMark(data);
-const DEFAULTS = { temperature: 0.8, topK: null, topP: null, seed: 0 };
-const DEFAULT_LENGTH = 500;
 const WRITING = "Writing…";
 const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
 const $ = (id) => document.getElementById(id);
@@ -77,7 +76,7 @@ function goTo(version) {
 
 function goOn() {
   $("problem").hidden = true;
-  current.target = Math.min(MAX_LENGTH, current.tokens.length + (form.read().length ?? DEFAULT_LENGTH));
+  current.target = Math.min(limits.text, current.tokens.length + (form.read().length ?? defaults.length));
   select(current, { push: false });
 }
 
@@ -123,7 +122,7 @@ async function openAddress() {
     showProblem(`Nothing was loaded from this link. ${nameUnknown(unknown)}`);
     return;
   }
-  form.fill(settings, Math.min(length, MOST_AT_ONCE));
+  form.fill(settings, Math.min(length, limits.length));
   let version;
   const done = await jobs.run(async (signal) => {
     version = await versionOfLink(backend, link.state, tree.find, signal);
@@ -179,7 +178,7 @@ document.addEventListener("keydown", (event) => {
 addEventListener("popstate", openAddress);
 
 describeModel(data);
-form.fill({ ...DEFAULTS, prompt: data.prompt }, DEFAULT_LENGTH);
+form.fill({ prompt: data.prompt, ...defaults }, defaults.length);
 colourText(); // browsers keep the switch over a reload
 if (backend.problem) showProblem(backend.problem);
 else openAddress();

@@ -2,15 +2,13 @@
 // The model behind a server that speaks the OpenAI completions API.
 
 const MOST_LOG_PROBS = 256; // per character, the largest; the others are not known
-const MOST_OF_ANSWER = 2 ** 20; // log-probabilities that the server sends in one answer
-const MOST_SEARCHED = 20_000; // characters that the server searches for copies
 
 /** Returns what the page generates, scores and searches with: the server that it came from. */
-function makeBackend({ name, vocabulary }) {
+function makeBackend({ name, vocabulary, limits }) {
   const characters = Array.from(vocabulary);
   const ids = new Map(characters.map((character, id) => [character, id]));
   const nLogProbs = Math.min(characters.length, MOST_LOG_PROBS);
-  const atOnce = Math.floor(MOST_OF_ANSWER / (nLogProbs + 1)); // characters in one answer
+  const atOnce = Math.floor(limits.log_probs / (nLogProbs + 1)); // characters in one answer
 
   /** Returns the log-probabilities that the server tells, in order of ids. */
   function toLogProbs(byCharacter) {
@@ -59,7 +57,7 @@ function makeBackend({ name, vocabulary }) {
     },
 
     async verbatim(text, signal) {
-      const searched = Array.from(text).slice(-MOST_SEARCHED); // of a longer text, its end
+      const searched = Array.from(text).slice(-limits.searched); // of a longer text, its end
       const offset = Array.from(text).length - searched.length;
       try {
         const response = await post("v1/verbatim", { text: searched.join("") }, signal);

@@ -15,7 +15,7 @@ async function writeTo(backend, version, length, onTokens, signal) {
   while (version.tokens.length < length) {
     const noiseOffset = version.tokens.length;
     await backend.generate({
-      prompt: versionText(version), maxTokens: Math.min(length - noiseOffset, MOST_AT_ONCE),
+      prompt: versionText(version), maxTokens: Math.min(length - noiseOffset, limits.length),
       noiseOffset, ...options,
     }, (tokens) => {
       if (signal.aborted) return;
