@@ -144,7 +144,7 @@ def test_sampling_is_that_of_the_sampler(chrome, top_k, top_p):
 def test_every_float16_is_decoded(chrome):
     halves = np.arange(2**16, dtype="<u2").view("<f2")
     halves = halves[np.isfinite(halves)]
-    script = "return [...widenHalves(decodeBase64(arguments[0]))]"
+    script = "return [...widenHalves(decodeArray(arguments[0], Uint8Array))]"
     found = np.array(chrome.execute_script(script, encode_array(halves)))
     np.testing.assert_array_equal(found, halves.astype(float))
 

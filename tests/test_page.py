@@ -146,6 +146,8 @@ def versions(chrome) -> list:
 def test_the_text_is_that_of_generate_and_goes_on_with_the_same_dice(chrome, lm):
     assert chrome.title == "run: one character at a time"
     assert f"{lm.tokenizer.vocab_size} characters" in shown(chrome, "about")
+    for name, value in {"temperature": "0.8", "top-k": "", "seed": "0", "length": "500"}.items():
+        assert chrome.find_element("id", name).get_attribute("value") == value
     prompt = "First\nlet us"
     fill(chrome, prompt=prompt, temperature="1.5", top_k=9, top_p="0.9", seed=2**32 - 1, length=40)
     options = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "seed": 2**32 - 1}

@@ -31,8 +31,7 @@ function showChances(index, { hold }) {
   if (place < 0) scorePrompt();
   const { scores, problem = "" } = promptScores.get(settings.prompt) ?? {};
   const logProbs = place < 0 ? scores?.[index] ?? null : tokens[place].logProbs;
-  const stretch = (found?.stretches ?? []).filter(({ start, end }) => start <= index && index < end)
-    .sort((a, b) => b.end - b.start - (a.end - a.start))[0];
+  const stretch = longestStretch(found?.stretches ?? [], index);
   panel.show({
     title: `${place < 0 ? "Prompt: " : ""}${spokenCharacter(text[index])}`,
     character: text[index],
@@ -51,6 +50,7 @@ function closeChances() {
   [pointed, held] = [-1, false];
   view.mark(-1);
   panel.clear();
+  for (const [prompt, { problem }] of promptScores) if (problem) promptScores.delete(prompt); // asked for anew
   if (inside) view.focus();
 }
 
@@ -70,7 +70,7 @@ function changePrompt({ settings, target }, index, character) {
   return makeVersion({ ...settings, prompt }, target);
 }
 
-/** Computes the chances of the characters of the prompt, once each time that the text is shown. */
+/** Computes the chances of the characters of the prompt, once per prompt unless that fails. */
 async function scorePrompt() {
   const { prompt } = current.settings;
   if (promptScores.has(prompt)) return;

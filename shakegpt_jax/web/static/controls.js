@@ -22,7 +22,6 @@ function nameUnknown(characters) {
  * @param {() => void} change called when something was typed
  */
 function controlsForm(vocabulary, change) {
-  const $ = (id) => document.getElementById(id);
   const fields = {
     temperature: { id: "temperature", name: "Temperature", read: readTemperature },
     topK: { id: "top-k", name: "Top-k", read: readTopK, optional: true },

@@ -1,7 +1,7 @@
 "use strict";
 // The page: connects the form, the text, the chances, the versions, the samples and the address.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse($("data").textContent);
 const { defaults, limits } = data; // as Python has them
 const backend = makeBackend(data);
 const vocabulary = Array.from(data.vocabulary);
@@ -9,7 +9,6 @@ const ids = new Map(vocabulary.map((character, id) => [character, id]));
 const mark = modelMark(data);
 const WRITING = "Writing…";
 const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
-const $ = (id) => document.getElementById(id);
 
 const view = textView($("text"), textEvents);
 const panel = distributionPanel(vocabulary, (character) => branch(pointed, character), closeChances);

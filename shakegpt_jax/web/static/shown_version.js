@@ -25,7 +25,6 @@ function show(version, { push, at = -1 }) {
   view.append(Array.from(version.settings.prompt, (character) => ({ character, className: "prompt" })));
   addTokens(version.tokens, version);
   view.flush();
-  if (promptScores.get(version.settings.prompt)?.problem) promptScores.delete(version.settings.prompt);
   if (!sameSettings(form.read().settings, version.settings)) form.fill(version.settings);
   showLink(version.target, push);
   showNote();

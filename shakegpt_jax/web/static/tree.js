@@ -1,10 +1,7 @@
 "use strict";
 // The versions of a text: each generation is a root, each branch a child of the text it left.
 
-/**
- * The model's own log-probabilities of the characters with these ids, in order; others are not known.
- * @typedef {{ids: Uint32Array, values: Float32Array}} LogProbs
- */
+/** @typedef {{ids: Uint32Array, values: Float32Array}} LogProbs of the ids in order; others are not known */
 
 /**
  * A version of a text.
@@ -117,5 +114,3 @@ function branchLabel({ settings, changes, tokens }) {
     element("span", "version-text", snippet(tokens, place + 1, place + 33) + "…"),
   ];
 }
-
-const count = (number) => number.toLocaleString("en");
