@@ -1,5 +1,6 @@
 "use strict";
-// The character of the text whose chances are shown, and the branches that start there.
+// The character of the text whose chances are shown, and the branches that start there. It sets
+// `pointed` and `held`.
 
 let pointed = -1, held = false; // the character; whether it stays when the pointer moves on
 const promptScores = new Map(); // of each prompt, its {scores}, the {problem}, or {} while it is scored

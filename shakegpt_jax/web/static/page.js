@@ -1,5 +1,7 @@
 "use strict";
 // The page: connects the form, the text, the chances, the versions, the samples and the address.
+// What is global here, shown_version.js and chances.js use as well, and this file uses their
+// functions and the variables `current` and `pointed`. Each variable is set in its own file alone.
 
 const data = JSON.parse($("data").textContent);
 const { defaults, limits } = data; // as Python has them

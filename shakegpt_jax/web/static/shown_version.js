@@ -1,5 +1,5 @@
 "use strict";
-// The version that is shown: its text, its notes and its link.
+// The version that is shown: its text, its notes and its link. It sets `current` and `search`.
 
 let current = null; // the version, or null
 let search = null; // aborts the search for copies of the training text
