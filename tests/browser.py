@@ -1,11 +1,18 @@
-"""A real Chromium without a window, driven by selenium: Debian's chromium and chromium-driver."""
+"""A real Chromium without a window, driven by selenium: Debian's chromium and chromium-driver.
+
+For pages with a prompt there is also the text that they should write.
+"""
 
 import contextlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
+
+import shakegpt_jax
 
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 
@@ -54,3 +61,39 @@ def console_errors(chrome: Any) -> list[str]:
         for entry in chrome.get_log("browser")
         if entry["level"] in ("WARNING", "SEVERE")
     ]
+
+
+def fill(chrome: Any, **values: object) -> None:
+    """Type values into the fields of these names, with - for _ ."""
+    for name, value in values.items():
+        field = chrome.find_element("id", name.replace("_", "-"))
+        field.clear()
+        field.send_keys(str(value))
+
+
+def click(chrome: Any, name: str) -> None:
+    """Click the element with an id."""
+    chrome.find_element("id", name).click()
+
+
+def written(
+    lm: shakegpt_jax.LanguageModel,
+    prompt: str,
+    n: int,
+    seed: int,
+    *,
+    temperature: float = 0.8,
+    start: int = 0,
+) -> str:
+    """Continue a prompt by `n` characters, one at a time, with the noise from index `start` on."""
+    key = jax.random.key(seed)
+    n_time = lm.config.model.block_size
+    stride = min(n_time, n_time - n_time // 2 + 1)  # the window is filled again with its rest
+    text = prompt
+    for index in range(start, start + n):
+        over = max(0, len(text) - n_time)
+        context = text[-(n_time - stride + 1 + (over - 1) % stride) :] if over else text
+        logits = np.asarray(lm.logits(context))[-1].astype(np.float64)
+        noise = jax.random.gumbel(jax.random.fold_in(key, index), (len(logits),))
+        text += lm.tokenizer.vocabulary[int(np.argmax(logits / temperature + np.asarray(noise)))]
+    return text

@@ -87,7 +87,7 @@ def generate(chrome: Any, prompt: str, **options: Any) -> str:
 def log_probs(chrome: Any, text: str) -> list[np.ndarray | None]:
     script = """
     const [text, done] = arguments;
-    backend.score(text).then((rows) => done(rows.map((row) => row && [...row])))
+    backend.score(text).then((rows) => done(rows.map((row) => row && [...row.values])))
     """
     rows = chrome.execute_async_script(script, text)
     return [row if row is None else np.array(row) for row in rows]
@@ -144,7 +144,7 @@ def test_sampling_is_that_of_the_sampler(chrome, top_k, top_p):
 def test_every_float16_is_decoded(chrome):
     halves = np.arange(2**16, dtype="<u2").view("<f2")
     halves = halves[np.isfinite(halves)]
-    script = "return [...widenHalves(decodeBase64(arguments[0]))]"
+    script = "return [...widenHalves(decodeArray(arguments[0], Uint8Array))]"
     found = np.array(chrome.execute_script(script, encode_array(halves)))
     np.testing.assert_array_equal(found, halves.astype(float))
 
@@ -213,7 +213,7 @@ def test_the_log_probabilities_of_new_characters_are_their_scores(chrome, lm):
     const [prompt, done] = arguments, all = [];
     backend.generate({prompt, maxTokens: 20, temperature: 0.5, topK: 3, topP: null, seed: 1,
       noiseOffset: 0}, (characters) => all.push(...characters))
-      .then(() => done(all.map(({character, logProbs}) => [character, [...logProbs]])))
+      .then(() => done(all.map(({character, logProbs}) => [character, [...logProbs.values]])))
     """
     characters, found = zip(*chrome.execute_async_script(script, "Oh"), strict=True)
     scores = log_probs(chrome, "Oh" + "".join(characters))

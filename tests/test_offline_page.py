@@ -8,11 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from browser import chromium, console_errors, go_offline
+from browser import chromium, click, console_errors, fill, go_offline, written
 
 import shakegpt_jax
-from shakegpt_jax.inference.sampler import context_length
-from shakegpt_jax.inference.sampling import Sampling, gumbel_noise, sample_token
 from shakegpt_jax.web.offline_page import export_page
 
 pytestmark = pytest.mark.slow
@@ -44,17 +42,6 @@ def open_page(chrome: Any, address: str) -> None:
     assert chrome.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-def fill(chrome: Any, **fields: object) -> None:
-    for name, value in fields.items():
-        field = chrome.find_element("id", name.replace("_", "-"))
-        field.clear()
-        field.send_keys(str(value))
-
-
-def click(chrome: Any, name: str) -> None:
-    chrome.find_element("id", name).click()
-
-
 def wait_for(chrome: Any, name: str, pattern: str) -> str:
     from selenium.webdriver.support.wait import WebDriverWait
 
@@ -74,19 +61,6 @@ def wait_for_text(chrome: Any, expected: str) -> None:
         WebDriverWait(chrome, 20).until(lambda _: chrome.execute_script(script) == expected)
     except TimeoutException:
         assert chrome.execute_script(script) == expected  # says what differs
-
-
-def go_on(lm: shakegpt_jax.LanguageModel, text: str, place: int, n: int, seed: int) -> str:
-    """Continue a text, character by character, with the dice from `place` on."""
-    n_time = lm.config.model.block_size
-    stride = min(n_time, n_time - n_time // 2 + 1)
-    for index in range(place, place + n):
-        tail = text[-context_length(len(text), n_time, stride) :]
-        keys_B = jax.random.key(np.array([seed], np.uint32)[0])[None]
-        noise_BxV = gumbel_noise(keys_B, np.array([[index]]), lm.tokenizer.vocab_size)[0]
-        chosen = sample_token(noise_BxV, lm.logits(tail)[-1:], Sampling(1.0))
-        text += lm.tokenizer.decode(np.asarray(chosen))
-    return text
 
 
 def test_a_text_is_written_stopped_branched_and_linked(page, lm):
@@ -111,14 +85,14 @@ def test_a_text_is_written_stopped_branched_and_linked(page, lm):
         )
         character = other.get_attribute("data-character")
         other.click()
-        branch = go_on(lm, text[:14] + character, 10, 30, seed=3)
+        branch = written(lm, text[:14] + character, 30, 3, temperature=1, start=10)
         assert branch[15:] != text[15:]
         wait_for_text(chrome, branch)
 
         open_page(chrome, chrome.current_url)
         wait_for_text(chrome, branch)
         click(chrome, "continue")
-        wait_for_text(chrome, go_on(lm, branch, 40, 40, seed=3))
+        wait_for_text(chrome, written(lm, branch, 40, 3, temperature=1, start=40))
 
         fill(chrome, length=10_000, top_k=5)
         stop = "setTimeout(() => document.getElementById('stop').click(), 100)"

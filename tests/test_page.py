@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from browser import chromium, console_errors
+from browser import chromium, click, console_errors, fill, written
 from conftest import small_config
 
 import shakegpt_jax
@@ -78,21 +78,6 @@ def chrome(address) -> Iterator:
         assert console_errors(chrome) == []
 
 
-def written(lm, prompt: str, n: int, seed: int, *, temperature=0.8, start=0) -> str:
-    """Continue a prompt character by character, with the noise from index `start` on."""
-    key = jax.random.key(seed)
-    n_time = lm.config.model.block_size
-    stride = n_time - n_time // 2 + 1  # the window is filled again with the rest of it
-    text = prompt
-    for index in range(start, start + n):
-        over = max(0, len(text) - n_time)
-        context = text[-(n_time - stride + 1 + (over - 1) % stride) :] if over else text
-        logits = np.asarray(lm.logits(context))[-1].astype(np.float64)
-        noise = jax.random.gumbel(jax.random.fold_in(key, index), (len(logits),))
-        text += lm.tokenizer.vocabulary[int(np.argmax(logits / temperature + np.asarray(noise)))]
-    return text
-
-
 def wait_until(chrome, condition: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -111,17 +96,6 @@ def as_script(text: str) -> str:
 
 def shown(chrome, name: str = "text") -> str:
     return chrome.execute_script(f"return document.getElementById('{name}').textContent")
-
-
-def fill(chrome, **values: object) -> None:
-    for name, value in values.items():
-        field = chrome.find_element("id", name.replace("_", "-"))
-        field.clear()
-        field.send_keys(str(value))
-
-
-def click(chrome, name: str) -> None:
-    chrome.find_element("id", name).click()
 
 
 def generate(chrome, text: str) -> None:
@@ -161,7 +135,7 @@ def tap(chrome, element) -> None:
     touch.perform()
 
 
-def another(lm, character: str) -> str:
+def another(character: str) -> str:
     return "e" if character != "e" else "t"
 
 
@@ -172,6 +146,8 @@ def versions(chrome) -> list:
 def test_the_text_is_that_of_generate_and_goes_on_with_the_same_dice(chrome, lm):
     assert chrome.title == "run: one character at a time"
     assert f"{lm.tokenizer.vocab_size} characters" in shown(chrome, "about")
+    for name, value in {"temperature": "0.8", "top-k": "", "seed": "0", "length": "500"}.items():
+        assert chrome.find_element("id", name).get_attribute("value") == value
     prompt = "First\nlet us"
     fill(chrome, prompt=prompt, temperature="1.5", top_k=9, top_p="0.9", seed=2**32 - 1, length=40)
     options = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "seed": 2**32 - 1}
@@ -209,6 +185,25 @@ def test_a_long_text_streams_and_stops_and_goes_on(chrome, lm):
     assert lm.generate("First", n_new) == text
 
 
+def test_stop_is_in_sight_where_the_text_grows(chrome):
+    fill(chrome, prompt="First", length=1000)
+    click(chrome, "generate")
+    wait_until(chrome, "document.getElementById('status').textContent.startsWith('Done')")
+    for length in (10_000, 9_000):
+        fill(chrome, length=length)
+        click(chrome, "continue")
+        more = f"document.querySelectorAll('#text .character').length > {11_500 - length}"
+        wait_until(chrome, more)
+        chrome.execute_script("document.querySelector('[data-index=\"500\"]').scrollIntoView()")
+        stop = chrome.find_element("id", "continue")
+        box = chrome.execute_script("return arguments[0].getBoundingClientRect()", stop)
+        height = chrome.execute_script("return innerHeight")
+        assert stop.text == "Stop" and 0 < box["top"] < box["bottom"] <= height
+        stop.click()
+        assert "Stopped: " in shown(chrome, "status")
+        assert stop.text == "Continue"
+
+
 def test_pointing_at_a_character_shows_every_chance(chrome, lm):
     fill(chrome, prompt="First", length=30)
     text = lm.generate("First", 30)
@@ -241,6 +236,35 @@ def test_pointing_at_a_character_shows_every_chance(chrome, lm):
     )
 
 
+def test_a_prompt_that_cannot_be_scored_says_so_and_is_not_asked_for_again(chrome, lm):
+    fill(chrome, prompt="First", length=20)
+    text = lm.generate("First", 20)
+    generate(chrome, text)
+    chrome.execute_script(
+        "window.asked = 0; window.fetched = fetch;"
+        "window.fetch = async (...all) => { asked += 1; throw new TypeError('no network'); }"
+    )
+    for index in (1, 2, 3):
+        point_at(chrome, character(chrome, index))
+        assert "Prompt: " in shown(chrome, "panel-title")
+        wait_until(chrome, "document.getElementById('panel-note').textContent !== ''")
+        assert "not known. The server does not answer" in shown(chrome, "panel-note")
+    assert chrome.execute_script("return asked") == 1
+    click(chrome, "colour")
+    assert chrome.execute_script("return asked") == 1
+    # When the text is shown again, the server may have come back.
+    chrome.execute_script("window.fetch = fetched")
+    versions(chrome)[0].click()
+    wait_until(chrome, "document.querySelector('[data-index=\"1\"]').style.length > 0")
+    longest = 2**20 // (lm.tokenizer.vocab_size + 1)
+    script = (
+        "backend.score('e'.repeat(arguments[0])).then((scores) => arguments[1](scores.length),"
+        " (error) => arguments[1](error.message))"
+    )
+    assert chrome.execute_async_script(script, longest) == longest
+    assert f"up to {longest:,} char" in chrome.execute_async_script(script, longest + 1)
+
+
 def test_branches_use_the_same_dice_and_are_kept(chrome, lm):
     prompt, n = "First", 30
     fill(chrome, prompt=prompt, length=n, seed=5)
@@ -248,13 +272,13 @@ def test_branches_use_the_same_dice_and_are_kept(chrome, lm):
     generate(chrome, original)
     first, second = len(prompt) + 4, len(prompt) + 12
     character(chrome, first).click()
-    other = another(lm, original[first])
+    other = another(original[first])
     choose(chrome, other)
     branch = written(lm, original[:first] + other, n - 5, 5, start=5)
     assert branch[first + 1 :] != original[first + 1 :]
     wait_for(chrome, branch)
     character(chrome, second).click()
-    other = another(lm, branch[second])
+    other = another(branch[second])
     choose(chrome, other)
     deeper = written(lm, branch[:second] + other, n - 13, 5, start=13)
     wait_for(chrome, deeper)
@@ -406,36 +430,36 @@ def test_a_link_of_another_model_says_so(chrome, lm):
 
 
 def test_keys_alone_are_enough(chrome, lm):
-    fill(chrome, prompt="First", length=20)
-    text = lm.generate("First", 20)
+    fill(chrome, prompt="First\nab", length=20)
+    text = lm.generate("First\nab", 20)
     chrome.find_element("id", "length").send_keys(ENTER)
     wait_for(chrome, text)
     chrome.execute_script("document.getElementById('colour').focus()")
     press(chrome, TAB)
     assert chrome.execute_script("return document.activeElement.id") == "text"
     marked = "return Number(document.querySelector('#text .current')?.dataset.index ?? -1)"
-    assert chrome.execute_script(marked) == 5  # the first new character
+    assert chrome.execute_script(marked) == 8  # the first new character
     press(chrome, RIGHT, RIGHT, LEFT)
-    assert chrome.execute_script(marked) == 6
-    if "\n" in text[6:]:  # down and up again ends at the same place or the end of a shorter line
-        press(chrome, DOWN)
-        assert chrome.execute_script(marked) > text.index("\n", 6)
-        press(chrome, UP)
-    press(chrome, *[LEFT] * 30, *[RIGHT] * 6)
-    assert chrome.execute_script(marked) == 6
+    assert chrome.execute_script(marked) == 9
+    press(chrome, LEFT, LEFT)  # to the b
+    for key, place in ((UP, text.index("i")), (DOWN, text.index("b"))):
+        press(chrome, key)
+        assert chrome.execute_script(marked) == place
+    press(chrome, *[LEFT] * 30, *[RIGHT] * 9)
+    assert chrome.execute_script(marked) == 9
     press(chrome, ENTER)
     focused = "return document.activeElement.dataset.character"
-    assert chrome.execute_script(focused) == text[6]
+    assert chrome.execute_script(focused) == text[9]
     press(chrome, ESCAPE)
     assert not chrome.find_element("id", "panel-filled").is_displayed()
     assert chrome.execute_script("return document.activeElement.id") == "text"
     press(chrome, RIGHT, LEFT, ENTER)
-    assert chrome.execute_script(focused) == text[6]
+    assert chrome.execute_script(focused) == text[9]
     press(chrome, HOME)
     assert chrome.execute_script(focused) == lm.tokenizer.vocabulary[0]
-    place = lm.tokenizer.vocabulary.index(another(lm, text[6]))
+    place = lm.tokenizer.vocabulary.index(another(text[9]))
     press(chrome, *[RIGHT] * place, ENTER)
-    branch = written(lm, text[:6] + another(lm, text[6]), 18, 0, start=2)
+    branch = written(lm, text[:9] + another(text[9]), 18, 0, start=2)
     wait_for(chrome, branch)
     press(chrome, ESCAPE)
     assert chrome.execute_script(marked) == -1
@@ -484,6 +508,23 @@ def test_a_busy_server_and_a_broken_connection(chrome, lm):
     fill(chrome, length=39)
     click(chrome, "continue")
     wait_for(chrome, text)
+
+
+def test_of_a_large_vocabulary_only_what_the_server_tells_is_kept(chrome):
+    vocabulary = "".join(map(chr, range(0x4E00, 0x4E00 + 5000)))
+    top = {vocabulary[i]: -i / 100 - 0.5 for i in (4000, 17, 2500)} | {vocabulary[3]: -9999}
+    token = {"tokens": [vocabulary[17]], "top_logprobs": [top]}
+    event = {"choices": [{"logprobs": token, "finish_reason": "length"}]}
+    script = """
+        const [vocabulary, event, done] = arguments, tokens = [];
+        window.fetch = async () => new Response(`data: ${event}\\n\\n`);
+        makeBackend({ ...data, vocabulary })
+          .generate({ prompt: "", maxTokens: 1 }, (more) => tokens.push(...more))
+          .then(() => done([[...tokens[0].logProbs.ids], [...tokens[0].logProbs.values]]));
+    """
+    kept, values = chrome.execute_async_script(script, vocabulary, json.dumps(event))
+    assert kept == [17, 2500, 4000]
+    assert values == pytest.approx([-0.67, -25.5, -40.5], rel=1e-6)
 
 
 def test_the_same_settings_write_the_same_text(chrome, lm):

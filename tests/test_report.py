@@ -193,7 +193,8 @@ def test_the_page_has_what_the_model_predicts(finished, text, tmp_path, command,
     assert np.average(kinds["means"], weights=kinds["counts"]) == pytest.approx(loss)
     train_text = text[:18_000]
     assert shown["copies"]["stretches"]
-    for start, end, place in shown["copies"]["stretches"]:
+    for stretch in shown["copies"]["stretches"]:
+        start, end, place = (stretch[name] for name in ("start", "end", "place"))
         assert end - start >= 10
         assert train_text[place : place + end - start] == shown["text"][start:end]
     attention = shown["attention"]

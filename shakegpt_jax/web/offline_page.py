@@ -17,7 +17,7 @@ from shakegpt_jax.web.serving_page import prompt_page
 
 MAX_PARAMETERS = 20_000_000  # with more, a browser writes fewer than about 30 characters/s
 
-MODEL_SCRIPTS = ("threefry.js", "sampling.js", "weights.js", "model.js", "offline.js")
+MODEL_SCRIPTS = ("base64.js", "threefry.js", "sampling.js", "weights.js", "model.js", "offline.js")
 
 
 def offline_page(lm: LanguageModel, *, float32: bool = False) -> str:

@@ -6,8 +6,20 @@ from typing import Any
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference import defaults
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.sampler import default_window_stride
+
+# What the page accepts and asks for at most; a server refuses more.
+LIMITS = {
+    "temperature": 1_000_000,
+    "top_k": 2**31 - 1,
+    "seed": 2**32 - 1,
+    "length": 10_000,  # characters to write at a time
+    "text": 50_000,  # characters to write in all
+    "log_probs": 2**20,  # in one answer
+    "searched": 20_000,  # characters of a text that are compared with the training text
+}
 
 
 def page_facts(lm: LanguageModel) -> dict[str, Any]:
@@ -17,7 +29,8 @@ def page_facts(lm: LanguageModel) -> dict[str, Any]:
         `name` of the run; `vocabulary` in order of ids; `parameters`, `layers`, `heads`, `width`
         and `window` of the model; `window_stride`, the characters dropped when the window is full;
         `step` and validation `loss` of the checkpoint, or None; `prompt`, the default one, or
-        empty; `text`, what it was trained on, or empty if that is not known.
+        empty; `text`, what it was trained on, or empty if that is not known; `defaults` of the
+        form, where top-k and top-p are off; `limits`.
     """
     shape = lm.config.model
     step, loss = None, None
@@ -37,6 +50,12 @@ def page_facts(lm: LanguageModel) -> dict[str, Any]:
         "loss": loss,
         "prompt": _prompt(lm),
         "text": _text(lm),
+        "defaults": {
+            "temperature": defaults.TEMPERATURE,
+            "seed": defaults.SEED,
+            "length": defaults.MAX_NEW_TOKENS,
+        },
+        "limits": LIMITS,
     }
 
 

@@ -13,7 +13,14 @@ from shakegpt_jax.web.page import render_page, write_page
 from shakegpt_jax.web.shown_text import show_text
 
 _STYLES = ("characters.css", "report.css")
-_SCRIPTS = ("characters.js", "distribution.js", "charts.js", "attention.js", "report.js")
+_SCRIPTS = (
+    "base64.js",
+    "characters.js",
+    "distribution.js",
+    "charts.js",
+    "attention.js",
+    "report.js",
+)
 
 
 def write_report(selection: Selection, path: str | Path) -> RunEvaluation:

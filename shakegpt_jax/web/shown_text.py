@@ -147,9 +147,10 @@ def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[
     """Find the stretches of the text that stand in the training text.
 
     Returns:
-        `shortest`, the characters of a stretch; `stretches` of (start, end, place in the training
-        text); `whole`, whether all of the text stands there; `problem`, why they are not known;
-        `source`, the run that the model started from, whose text is not compared, or nothing.
+        `shortest`, the characters of a stretch; `stretches` of `start`, `end` and `place` in
+        the training text; `whole`, whether all of the text stands there; `problem`, why they are
+        not known; `source`, the run that the model started from, whose text is not compared, or
+        nothing.
     """
     known: dict[str, Any] = {"shortest": SHORTEST_STRETCH, "stretches": [], "whole": False}
     known["source"] = Path(selection.lm.config.train.init_from).name
@@ -160,7 +161,9 @@ def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[
         whole = True
         for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
             found = copied_stretches(text[begin:stop], source)
-            known["stretches"] += [(begin + s.start, begin + s.end, s.place) for s in found]
+            known["stretches"] += [
+                {"start": begin + s.start, "end": begin + s.end, "place": s.place} for s in found
+            ]
             whole = whole and text[begin:stop] in source
     except UserError as error:
         return known | {"problem": str(error)}

@@ -1,8 +1,9 @@
 "use strict";
-// The character of the text whose chances are shown, and the branches that start there.
+// The character of the text whose chances are shown, and the branches that start there. It sets
+// `pointed` and `held`.
 
 let pointed = -1, held = false; // the character; whether it stays when the pointer moves on
-const promptScores = new Map(); // of each prompt, the log-probabilities before its characters
+const promptScores = new Map(); // of each prompt, its {scores}, the {problem}, or {} while it is scored
 
 /** What the text view calls. */
 const textEvents = {
@@ -29,16 +30,16 @@ function showChances(index, { hold }) {
   const { settings, tokens, changes, found } = current;
   const text = Array.from(versionText(current)), place = index - current.promptLength;
   if (place < 0) scorePrompt();
-  const logProbs = place < 0 ? promptScores.get(settings.prompt)?.[index] ?? null : tokens[place].logProbs;
-  const stretch = (found?.stretches ?? []).filter(({ start, end }) => start <= index && index < end)
-    .sort((a, b) => b.end - b.start - (a.end - a.start))[0];
+  const { scores, problem = "" } = promptScores.get(settings.prompt) ?? {};
+  const logProbs = place < 0 ? scores?.[index] ?? null : tokens[place].logProbs;
+  const stretch = longestStretch(found?.stretches ?? [], index);
   panel.show({
     title: `${place < 0 ? "Prompt: " : ""}${spokenCharacter(text[index])}`,
     character: text[index],
     logProbs,
     stretch: stretch && { ...stretch, text: text.slice(stretch.start, stretch.end) },
     note: !index ? "The first character is not predicted."
-      : !logProbs ? ""
+      : !logProbs ? problem
       : (changes.some(([each]) => each === place) ? "You chose this one. " : "") +
         "Choose another one to see what the same dice would have written after it." +
         (held ? "" : " Click the character to hold it here."),
@@ -50,6 +51,7 @@ function closeChances() {
   [pointed, held] = [-1, false];
   view.mark(-1);
   panel.clear();
+  for (const [prompt, { problem }] of promptScores) if (problem) promptScores.delete(prompt); // asked for anew
   if (inside) view.focus();
 }
 
@@ -69,17 +71,13 @@ function changePrompt({ settings, target }, index, character) {
   return makeVersion({ ...settings, prompt }, target);
 }
 
-/** Computes the chances of the characters of the prompt, once per prompt. */
+/** Computes the chances of the characters of the prompt, once per prompt unless that fails. */
 async function scorePrompt() {
   const { prompt } = current.settings;
   if (promptScores.has(prompt)) return;
-  promptScores.set(prompt, null);
-  try {
-    promptScores.set(prompt, await backend.score(prompt));
-  } catch {
-    promptScores.delete(prompt); // without them it stays grey
-    return;
-  }
+  promptScores.set(prompt, {});
+  promptScores.set(prompt, await backend.score(prompt)
+    .then((scores) => ({ scores }), ({ message }) => ({ problem: `Its chance is not known. ${message}` })));
   if (current?.settings.prompt !== prompt) return;
   colourPrompt();
   if (pointed >= 0 && pointed < current.promptLength) showChances(pointed, { hold: held });
@@ -87,9 +85,9 @@ async function scorePrompt() {
 
 function colourPrompt() {
   if (!$("colour").checked || !current) return;
-  const scores = promptScores.get(current.settings.prompt);
-  if (!scores) scorePrompt();
-  else Array.from(current.settings.prompt).forEach((character, i) => {
-    if (scores[i]) view.colour(i, scores[i][ids.get(character)]);
+  scorePrompt();
+  const { scores } = promptScores.get(current.settings.prompt);
+  if (scores) Array.from(current.settings.prompt).forEach((character, i) => {
+    if (scores[i]) view.colour(i, logProbOf({ character, logProbs: scores[i] }));
   });
 }

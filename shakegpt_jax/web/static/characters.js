@@ -1,7 +1,10 @@
 "use strict";
-// Characters as elements: one each, coloured by a level from 0 to 1.
+// What the pages share: elements, numbers, and characters as elements, coloured by a level from 0 to 1.
 
 const LEAST_PROBABILITY = 1e-3; // from here on the colour is full
+
+const $ = (id) => document.getElementById(id);
+const count = (number) => number.toLocaleString("en");
 
 /** Returns an element with a class, a text and children. */
 function element(tag, className = "", text = "", ...children) {

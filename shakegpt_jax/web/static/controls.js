@@ -1,8 +1,6 @@
 "use strict";
 // The form: what to write, and what is wrong with it.
 
-const MOST_AT_ONCE = 10_000; // characters per request
-
 /** Returns the characters of a text that are not in a vocabulary, each once. */
 function unknownCharacters(text, vocabulary) {
   const known = new Set(vocabulary);
@@ -24,13 +22,12 @@ function nameUnknown(characters) {
  * @param {() => void} change called when something was typed
  */
 function controlsForm(vocabulary, change) {
-  const $ = (id) => document.getElementById(id);
   const fields = {
     temperature: { id: "temperature", name: "Temperature", read: readTemperature },
     topK: { id: "top-k", name: "Top-k", read: readTopK, optional: true },
     topP: { id: "top-p", name: "Top-p", read: readTopP, optional: true },
     seed: { id: "seed", name: "Seed", read: readSeed },
-    length: { id: "length", name: "Length", read: (text, name) => readLength(text, name, MOST_AT_ONCE) },
+    length: { id: "length", name: "Length", read: (text, name) => readLength(text, name, limits.length) },
   };
 
   function readField({ id, name, read, optional }, problems) {

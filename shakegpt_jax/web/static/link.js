@@ -1,9 +1,6 @@
 "use strict";
 // The state of a text in the fragment of the address: everything that it takes to write it again.
 
-const MAX_SEED = 2 ** 32 - 1;
-const MAX_LENGTH = 50_000; // of a text, in characters
-
 /** Returns a name of the model and a digest of what tells it apart from others of that name. */
 function modelMark({ name, vocabulary, parameters, layers, window, step, loss, model }) {
   let digest = 0x811c9dc5; // FNV-1a
@@ -74,13 +71,14 @@ function readNumber(text, name, least, most, whole, right) {
   return value;
 }
 
-const readTemperature = (text, name) => readNumber(text, name, 0, 1e6, false, "a number from 0 to 1,000,000");
-const readTopK = (text, name) => readNumber(text, name, 1, 2 ** 31 - 1, true, "a whole number, 1 or more");
+const readTemperature = (text, name) =>
+  readNumber(text, name, 0, limits.temperature, false, `a number from 0 to ${count(limits.temperature)}`);
+const readTopK = (text, name) => readNumber(text, name, 1, limits.top_k, true, "a whole number, 1 or more");
 const readTopP = (text, name) => readNumber(text, name, 1e-30, 1, false, "above 0, up to 1");
 const readSeed = (text, name) =>
-  readNumber(text, name, 0, MAX_SEED, true, `a whole number from 0 to ${MAX_SEED}`);
-const readLength = (text, name, most = MAX_LENGTH) =>
-  readNumber(text, name, 1, most, true, `a whole number from 1 to ${most.toLocaleString("en")}`);
+  readNumber(text, name, 0, limits.seed, true, `a whole number from 0 to ${limits.seed}`);
+const readLength = (text, name, most = limits.text) =>
+  readNumber(text, name, 1, most, true, `a whole number from 1 to ${count(most)}`);
 
 function readChange(text) {
   const [, place, character] = text.match(/^(\d{1,9})\.(.)$/su) ?? [];

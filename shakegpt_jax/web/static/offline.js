@@ -13,6 +13,7 @@ function makeBackend(data) {
   const vocabulary = Array.from(data.vocabulary);
   const ids = new Map(vocabulary.map((character, id) => [character, id]));
   const { model, problem } = loadModel(data);
+  const allIds = Uint32Array.from(vocabulary.keys());
   const atOnce = Math.max(1, Math.floor(SLICE_WEIGHTS / data.parameters));
 
   function encode(text) {
@@ -59,7 +60,7 @@ function makeBackend(data) {
         const noise = gumbel(foldIn(key, noiseOffset + i), vocabulary.length);
         const id = sampleCharacter(logits, noise, { temperature, topK, topP });
         text.push(id);
-        ready.push({ character: vocabulary[id], logProbs: logSoftmax(logits) });
+        ready.push({ character: vocabulary[id], logProbs: { ids: allIds, values: logSoftmax(logits) } });
       }
       flush();
       return "length";
@@ -72,7 +73,7 @@ function makeBackend(data) {
       const pause = makePause(signal);
       const scores = all.length ? [null] : [];
       for (let n = 1; n < all.length; n++) {
-        scores.push(logSoftmax(await nextLogits(all, n, cache, pause)));
+        scores.push({ ids: allIds, values: logSoftmax(await nextLogits(all, n, cache, pause)) });
       }
       return scores;
     },

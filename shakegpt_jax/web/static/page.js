@@ -1,16 +1,16 @@
 "use strict";
 // The page: connects the form, the text, the chances, the versions, the samples and the address.
+// What is global here, shown_version.js and chances.js use as well, and this file uses their
+// functions and the variables `current` and `pointed`. Each variable is set in its own file alone.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse($("data").textContent);
+const { defaults, limits } = data; // as Python has them
 const backend = makeBackend(data);
 const vocabulary = Array.from(data.vocabulary);
 const ids = new Map(vocabulary.map((character, id) => [character, id]));
 const mark = modelMark(data);
-const DEFAULTS = { temperature: 0.8, topK: null, topP: null, seed: 0 };
-const DEFAULT_LENGTH = 500;
 const WRITING = "Writing…";
 const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
-const $ = (id) => document.getElementById(id);
 
 const view = textView($("text"), textEvents);
 const panel = distributionPanel(vocabulary, (character) => branch(pointed, character), closeChances);
@@ -25,8 +25,8 @@ const jobs = jobRunner(showBusy, showProblem);
 function showBusy(busy) {
   if (!busy && document.activeElement === $("stop")) $("generate").focus();
   $("stop").hidden = !busy;
-  $("continue").hidden = !current;
-  $("continue").disabled = busy;
+  $("continue").textContent = busy ? "Stop" : "Continue"; // the other Stop may be out of sight
+  $("text-card").classList.toggle("writing", busy);
   if (busy) $("status").textContent = WRITING;
   else if ($("status").textContent === WRITING) $("status").textContent = "";
 }
@@ -77,7 +77,7 @@ function goTo(version) {
 
 function goOn() {
   $("problem").hidden = true;
-  current.target = Math.min(MAX_LENGTH, current.tokens.length + (form.read().length ?? DEFAULT_LENGTH));
+  current.target = Math.min(limits.text, current.tokens.length + (form.read().length ?? defaults.length));
   select(current, { push: false });
 }
 
@@ -123,7 +123,7 @@ async function openAddress() {
     showProblem(`Nothing was loaded from this link. ${nameUnknown(unknown)}`);
     return;
   }
-  form.fill(settings, Math.min(length, MOST_AT_ONCE));
+  form.fill(settings, Math.min(length, limits.length));
   let version;
   const done = await jobs.run(async (signal) => {
     version = await versionOfLink(backend, link.state, tree.find, signal);
@@ -168,7 +168,7 @@ $("controls").addEventListener("submit", (event) => {
   generate();
 });
 for (const [id, act] of Object.entries({
-  stop: jobs.stop, continue: goOn, compare, "back-to-text": closeSamples, "copy-link": copyLink,
+  stop: jobs.stop, continue: () => (jobs.busy ? jobs.stop() : goOn()), compare, "back-to-text": closeSamples, "copy-link": copyLink,
 })) $(id).addEventListener("click", () => act());
 $("colour").addEventListener("change", colourText);
 document.addEventListener("keydown", (event) => {
@@ -179,7 +179,7 @@ document.addEventListener("keydown", (event) => {
 addEventListener("popstate", openAddress);
 
 describeModel(data);
-form.fill({ ...DEFAULTS, prompt: data.prompt }, DEFAULT_LENGTH);
+form.fill({ prompt: data.prompt, ...defaults }, defaults.length);
 colourText(); // browsers keep the switch over a reload
 if (backend.problem) showProblem(backend.problem);
 else openAddress();

@@ -16,7 +16,6 @@ function ordinal(n) {
  * @param {() => void} close called for Escape and the close button
  */
 function distributionPanel(vocabulary, choose, close) {
-  const $ = (id) => document.getElementById(id);
   const list = $("distribution"), favourites = $("favourites");
   let note = "";
 
@@ -59,21 +58,22 @@ function distributionPanel(vocabulary, choose, close) {
   }
 
   function showFavourites(ordered, actual) {
-    favourites.replaceChildren(...ordered.slice(0, N_FAVOURITES).map(({ character, probability }) => {
+    favourites.replaceChildren(...ordered.slice(0, N_FAVOURITES).map((entry) => {
+      const { character, probability } = entry;
       const button = element("button", character === actual ? "favourite actual" : "favourite", "",
         element("b", "", characterName(character)), element("span", "", percent(probability)));
       button.type = "button";
       button.dataset.character = character;
-      button.setAttribute("aria-label", `${spokenCharacter(character)} ${percent(probability)}`);
+      button.setAttribute("aria-label", spokenEntry(entry));
       return button;
     }));
   }
 
   function showBars({ character, logProbs }) {
-    const entries = vocabulary.map((each, id) => ({ character: each, probability: Math.exp(logProbs[id]) }))
+    const entries = Array.from(logProbs.ids, (id, i) =>
+      ({ character: vocabulary[id], probability: Math.exp(logProbs.values[i]) }))
       .filter((entry) => entry.probability > 0);
-    const ordered = [...entries].sort((a, b) => b.probability - a.probability);
-    const rank = ordered.findIndex((entry) => entry.character === character);
+    const { ordered, rank } = rankEntries(entries, character);
     $("panel-text").textContent = rank < 0 ? ": hardly any chance"
       : `had a chance of ${percent(ordered[rank].probability)}, ${ordinal(rank + 1)} of ${count(vocabulary.length)}`;
     showFavourites(ordered, character);
@@ -96,7 +96,7 @@ function distributionPanel(vocabulary, choose, close) {
 
   return {
     /**
-     * @param {{title: string, character: string, logProbs: Float32Array | null, note: string,
+     * @param {{title: string, character: string, logProbs: LogProbs | null, note: string,
      *   stretch: object | undefined}} shown log-probabilities that are null are not known
      */
     show(shown) {

@@ -1,15 +1,8 @@
 "use strict";
 // The report: reads the data of the page and fills it.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse($("data").textContent);
 
-/** Returns the numbers of a little-endian array in base64. */
-function decodeArray(text, Type) {
-  return new Type(Uint8Array.from(atob(text), (byte) => byte.charCodeAt(0)).buffer);
-}
-
-const $ = (id) => document.getElementById(id);
-const count = (number) => number.toLocaleString("en");
 const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 function showHeader({ run, text, evaluation }) {
@@ -38,7 +31,7 @@ function showNotes({ shown, text, evaluation, positions, calibration }, nShown, 
     ? "All of the text is shown." : `The first ${count(nShown)} characters are shown; the figures are about ` +
       `all ${count(evaluation.count)}.`;
   const { stretches, shortest, whole, problem, source } = shown.copies;
-  const covered = new Set(stretches.flatMap(([start, end]) =>
+  const covered = new Set(stretches.flatMap(({ start, end }) =>
     Array.from({ length: end - start }, (_, i) => start + i)));
   $("copies-note").textContent =
     problem ? `Copies of the training text are not underlined, as it is not known: ${problem}.`
@@ -95,10 +88,9 @@ function showReport() {
     spans[current]?.classList.remove("current");
     spans[i].classList.add("current");
     current = i;
-    const stretch = shown.copies.stretches.filter(([start, end]) => start <= i && i < end)
-      .sort((a, b) => b[1] - b[0] - (a[1] - a[0]))[0];
-    const copied = stretch ? `Part of ${count(stretch[1] - stretch[0])} characters that stand in the training ` +
-      `text, at character ${count(stretch[2] + 1)}. ` : "";
+    const stretch = longestStretch(shown.copies.stretches, i);
+    const copied = stretch ? `Part of ${count(stretch.end - stretch.start)} characters that stand in the training ` +
+      `text, at character ${count(stretch.place + 1)}. ` : "";
     $("prediction-title").textContent = `Character ${count(i + 1)}: ${spokenCharacter(characters[i])}`;
     if (starts.has(i)) {
       $("prediction-text").textContent = "The first character is not predicted.";
@@ -107,12 +99,10 @@ function showReport() {
       return;
     }
     const entries = distribution(i);
-    const ordered = [...entries].sort((a, b) => b.probability - a.probability);
+    const { ordered, rank } = rankEntries(entries, characters[i]);
     const probability = Math.exp(-losses[i]);
-    const rank = ordered.findIndex(({ character }) => character === characters[i]);
     const place = rank < 0 ? `not among the ${size} most probable` : `number ${rank + 1} of ${count(vocabulary.length)}`;
-    const favourites = ordered.slice(0, 4)
-      .map((each) => `${spokenCharacter(each.character)} ${percent(each.probability)}`).join(", ");
+    const favourites = ordered.slice(0, 4).map(spokenEntry).join(", ");
     $("prediction-text").textContent =
       `The model gave it ${percent(probability)} (${place}, loss ${losses[i].toFixed(2)}). Most probable: ${favourites}.`;
     $("prediction-note").textContent = copied + (ids
@@ -158,7 +148,7 @@ function showReport() {
       }
       if (!starts.has(i)) colourBySurprise(span, losses[i]);
     });
-    for (const [start, end] of shown.copies.stretches) {
+    for (const { start, end } of shown.copies.stretches) {
       spans.slice(start, end).forEach((span) => span.classList.add("copied"));
     }
     return nodes;

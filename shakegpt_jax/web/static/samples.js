@@ -33,7 +33,7 @@ function samplesView(grid, adopt) {
      */
     async start(settings, length, generate, signal) {
       const versions = Array.from({ length: N_SAMPLES }, (_, i) =>
-        makeVersion({ ...settings, seed: (settings.seed + i) % (MAX_SEED + 1) }, length));
+        makeVersion({ ...settings, seed: (settings.seed + i) % (limits.seed + 1) }, length));
       const cards = versions.map(card);
       const jobs = versions.map((version, i) => generate(version, (tokens) => {
         if (!grid.contains(cards[i].node)) grid.replaceChildren(...cards.map(({ node }) => node));

@@ -2,22 +2,19 @@
 // The model behind a server that speaks the OpenAI completions API.
 
 const MOST_LOG_PROBS = 256; // per character, the largest; the others are not known
-const MOST_OF_ANSWER = 2 ** 20; // log-probabilities that the server sends in one answer
-const MOST_SEARCHED = 20_000; // characters that the server searches for copies
 
 /** Returns what the page generates, scores and searches with: the server that it came from. */
-function makeBackend({ name, vocabulary }) {
+function makeBackend({ name, vocabulary, limits }) {
   const characters = Array.from(vocabulary);
   const ids = new Map(characters.map((character, id) => [character, id]));
   const nLogProbs = Math.min(characters.length, MOST_LOG_PROBS);
+  const atOnce = Math.floor(limits.log_probs / (nLogProbs + 1)); // characters in one answer
 
-  /** Returns the log-probabilities of all characters, in order of ids; -Infinity: not known. */
+  /** Returns the log-probabilities that the server tells, in order of ids. */
   function toLogProbs(byCharacter) {
-    const logProbs = new Float32Array(characters.length).fill(-Infinity);
-    for (const [character, logProb] of Object.entries(byCharacter)) {
-      if (logProb > -9999) logProbs[ids.get(character)] = logProb;
-    }
-    return logProbs;
+    const known = Object.entries(byCharacter).filter(([, value]) => value > -9999)
+      .map(([character, value]) => [ids.get(character), value]).sort(([a], [b]) => a - b);
+    return { ids: Uint32Array.from(known, ([id]) => id), values: Float32Array.from(known, ([, value]) => value) };
   }
 
   return {
@@ -25,7 +22,7 @@ function makeBackend({ name, vocabulary }) {
       const response = await post("v1/completions", {
         model: name,
         prompt: options.prompt,
-        max_tokens: Math.min(options.maxTokens, Math.floor(MOST_OF_ANSWER / (nLogProbs + 1))),
+        max_tokens: Math.min(options.maxTokens, atOnce),
         temperature: options.temperature,
         top_k: options.topK,
         top_p: options.topP ?? 1,
@@ -49,6 +46,9 @@ function makeBackend({ name, vocabulary }) {
     },
 
     async score(text, signal) {
+      if (Array.from(text).length > atOnce) {
+        throw new Error(`Chances are computed for prompts of up to ${count(atOnce)} characters.`);
+      }
       const response = await post("v1/completions", {
         model: name, prompt: text, max_tokens: 0, echo: true, logprobs: nLogProbs,
       }, signal);
@@ -57,7 +57,7 @@ function makeBackend({ name, vocabulary }) {
     },
 
     async verbatim(text, signal) {
-      const searched = Array.from(text).slice(-MOST_SEARCHED); // of a longer text, its end
+      const searched = Array.from(text).slice(-limits.searched); // of a longer text, its end
       const offset = Array.from(text).length - searched.length;
       try {
         const response = await post("v1/verbatim", { text: searched.join("") }, signal);

@@ -1,10 +1,11 @@
 "use strict";
-// The version that is shown: its text, its notes and its link.
+// The version that is shown: its text, its notes and its link. It sets `current` and `search`.
 
 let current = null; // the version, or null
 let search = null; // aborts the search for copies of the training text
 
-const logProbOf = ({ character, logProbs }) => logProbs[ids.get(character)];
+/** Returns the log-probability of a character; -Infinity: it is not among those that are known. */
+const logProbOf = ({ character, logProbs }) => logProbs.values[logProbs.ids.indexOf(ids.get(character))] ?? -Infinity;
 
 /**
  * Shows a version.
@@ -18,7 +19,7 @@ function show(version, { push, at = -1 }) {
   tree.show(version);
   showSamples(false);
   for (const id of ["problem", "empty"]) $(id).hidden = true;
-  for (const id of ["text", "versions-card"]) $(id).hidden = false;
+  for (const id of ["text", "continue", "versions-card"]) $(id).hidden = false;
   closeChances();
   view.clear();
   view.append(Array.from(version.settings.prompt, (character) => ({ character, className: "prompt" })));

@@ -1,12 +1,14 @@
 "use strict";
 // The versions of a text: each generation is a root, each branch a child of the text it left.
 
+/** @typedef {{ids: Uint32Array, values: Float32Array}} LogProbs of the ids in order; others are not known */
+
 /**
  * A version of a text.
  * @typedef {object} Version
  * @property {{prompt, temperature, topK, topP, seed}} settings
  * @property {[number, string][]} changes places in the new text, and the characters chosen there
- * @property {{character: string, logProbs: Float32Array}[]} tokens the new text
+ * @property {{character: string, logProbs: LogProbs}[]} tokens the new text
  * @property {number} target characters that it should have
  * @property {number} promptLength in characters
  * @property {Version | null} parent
@@ -112,5 +114,3 @@ function branchLabel({ settings, changes, tokens }) {
     element("span", "version-text", snippet(tokens, place + 1, place + 33) + "…"),
   ];
 }
-
-const count = (number) => number.toLocaleString("en");

@@ -8,18 +8,11 @@
  * @throws {Error} if they are not what was written
  */
 function decodeWeights({ weights, checksum, dtype, sizes }) {
-  const bytes = decodeBase64(weights);
+  const bytes = decodeArray(weights, Uint8Array);
   if (crc32(bytes) !== checksum) throw new Error("the weights have changed");
   const numbers = dtype === "float32" ? new Float32Array(bytes.buffer) : widenHalves(bytes);
   let end = 0;
   return new Map(sizes.map(([name, size]) => [name, numbers.subarray(end, (end += size))]));
-}
-
-function decodeBase64(text) {
-  const characters = atob(text);
-  const bytes = new Uint8Array(characters.length);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
-  return bytes;
 }
 
 /** Converts the bytes of float16 numbers with a table of all of them. */

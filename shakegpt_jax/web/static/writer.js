@@ -15,7 +15,7 @@ async function writeTo(backend, version, length, onTokens, signal) {
   while (version.tokens.length < length) {
     const noiseOffset = version.tokens.length;
     await backend.generate({
-      prompt: versionText(version), maxTokens: Math.min(length - noiseOffset, MOST_AT_ONCE),
+      prompt: versionText(version), maxTokens: Math.min(length - noiseOffset, limits.length),
       noiseOffset, ...options,
     }, (tokens) => {
       if (signal.aborted) return;
@@ -30,8 +30,8 @@ async function writeTo(backend, version, length, onTokens, signal) {
 async function versionOfLink(backend, { length, changes, ...settings }, find, signal) {
   let version = makeVersion(settings, length);
   version = find(version) ?? version;
-  for (const [place, character] of changes) {
-    const known = find({ settings, changes: changes.slice(0, 1 + changes.findIndex(([p]) => p === place)) });
+  for (const [i, [place, character]] of changes.entries()) {
+    const known = find({ settings, changes: changes.slice(0, i + 1) });
     if (known) {
       version = known;
       continue;
