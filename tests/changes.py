@@ -1,4 +1,4 @@
-"""Changes of files of others."""
+"""Edits to files that other tools wrote."""
 
 import json
 from collections.abc import Callable

@@ -131,6 +131,7 @@ COMMANDS = [
     ("serve", ["--max_batch", "0"], "--max_batch is 0; it must be from 1 to 1024"),
     ("serve", ["--grace", "-1"], "--grace is -1; it must be from 0 to 3600"),
     ("serve", ["--host", "http://x"], "'http://x' is not a host; give a name or an address"),
+    ("serve", ["--host", "a..b"], "cannot listen on --host a..b --port 8000: "),
     ("serve", ["--host", "203.0.113.1"], "cannot listen on --host 203.0.113.1 --port 8000: "),
     ("serve", ["--allow_host", "a:80"], "'a:80' is not a host; give a name or an address"),
     ("serve", ["--allow_origin", "x.org"], "'x.org'; it must be like https://example.org or"),

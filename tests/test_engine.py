@@ -17,7 +17,8 @@ from shakegpt_jax.inference.sampler import default_window_stride
 from shakegpt_jax.inference.scoring import _window_logits
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.serving.api_error import ApiError
-from shakegpt_jax.serving.batch import Batch, _put, _take
+from shakegpt_jax.serving.batch import Batch
+from shakegpt_jax.serving.decoding_state import put_rows, take_rows
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import parse_completion
 from shakegpt_jax.serving.rows import Job, Piece
@@ -169,6 +170,15 @@ def test_log_probabilities_are_the_models_own(client, lm, prompt):
     assert np.isnan(echoed.log_probs.chosen_T[0])
 
 
+def test_what_waits_for_a_client_holds_no_more_than_it_shows(client):
+    job = client.submit("ab", max_tokens=10, logprobs=2)
+    client.wait(job)
+    for piece in job.take():
+        for array in (piece.ids_T, *piece.log_probs):
+            assert array.itemsize <= 4
+            assert array.base is None or array.base.nbytes == array.nbytes
+
+
 def test_a_text_can_be_scored_without_writing(client, lm):
     text = "abcdefghijk" * 5
     job = client.submit([text, "ab"], n=2, max_tokens=0, echo=True, logprobs=1)
@@ -191,6 +201,23 @@ def test_one_that_leaves_makes_room(client):
     client.quiet()
 
 
+def test_nothing_is_kept_of_one_that_leaves(client, monkeypatch):
+    engine, decode = client.engine, Batch.decode
+
+    def leave_and_decode(batch: Batch) -> None:
+        for job in jobs:
+            engine.cancel(job)
+        decode(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "decode", leave_and_decode)
+        scored = {"max_tokens": 1, "echo": True, "logprobs": 0}
+        jobs = [client.submit("ab" * 5_000, **scored) for _ in range(2)]
+        jobs.append(client.submit("ab", n=20, max_tokens=100))
+        client.quiet()
+    assert not any((*engine._waiting, engine._scoring, engine._batch.rows, engine._jobs))
+
+
 def test_a_large_request_does_not_keep_others_waiting(client):
     large = client.submit("ab", n=40, max_tokens=200)
     assert len(client.text("ab", max_tokens=30)) == 30
@@ -204,19 +231,23 @@ def test_too_many_texts_are_refused(client):
     with pytest.raises(ApiError, match="44 texts are being written or wait") as refused:
         client.submit("ab")
     assert refused.value.status == 429
+    with pytest.raises(ApiError, match="prompts times n is 45; this server takes 44") as refused:
+        client.submit("ab", n=45)
+    assert (refused.value.status, refused.value.param) == (400, "n")
     client.engine.cancel(large)
     client.quiet()
     assert client.text("ab")
 
 
-def test_a_failure_ends_what_is_under_way_and_nothing_else(client, monkeypatch):
+@pytest.mark.parametrize(("failing", "function"), [(Batch, "decode"), (Engine, "_begin")])
+def test_a_failure_ends_what_is_under_way_and_nothing_else(client, monkeypatch, failing, function):
     expected = client.text("abc", seed=1)
 
-    def fail(batch: Batch) -> None:
+    def fail(*args: object) -> None:
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batch, "decode", fail)
+        patch.setattr(failing, function, fail)
         job = client.submit("ab", max_tokens=100)
         client.wait(job)
     assert job.error.status == 500
@@ -239,11 +270,28 @@ def test_the_end_ends_all(lm):
         client.submit("ab")
 
 
+def test_a_job_that_comes_just_before_the_end_ends_too(lm, monkeypatch):
+    engine = Engine(lm, max_batch=1, max_queue=5)
+    client, late, begin = Client(engine, lm), [], engine._begin
+
+    def begin_and_end(job: Job) -> None:
+        late.append(client.submit("ab"))
+        engine.end(ApiError("shutting down", status=503))
+        begin(job)
+
+    monkeypatch.setattr(engine, "_begin", begin_and_end)
+    engine.start()
+    early = client.submit("ab", max_tokens=10_000)
+    client.wait(early)
+    engine.join()
+    assert [job.error and str(job.error) for job in (early, *late)] == ["shutting down"] * 2
+
+
 def test_everything_is_compiled_at_the_start():
     lm = make_model(block_size=24)
     engine = Engine(lm, max_batch=4, max_queue=100)
     engine.warm_up()
-    programs = (decode, prefill, _put, _take, _window_logits)
+    programs = (decode, prefill, put_rows, take_rows, _window_logits)
     sizes = [program._cache_size() for program in programs]
     engine.start()
     client = Client(engine, lm)

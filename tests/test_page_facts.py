@@ -11,7 +11,6 @@ import shakegpt_jax
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.serving import requests, verbatim
 from shakegpt_jax.serving.api_error import ApiError
-from shakegpt_jax.web.page import page_policy
 from shakegpt_jax.web.page_facts import LIMITS, page_facts
 from shakegpt_jax.web.serving_page import serving_page
 
@@ -70,8 +69,8 @@ def test_facts_of_a_model_without_checkpoint_or_text(lm):
 
 
 def test_the_policy_allows_what_is_in_the_page_and_its_server_alone(lm):
-    page = serving_page(lm)
-    policy = page_policy(page)
+    page, policy = serving_page(lm)
+    assert page.count(f'content="{policy}"') == 1
     style = re.search("<style>(.*?)</style>", page, re.DOTALL)[1]
     script = re.search("<script>(.*?)</script>", page, re.DOTALL)[1]
     digests = [

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api_error import ApiError, error_response
 from shakegpt_jax.serving.requests import CompletionRequest, parse_completion, parse_json
 
 TOKENIZER = CharTokenizer("\n !abcé😀")
@@ -152,6 +152,21 @@ def test_bodies_that_are_no_object_are_refused(body, message):
     with pytest.raises(ApiError) as refused:
         parse_json(body)
     assert str(refused.value).startswith(message)
+
+
+def test_bodies_at_the_limit_of_nesting_are_refused():
+    for depth in range(850, 1_001):
+        for name in ("prompt", "seed", "stop", "stream_options", "other"):
+            body = f'{{"prompt": "a", "{name}": {"[" * depth}{"]" * depth}}}'
+            with pytest.raises(ApiError):
+                parse_completion(parse_json(body.encode()), TOKENIZER, "bard")
+
+
+def test_errors_can_name_what_is_not_unicode():
+    with pytest.raises(ApiError) as refused:
+        parse(**{"\ud800": 1})
+    body = json.loads(error_response(refused.value).body)
+    assert body["error"]["param"] == "\ud800"
 
 
 def test_samples_have_seeds_of_their_own():

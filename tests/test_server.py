@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_commands import environment, finish, start
+from test_commands import ROOT, environment, finish, start
 from test_requests import NAMES, VALUES
 
 import shakegpt_jax
@@ -28,9 +29,14 @@ pytestmark = pytest.mark.slow
 @contextlib.contextmanager
 def serving(workdir: Path, *args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Start a server; yield its address and its process."""
-    process = start(
-        "-m", "shakegpt_jax.serve", "--workdir", workdir, "--port=0", *args, cwd=workdir
-    )
+    command = ("-m", "shakegpt_jax.serve", "--workdir", workdir, "--port=0", *args)
+    with started(start(*command, cwd=workdir)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(process: subprocess.Popen[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Wait until a server is ready; yield its address and its process."""
     try:
         address = None
         while address is None:
@@ -242,10 +248,17 @@ def test_health_answers_while_whole_vocabularies_are_sent(url, lm):
 
 
 def test_a_full_queue_is_answered_with_429(client, url):
-    with pytest.raises(openai.RateLimitError, match="try again later") as refused:
-        client.completions.create(model="run", prompt="Fi", n=128)
+    with pytest.raises(openai.BadRequestError, match="n is 77; this server takes 76 at a time"):
+        client.completions.create(model="run", prompt="Fi", n=77)
+    body = {"prompt": "Fi", "n": 76, "max_tokens": 10_000, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as full:
+        lines = full.iter_lines()
+        next(lines)
+        with pytest.raises(openai.RateLimitError, match="try again later") as refused:
+            client.completions.create(model="run", prompt="Fi")
     assert refused.value.response.headers["retry-after"] == "2"
     assert refused.value.body["type"] == "rate_limit_error"
+    wait_until_quiet(url)
 
 
 def test_bad_requests_raise_the_errors_of_the_client(client):
@@ -334,14 +347,10 @@ def test_large_bodies_are_refused_before_they_are_read(url):
         assert (status, b"the body has more than 1048576 bytes" in answer) == (413, True)
     assert time.monotonic() - began < 3
 
-    def body() -> Iterator[bytes]:
-        for _ in range(100):
-            yield b" " * 2**16
-
-    with contextlib.suppress(httpx.WriteError):  # the server hangs up
-        answer = httpx.post(f"{url}/v1/completions", content=body())
-        assert answer.status_code == 413
-        assert "more than 1048576 bytes" in error_of(answer)
+    head = f"POST /v1/completions HTTP/1.1\nHost: {host}\nConnection: close\n"
+    chunks = (b"10000\r\n" + b" " * 2**16 + b"\r\n") * 17
+    status, answer = answer_to(send(url, f"{head}Transfer-Encoding: chunked\n", chunks))
+    assert (status, b"the body has more than 1048576 bytes" in answer) == (413, True)
     assert post(url, prompt="a").status_code == 200
 
 
@@ -359,7 +368,7 @@ def test_verbatim_text_is_found_in_the_training_text(url, lm, text):
 
 def test_bad_searches_are_refused_and_too_many_are_too(url):
     verbatim = f"{url}/v1/verbatim"
-    for body in ({}, {"text": 1}, {"text": "a" * 20_001}, [], "x"):
+    for body in ({}, {"text": 1}, {"text": "a" * 20_001}, {"text": "a", "n": 1}, [], "x"):
         answer = httpx.post(verbatim, json=body)
         assert answer.status_code == 400
         assert error_of(answer)
@@ -440,6 +449,8 @@ def test_other_origins_can_be_allowed(finished):
         before = httpx.options(f"{url}/v1/completions", headers=origin)
         assert before.status_code == 204
         assert before.headers["access-control-allow-methods"] == "GET, POST"
+        allowed = before.headers["access-control-allow-headers"].split(", ")
+        assert {"authorization", "content-type", "*"} == {*allowed}
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a"}, headers=origin)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://play.test"
@@ -466,3 +477,34 @@ def test_without_the_extra_it_says_what_to_install(finished):
     assert (process.returncode, process.stdout) == (2, "")
     expected = "error: this needs uvicorn: pip install -e '.[serve]'\n"
     assert process.stderr == expected
+
+
+def measure_streams(url: str, count: int) -> tuple[float, float]:
+    """Return the characters per second of streams, and the longest time to a first character."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    options = {"model": "model", "prompt": "O God, O God!", "max_tokens": 100, "stream": True}
+
+    def stream(seed: int) -> tuple[int, float]:
+        began, first, length = time.monotonic(), None, 0
+        for chunk in client.completions.create(**options, seed=seed):
+            first = first or time.monotonic() - began
+            length += len(chunk.choices[0].text)
+        return length, first
+
+    with concurrent.futures.ThreadPoolExecutor(count) as threads:
+        began = time.monotonic()
+        lengths, firsts = zip(*threads.map(stream, range(count)), strict=True)
+        return sum(lengths) / (time.monotonic() - began), max(firsts)
+
+
+def test_50_streams_are_at_least_5_times_as_fast_as_one(tmp_path):
+    busy = os.getloadavg()[0] > 1  # with other programs
+    quick = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0", XLA_FLAGS="")
+    script = ROOT / "tests" / "serve_random_model.py"
+    with started(start(script, cwd=tmp_path, env=quick)) as (url, _):
+        measure_streams(url, 1)
+        one, _ = measure_streams(url, 1)
+        many, first = measure_streams(url, 50)
+    print(f"{one:.0f} and {many:.0f} characters/s, first character within {first:.1f} s")
+    assert many > 5 * one
+    assert first < 3 or busy

@@ -57,6 +57,11 @@ class LanguageModel:
             f"checkpoint {self.checkpoint}>"
         )
 
+    @functools.cached_property
+    def name(self) -> str:
+        """Name of the run folder that it was loaded from."""
+        return self.checkpoint.resolve().parents[1].name if self.checkpoint else "model"
+
     @property
     def n_params(self) -> int:
         """Number of parameters."""

@@ -42,20 +42,20 @@ def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling
     logits_BxV = logits_BxV / jnp.where(greedy, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
         # Sorting takes long for large batches.
-        used = _filters(sampling, logits_BxV.shape[-1])
-        logits_BxV = jax.lax.cond(used, _filter, lambda x, _: x, logits_BxV, sampling)
+        used = _any_filtered(sampling, logits_BxV.shape[-1])
+        logits_BxV = jax.lax.cond(used, _apply_filters, lambda x, _: x, logits_BxV, sampling)
     noisy_BxV = logits_BxV + jnp.where(greedy, 0.0, noise_BxV)
     return jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
 
 
-def _filters(sampling: Sampling, vocab_size: int) -> jax.Array:
+def _any_filtered(sampling: Sampling, vocab_size: int) -> jax.Array:
     """Return whether the top-k or the top-p of any row excludes characters."""
     top_k = vocab_size if sampling.top_k is None else sampling.top_k
     top_p = jnp.inf if sampling.top_p is None else sampling.top_p
     return jnp.any(top_k < vocab_size) | jnp.any(top_p < jnp.inf)
 
 
-def _filter(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+def _apply_filters(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
     """Set the logits of characters outside the top k, and then outside the top p, to -inf."""
     order_BxV = jnp.argsort(-logits_BxV, axis=-1)
     rank_BxV = jnp.argsort(order_BxV, axis=-1)

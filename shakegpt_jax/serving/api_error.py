@@ -1,6 +1,12 @@
 """Errors in the shape of the OpenAI API."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
+
+from starlette.responses import Response
+
+_RETRY_AFTER = {"retry-after": "2"}  # seconds
 
 
 class ApiError(Exception):
@@ -32,3 +38,11 @@ class ApiError(Exception):
                 "code": self.code,
             }
         }
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the answer that an error is, with headers of its own."""
+    if error.status in (429, 503):
+        headers = _RETRY_AFTER
+    body = json.dumps(error.to_json())  # ASCII, since JSONResponse fails on half a surrogate pair
+    return Response(body, error.status, headers, media_type="application/json")

@@ -11,26 +11,24 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api_error import ApiError, error_response
 from shakegpt_jax.serving.delivery import CompletionResponse, Workers
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import CompletionRequest, parse_completion, parse_json
 from shakegpt_jax.serving.verbatim import Verbatim
-from shakegpt_jax.web.page import page_policy
 from shakegpt_jax.web.serving_page import serving_page
 
 _READING_SECONDS = 30  # for a body
-_RETRY_AFTER = {"retry-after": "2"}  # seconds
 
 
 class App:
     """The answers of a server, by route."""
 
-    def __init__(self, lm: LanguageModel, engine: Engine, name: str):
-        """Serve a model under a name."""
-        self._lm, self._engine, self._name = lm, engine, name
+    def __init__(self, lm: LanguageModel, engine: Engine):
+        """Serve a model under its name."""
+        self._lm, self._engine = lm, engine
         self._created = int(time.time())
-        self._page = serving_page(lm)
+        self._page, self._policy = serving_page(lm)
         self._verbatim = Verbatim(lm)
         self._workers = Workers()
 
@@ -55,7 +53,7 @@ class App:
         return app
 
     async def _show_page(self, request: Request) -> Response:
-        policy = f"{page_policy(self._page)}; frame-ancestors 'none'"
+        policy = f"{self._policy}; frame-ancestors 'none'"
         return HTMLResponse(self._page, headers={"content-security-policy": policy})
 
     async def _show_health(self, request: Request) -> Response:
@@ -65,14 +63,14 @@ class App:
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def _show_model(self, request: Request) -> Response:
-        if (name := request.path_params["name"]) != self._name:
-            message = f"the model {name!r} is not served here; use {self._name!r}"
+        if (name := request.path_params["name"]) != self._lm.name:
+            message = f"the model {name!r} is not served here; use {self._lm.name!r}"
             raise ApiError(message, status=404, param="model", code="model_not_found")
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
         return {
-            "id": self._name,
+            "id": self._lm.name,
             "object": "model",
             "created": self._created,
             "owned_by": "shakegpt_jax",
@@ -82,11 +80,11 @@ class App:
         body = await _read(request)
         parsed = await self._workers.run(self._parse_completion, body)
         return CompletionResponse(
-            self._engine, parsed, self._lm.tokenizer, self._name, self._workers
+            self._engine, parsed, self._lm.tokenizer, self._lm.name, self._workers
         )
 
     def _parse_completion(self, body: bytes) -> CompletionRequest:
-        return parse_completion(parse_json(body), self._lm.tokenizer, self._name)
+        return parse_completion(parse_json(body), self._lm.tokenizer, self._lm.name)
 
     async def _find_verbatim(self, request: Request) -> Response:
         body = await _read(request)
@@ -109,12 +107,6 @@ def _answer_api_error(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
-def error_response(error: ApiError) -> Response:
-    """Return the answer that an error is."""
-    headers = _RETRY_AFTER if error.status in (429, 503) else None
-    return JSONResponse(error.to_json(), error.status, headers)
-
-
 def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
@@ -122,8 +114,7 @@ def _answer_http_error(request: Request, error: Exception) -> Response:
         404: f"there is nothing at {path[:60]}; see docs/serve.md for the routes",
         405: f"{path[:60]} does not take {request.method}",
     }.get(error.status_code, error.detail)
-    found = ApiError(message, status=error.status_code)
-    return JSONResponse(found.to_json(), error.status_code, error.headers)
+    return error_response(ApiError(message, status=error.status_code), error.headers)
 
 
 def _answer_failure(request: Request, error: Exception) -> Response:

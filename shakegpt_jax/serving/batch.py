@@ -1,14 +1,11 @@
 """The batch on the device: rows join it after their own prefill, and leave when they are done.
 
-Axes: B rows of the batch, N rows of a prefill, H heads, C characters of a chunk, V vocabulary.
+Axes: B rows of the batch, N rows of a prefill, C characters of a chunk, V vocabulary.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from shakegpt_jax.inference.decoding import DecodingState, decode, prefill
@@ -22,13 +19,16 @@ from shakegpt_jax.inference.sampler import (
 )
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import next_logits
-from shakegpt_jax.model.kv_cache import init_cache
 from shakegpt_jax.model.precision import cast_blocks
+from shakegpt_jax.serving.decoding_state import empty_state, put_rows, take_rows
 from shakegpt_jax.serving.rows import Row
 
 # Floating-point operations of one dispatch, about: a few tenths of a second, for which new requests
 # wait at most.
 _CPU_FLOPS, _FLOPS = 3e10, 1e13
+
+# Reading the parameters takes as long as computing with them for this many rows, about.
+_CHEAP_ROWS = 16
 
 _SCORED = 1_024  # characters of a prompt to score in one step, at most
 
@@ -44,11 +44,11 @@ class Batch:
         self._lm_params = lm.params
         self._params = cast_blocks(lm.params, lm.config.model)
         self.max_rows = max_rows
-        self.n_slot = lm.config.model.block_size
-        self.window_stride = default_window_stride(self.n_slot)
-        budget = _CPU_FLOPS if jax.default_backend() == "cpu" else _FLOPS
-        self.n_character = max(1, int(budget / (2 * lm.n_params)))  # of one dispatch
-        self.n_window = _power_of_two(min(self.n_character, _SCORED) // self.n_slot)  # of one step
+        self.block_size = lm.config.model.block_size
+        self.window_stride = default_window_stride(self.block_size)
+        flops = _CPU_FLOPS if jax.default_backend() == "cpu" else _FLOPS
+        self._budget = max(1, int(flops / (2 * lm.n_params)))  # characters of one dispatch
+        self.n_window = _power_of_two(min(self._budget, _SCORED) // self.block_size)  # of one step
         self._longest_chunk = chunk_length(lm.params, self.window_stride)
         self._state: DecodingState | None = None
         self._slots: list[Row | None] = []
@@ -72,16 +72,16 @@ class Batch:
             if n_time == self._lengths()[0]:
                 states.append(state)
         for n_row in self._sizes():
-            state = _empty_state(model, n_row)
+            state = empty_state(model, n_row)
             for new in states:
-                state = _put(state, new, np.full(len(new.last_B), n_row, np.int32))
+                state = put_rows(state, new, np.full(len(new.last_B), n_row, np.int32))
             for n_other in {*self._sizes()} - {n_row}:
-                _take(state, np.zeros(n_other, np.int32))
+                take_rows(state, np.zeros(n_other, np.int32))
             sampling = _sampling([None] * n_row, vocab_size)
             decode(model, params, state, sampling, self.chunk(n_row), with_log_probs=True)
         id_type = self.tokenizer.encode("").dtype
         for i in range(self.n_window.bit_length()):
-            ids = np.zeros((2**i - 1) * self.window_stride + self.n_slot, id_type)
+            ids = np.zeros((2**i - 1) * self.window_stride + self.block_size, id_type)
             next_logits(model, self._lm_params, ids, stride=self.window_stride)
 
     @property
@@ -96,8 +96,8 @@ class Batch:
 
     def padded_context(self, row: Row) -> int:
         """Return the length of the window that a row is prefilled in."""
-        n_context = context_length(row.length, self.n_slot, self.window_stride)
-        return padded_length(n_context, self.n_slot)
+        n_context = context_length(row.length, self.block_size, self.window_stride)
+        return padded_length(n_context, self.block_size)
 
     def _sizes(self) -> list[int]:
         """Return the numbers of slots that the batch may have; few, as for `_GROUPS`."""
@@ -105,7 +105,7 @@ class Batch:
 
     def _lengths(self) -> list[int]:
         """Return the lengths of the windows that rows are prefilled in."""
-        lengths = {padded_length(n, self.n_slot) for n in range(1, self.n_slot + 1)}
+        lengths = {padded_length(n, self.block_size) for n in range(1, self.block_size + 1)}
         return sorted(lengths)
 
     def _prefills(self) -> list[tuple[int, int]]:
@@ -119,7 +119,9 @@ class Batch:
 
     def group_size(self, n_row: int, n_time: int) -> int:
         """Return how many of `n_row` rows with windows of `n_time` to prefill together."""
-        return next(n for n in _GROUPS if n == 1 or (n <= n_row and n * n_time <= self.n_character))
+        # A character of a prefill takes half the time of one that is decoded, about.
+        n_most = 2 * self._budget // n_time
+        return next(n for n in _GROUPS if n <= max(1, min(n_row, n_most)))
 
     def prefill(self, rows: Sequence[Row]) -> None:
         """Write the next character of each row; those that go on join the batch.
@@ -130,7 +132,7 @@ class Batch:
         windows_NxT, lengths_N = align_contexts(
             [row.tail for row in rows],
             [row.length for row in rows],
-            self.n_slot,
+            self.block_size,
             self.window_stride,
         )
         state, ids_Nx1, log_probs_Nx1xV = prefill(
@@ -147,7 +149,7 @@ class Batch:
         for row, n_context, ids_1, log_probs_1xV in zip(
             rows, lengths_N, ids_Nx1, log_probs_Nx1xV, strict=True
         ):
-            row.room = self.n_slot - int(n_context) + 1
+            row.room = self.block_size - int(n_context) + 1
             row.advance(ids_1, log_probs_1xV, self.tokenizer)
         self._join(state, rows)
 
@@ -171,23 +173,24 @@ class Batch:
 
     def chunk(self, n_row: int) -> int:
         """Return how many characters a dispatch writes in each of `n_row` rows."""
-        return min(self._longest_chunk, _power_of_two(self.n_character // n_row))
+        n_chunk = _power_of_two(self._budget // max(n_row, _CHEAP_ROWS))
+        return min(self._longest_chunk, n_chunk)
 
     def remove(self, *, shrink: bool) -> list[Row]:
         """Take rows that are done or whose window is full out of the batch and return them.
 
         Args:
-            shrink: let the batch become smaller, if the rows left fit.
+            shrink: let the batch become smaller, if the other rows fit.
         """
-        left = [row for row in self.rows if row.finished or row.room == 0]
-        self._slots = [None if row in left else row for row in self._slots]
-        for row in left:
+        removed = [row for row in self.rows if row.finished or row.room == 0]
+        self._slots = [None if row in removed else row for row in self._slots]
+        for row in removed:
             row.job.n_running -= 1
         if not self.rows:
             self.clear()
         elif shrink:
             self._resize(len(self.rows))
-        return left
+        return removed
 
     def clear(self) -> None:
         """Drop all rows."""
@@ -200,14 +203,13 @@ class Batch:
             return
         self._resize(max(len(self._slots), len(self.rows) + len(going_on)))
         free = [slot for slot, row in enumerate(self._slots) if row is None]
-        n_slot = len(self._slots)
-        places_N = np.full(len(rows), n_slot, np.int32)  # outside: not copied
+        places_N = np.full(len(rows), len(self._slots), np.int32)  # outside: not copied
         for i, row in enumerate(rows):
             if row in going_on:
                 places_N[i] = free.pop(0)
                 self._slots[places_N[i]] = row
                 row.job.n_running += 1
-        self._state = _put(self._state, state, places_N)
+        self._state = put_rows(self._state, state, places_N)
 
     def _resize(self, n_row: int) -> None:
         """Change the number of slots to the next possible one, and move the rows to the front."""
@@ -215,12 +217,12 @@ class Batch:
         if n_row == len(self._slots):
             return
         if self._state is None:
-            self._state, self._slots = _empty_state(self.model, n_row), [None] * n_row
+            self._state, self._slots = empty_state(self.model, n_row), [None] * n_row
             return
         kept = [slot for slot, row in enumerate(self._slots) if row]
         taken_B = np.zeros(n_row, np.int32)
         taken_B[: len(kept)] = kept
-        self._state = _take(self._state, taken_B)
+        self._state = take_rows(self._state, taken_B)
         self._slots = [self._slots[slot] for slot in kept] + [None] * (n_row - len(kept))
 
 
@@ -241,34 +243,3 @@ def _sampling(rows: Sequence[Row | None], vocab_size: int) -> Sampling:
             top_k[slot] = min(request.top_k or vocab_size, vocab_size)
             top_p[slot] = np.inf if request.top_p is None else request.top_p
     return Sampling(temperature, top_k, top_p)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _empty_state(model: Any, n_row: int) -> DecodingState:
-    zeros_B = jnp.zeros(n_row, jnp.int32)
-    keys_B = jax.vmap(jax.random.key)(zeros_B)
-    return DecodingState(init_cache(model.config, n_row), zeros_B, keys_B, zeros_B)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(state: DecodingState, new: DecodingState, places_N: jax.Array) -> DecodingState:
-    """Copy the rows of `new` to their places in a state; those outside of it are left out."""
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        # In the cache, the first axis is rows times heads.
-        new_NxH = new.reshape(len(places_N), -1, *new.shape[1:])
-        old_BxH = old.reshape(-1, *new_NxH.shape[1:])
-        return old_BxH.at[places_N].set(new_NxH, mode="drop").reshape(old.shape)
-
-    return jax.tree.map(put, state, new)
-
-
-@jax.jit
-def _take(state: DecodingState, rows_B: jax.Array) -> DecodingState:
-    """Return a state of some rows of another."""
-
-    def take(old: jax.Array) -> jax.Array:
-        old_BxH = old.reshape(len(state.last_B), -1, *old.shape[1:])
-        return old_BxH[rows_B].reshape(-1, *old.shape[1:])
-
-    return jax.tree.map(take, state)

@@ -2,16 +2,16 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
-import anyio
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api_error import ApiError, error_response
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.requests import CompletionRequest
 from shakegpt_jax.serving.responses import Answer
@@ -19,8 +19,11 @@ from shakegpt_jax.serving.rows import Job, Piece
 
 T = TypeVar("T")
 
-_STALL_SECONDS = 60  # after which a client that takes nothing is given up
-_EVENT_STREAM = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
+_STALL_SECONDS = 60  # after which a client that takes nothing is disconnected
+_EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class Workers:
@@ -65,40 +68,48 @@ class CompletionResponse(Response):
         self._job = engine.submit(request, notify)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, until the client leaves."""
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(_until_disconnected, receive, group.cancel_scope)
-                await (self._stream if self._request.stream else self._send_whole)(send)
-                group.cancel_scope.cancel()
-        finally:
-            self._engine.cancel(self._job)
+        """Send the answer, until the client leaves or takes nothing any more."""
 
-    async def _stream(self, send: Send) -> None:
-        await _send(send, _start(200, _EVENT_STREAM))
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(_STALL_SECONDS):
+                await send(message)
+
+        deliver = self._stream if self._request.stream else self._send_whole
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as presence:
+                watcher = asyncio.create_task(_watch(receive, presence))
+                try:
+                    await deliver(scope, receive, send_in_time)
+                finally:
+                    watcher.cancel()
+                    self._engine.cancel(self._job)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_event(text: str) -> None:
+            body = f"data: {text}\n\n".encode()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+        await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
         try:
             async for pieces in self._pieces():
                 for piece in pieces:
-                    await _send(send, _event(await self._make(self._answer.chunk, piece)))
+                    await send_event(await self._make(self._answer.chunk, piece))
             if self._request.include_usage:
-                await _send(send, _event(self._answer.usage_chunk()))
-            await _send(send, _event("[DONE]"))
+                await send_event(self._answer.usage_chunk())
+            await send_event("[DONE]")
         except ApiError as error:
-            await _send(send, _event(json.dumps(error.to_json())))
-        await _send(send, {"type": "http.response.body"})
+            await send_event(json.dumps(error.to_json()))
+        await send({"type": "http.response.body"})
 
-    async def _send_whole(self, send: Send) -> None:
-        status = 200
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async for pieces in self._pieces():
                 for piece in pieces:
                     await self._make(self._answer.add, piece)
-            body = self._answer.whole().encode()
+            response = Response(self._answer.whole(), media_type="application/json")
         except ApiError as error:
-            status, body = error.status, json.dumps(error.to_json()).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body))}
-        await _send(send, _start(status, headers))
-        await _send(send, {"type": "http.response.body", "body": body})
+            response = error_response(error)
+        await response(scope, receive, send)
 
     async def _pieces(self) -> AsyncIterator[list[Piece]]:
         """Yield the pieces of the job as they come.
@@ -125,21 +136,8 @@ class CompletionResponse(Response):
         return await self._workers.run(make, piece)
 
 
-async def _until_disconnected(receive: Receive, scope: anyio.CancelScope) -> None:
+async def _watch(receive: Receive, presence: asyncio.Timeout) -> None:
+    """End the presence of a client as soon as it leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
-
-
-async def _send(send: Send, message: Any) -> None:
-    with anyio.fail_after(_STALL_SECONDS):
-        await send(message)
-
-
-def _start(status: int, headers: dict[str, str]) -> dict[str, Any]:
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http.response.start", "status": status, "headers": pairs}
-
-
-def _event(text: str) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True}
+    presence.reschedule(asyncio.get_running_loop().time())

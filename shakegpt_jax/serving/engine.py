@@ -38,7 +38,7 @@ class Engine:
         self._max_texts = max_batch + max_queue
         self._jobs: list[Job] = []  # all that are not finished
         self._waiting: tuple[list[Row], list[Row]] = [], []  # for their first window; for another
-        self._scoring: list[Iterator[None]] = []
+        self._scoring: dict[Job, Iterator[None]] = {}
         self._incoming: list[Job] = []
         self._changed = threading.Condition()  # guards _incoming, _n_text, and _error
         self._n_text = 0  # not finished
@@ -62,16 +62,19 @@ class Engine:
         """Queue a request and return its job; may be called in any thread.
 
         Raises:
-            ApiError: if too many texts wait already, or the engine ends.
+            ApiError: if it has too many texts, too many wait already, or the engine ends.
         """
-        job = Job(request, notify)
+        if request.n_text > self._max_texts:
+            message = f"prompts times n is {request.n_text}; this server takes {self._max_texts}"
+            raise ApiError(f"{message} at a time", param="n")
         with self._changed:
             if self._error:
                 raise self._error
-            if self._n_text + job.n_unfinished > self._max_texts:
+            if self._n_text + request.n_text > self._max_texts:
                 message = f"{self._n_text} texts are being written or wait; try again later"
                 raise ApiError(message, status=429, code="rate_limit_exceeded")
-            self._n_text += job.n_unfinished
+            self._n_text += request.n_text
+            job = Job(request, notify)
             self._incoming.append(job)
             self._changed.notify()
         return job
@@ -79,8 +82,6 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """Stop working on a job, at the end of the chunk under way."""
         job.cancelled = True
-        with self._changed:
-            self._changed.notify()
 
     def end(self, error: ApiError) -> None:
         """End all jobs with an error and take no more; `join` waits for it."""
@@ -97,30 +98,30 @@ class Engine:
             with self._changed:
                 while not (self._incoming or self._jobs or self._error):
                     self._changed.wait()
-                incoming, self._incoming = self._incoming, []
-            for job in incoming:
-                self._jobs.append(job)
-                self._begin(job)
-            if self._error:
-                self._fail(self._error)
+                incoming, self._incoming, error = self._incoming, [], self._error
+            self._jobs.extend(incoming)
+            if error:
+                self._fail(error)
                 return
             try:
+                for job in incoming:
+                    self._begin(job)
                 self._step()
-            except Exception as error:  # too little memory, most probably
-                reason = str(error).split("\n")[0]
+            except Exception as failure:  # too little memory, most probably
+                reason = str(failure).split("\n")[0]
                 self._batch.clear()
                 self._fail(ApiError(f"the model failed: {reason}", status=500))
 
     def _begin(self, job: Job) -> None:
         request = job.request
         if not request.echo:
-            self._waiting[0].extend(make_rows(job, self._batch.n_slot))
+            self._waiting[0].extend(make_rows(job, self._batch.block_size))
         elif request.logprobs is None:
             for index in range(job.n_unfinished):
                 job.add(Piece(index, request.prompts[index // request.n]))
             self._after_echo(job)
         else:
-            self._scoring.append(self._score(job))
+            self._scoring[job] = self._score(job)
 
     def _score(self, job: Job) -> Iterator[None]:
         """Score the prompts of a job, a part at each step, and then let it write."""
@@ -139,12 +140,10 @@ class Engine:
                     job.add(piece._replace(text=i * request.n + sample))
                 job.notify()
                 yield
-                if job.cancelled:
-                    return
         self._after_echo(job)
 
     def _after_echo(self, job: Job) -> None:
-        rows = make_rows(job, self._batch.n_slot)
+        rows = make_rows(job, self._batch.block_size)
         if job.request.max_tokens:
             self._waiting[0].extend(rows)
             return
@@ -158,8 +157,8 @@ class Engine:
         job.notify()
 
     def _step(self) -> None:
-        """Let rows join, write one chunk, and let go of what is finished."""
-        self._drop_cancelled()
+        """Let go of what is finished, let rows join, and write one chunk."""
+        self._drop_finished()
         self._score_some()
         deadline = time.monotonic() + _JOINING_SECONDS
         new, full = self._waiting
@@ -170,16 +169,16 @@ class Engine:
         if self._batch.rows:
             self._batch.decode()
             self._notify(self._batch.rows)
-            left = self._batch.remove(shrink=not any(self._waiting))
-            self._waiting[1].extend(row for row in left if not row.finished)
-        self._forget_finished()
+            removed = self._batch.remove(shrink=not any(self._waiting))
+            self._waiting[1].extend(row for row in removed if not row.finished)
 
     def _score_some(self) -> None:
         """Let the next job in turn score a part of its prompts."""
         if self._scoring:
-            scoring = self._scoring.pop(0)
+            job = next(iter(self._scoring))
+            scoring = self._scoring.pop(job)
             if next(scoring, _END) is not _END:
-                self._scoring.append(scoring)
+                self._scoring[job] = scoring
 
     def _prefill(self, waiting: list[Row]) -> bool:
         """Prefill the next rows that wait; return whether there were any.
@@ -212,20 +211,21 @@ class Engine:
         for job in dict.fromkeys(row.job for row in rows):
             job.notify()
 
-    def _drop_cancelled(self) -> None:
+    def _drop_finished(self) -> None:
+        """Drop jobs that are finished or cancelled, with all that they have here."""
+        # First: one that leaves from here on is dropped next time.
+        finished = [job for job in self._jobs if job.cancelled or job.n_unfinished == 0]
         for waiting in self._waiting:
             waiting[:] = [row for row in waiting if not row.job.cancelled]
+        self._scoring = {job: each for job, each in self._scoring.items() if not job.cancelled}
         if any(row.finished for row in self._batch.rows):
             self._batch.remove(shrink=True)
-
-    def _forget_finished(self) -> None:
-        finished = [job for job in self._jobs if job.cancelled or job.n_unfinished == 0]
         self._forget(finished)
 
     def _forget(self, jobs: list[Job]) -> None:
         self._jobs = [job for job in self._jobs if job not in jobs]
         with self._changed:
-            self._n_text -= sum(len(job.request.prompts) * job.request.n for job in jobs)
+            self._n_text -= sum(job.request.n_text for job in jobs)
 
     def _fail(self, error: ApiError) -> None:
         """End all jobs with an error."""

@@ -6,14 +6,14 @@ header checked, not under the right name either.
 """
 
 import ipaddress
-import json
 import re
 from collections.abc import Sequence
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api_error import ApiError, error_response
 from shakegpt_jax.serving.requests import MAX_BODY
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -31,7 +31,7 @@ _HEADERS = {
 }
 _CORS = {
     "access-control-allow-methods": "GET, POST",
-    "access-control-allow-headers": "*",
+    "access-control-allow-headers": "authorization, content-type, *",
     "access-control-max-age": "600",
 }
 
@@ -105,12 +105,9 @@ class Guard:
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value.decode("latin-1"))
         added = dict(_HEADERS)
-        started = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 present = {name.lower() for name, _ in message["headers"]}
                 new = [(k.encode(), v.encode()) for k, v in added.items()]
                 message["headers"] = [
@@ -121,19 +118,16 @@ class Guard:
 
         try:
             origin = self._check(headers)
-            if origin in self._origins:
-                added |= {"access-control-allow-origin": origin, "vary": "origin"}
-                if scope["method"] == "OPTIONS":
-                    added |= _CORS
-                    await _answer(send_with_headers, 204, b"")
-                    return
-            await self._app(scope, _limited(receive), send_with_headers)
         except ApiError as error:
-            if started:
-                raise
-            body = json.dumps(error.to_json()).encode()
-            added |= {"content-type": "application/json", "connection": "close"}
-            await _answer(send_with_headers, error.status, body)
+            answer = error_response(error, {"connection": "close"})
+            await answer(scope, receive, send_with_headers)
+            return
+        app = self._app
+        if origin in self._origins:
+            added |= {"access-control-allow-origin": origin, "vary": "origin"}
+            if scope["method"] == "OPTIONS":
+                app = Response(status_code=204, headers=_CORS)
+        await app(scope, _limited(receive), send_with_headers)
 
     def _check(self, headers: dict[bytes, list[str]]) -> str:
         """Return the origin of a request, or "".
@@ -176,9 +170,3 @@ def _limited(receive: Receive) -> Receive:
 
 def _too_large() -> ApiError:
     return ApiError(f"the body has more than {MAX_BODY} bytes", status=413)
-
-
-async def _answer(send: Send, status: int, body: bytes) -> None:
-    length = [(b"content-length", str(len(body)).encode())] if body else []
-    await send({"type": "http.response.start", "status": status, "headers": length})
-    await send({"type": "http.response.body", "body": body})

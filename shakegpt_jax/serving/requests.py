@@ -13,6 +13,7 @@ import numpy as np
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.fields import Fields, shorten, show
 
 # Bounds of one request.
 MAX_BODY = 2**20  # bytes
@@ -25,7 +26,6 @@ MAX_TEMPERATURE = 1e6
 MAX_NOISE_OFFSET = 2**30
 
 _DEFAULT_NEW = 16
-_SHOWN = 60  # characters of a value in a message
 
 
 class CompletionRequest(NamedTuple):
@@ -45,6 +45,11 @@ class CompletionRequest(NamedTuple):
     stream: bool
     include_usage: bool
 
+    @property
+    def n_text(self) -> int:
+        """How many texts are wanted."""
+        return len(self.prompts) * self.n
+
     def sample_seed(self, sample: int) -> int:
         """Return the seed of one of the `n` texts: the first has the seed of the request."""
         if sample == 0:
@@ -62,9 +67,9 @@ def parse_json(body: bytes) -> dict[str, Any]:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ApiError(f"the body is not JSON: {_shorten(reason)}") from error
+        raise ApiError(f"the body is not JSON: {shorten(reason)}") from error
     if not isinstance(value, dict):
-        raise ApiError(f"the body is {_show(value)}; it must be a JSON object")
+        raise ApiError(f"the body is {show(value)}; it must be a JSON object")
     return value
 
 
@@ -84,14 +89,14 @@ def parse_completion(
     Raises:
         ApiError: naming the field, what was given and what would be right.
     """
-    fields = _Fields(body)
+    fields = Fields(body)
     if "model" in fields and (model := fields.take("model")) != model_name:
-        message = f"the model {_show(model)} is not served here; use {model_name!r}"
+        message = f"the model {show(model)} is not served here; use {model_name!r}"
         raise ApiError(message, status=404, param="model", code="model_not_found")
     for name, is_neutral in _NEUTRAL.items():
         if name in fields and not is_neutral(value := fields.take(name)):
             raise ApiError(
-                f"{name} is {_show(value)}; this model has no {name}: leave it out", param=name
+                f"{name} is {show(value)}; this model has no {name}: leave it out", param=name
             )
     n = fields.integer("n", 1, 1, MAX_TEXTS)
     if (best_of := fields.integer("best_of", n, 1, MAX_TEXTS)) != n:
@@ -119,76 +124,18 @@ def parse_completion(
 
 
 def _check_size(request: CompletionRequest) -> None:
-    n_text = len(request.prompts) * request.n
-    if n_text > MAX_TEXTS:
-        message = f"prompts times n is {n_text}; it must be at most {MAX_TEXTS}"
+    if request.n_text > MAX_TEXTS:
+        message = f"prompts times n is {request.n_text}; it must be at most {MAX_TEXTS}"
         raise ApiError(message, param="n" if request.n > 1 else "prompt")
     n_prompt = request.n * sum(map(len, request.prompts))
     if n_prompt > MAX_PROMPT:
         message = f"the prompts have {n_prompt} characters in all; at most {MAX_PROMPT} are allowed"
         raise ApiError(message, param="prompt", code="context_length_exceeded")
     if request.logprobs is not None:
-        n_character = n_text * request.max_tokens + (n_prompt if request.echo else 0)
+        n_character = request.n_text * request.max_tokens + (n_prompt if request.echo else 0)
         if (total := n_character * (request.logprobs + 1)) > MAX_LOG_PROBS:
             message = f"the answer would hold {total} log-probabilities, at most {MAX_LOG_PROBS}"
             raise ApiError(f"{message} are allowed: lower logprobs or max_tokens", param="logprobs")
-
-
-class _Fields:
-    """The fields of a request; each is taken once, and what is left is unknown."""
-
-    def __init__(self, body: dict[str, Any]):
-        self._left = {name: value for name, value in body.items() if value is not None}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._left
-
-    def take(self, name: str) -> Any:
-        """Return the value of a field; None: absent or null."""
-        return self._left.pop(name, None)
-
-    def integer(
-        self, name: str, default: Any, least: int, most: int, *, positive: bool = False
-    ) -> Any:
-        """Return a whole number; `positive`: 0 is not allowed although `least` is."""
-        if (value := self.take(name)) is None:
-            return default
-        right = f"from {least + positive} to {most}"
-        if type(value) is float and value.is_integer():
-            value = int(value)
-        if type(value) is not int:
-            raise ApiError(
-                f"{name} is {_show(value)}; it must be a whole number {right}", param=name
-            )
-        if not least + positive <= value <= most:
-            raise ApiError(f"{name} is {_show(value)}; it must be {right}", param=name)
-        return value
-
-    def number(
-        self, name: str, default: float, least: float, most: float, *, positive: bool = False
-    ) -> float:
-        """Return a number; `positive`: 0 is not allowed."""
-        if (value := self.take(name)) is None:
-            return default
-        right = f"above 0 and at most {most:g}" if positive else f"from {least:g} to {most:g}"
-        if type(value) not in (int, float):
-            raise ApiError(f"{name} is {_show(value)}; it must be a number {right}", param=name)
-        if not least <= value <= most or (positive and float(value) < 1e-30):
-            raise ApiError(f"{name} is {_show(value)}; it must be {right}", param=name)
-        return float(value)
-
-    def boolean(self, name: str) -> bool:
-        """Return true or false; absent: false."""
-        value = self.take(name)
-        if value is not None and type(value) is not bool:
-            raise ApiError(f"{name} is {_show(value)}; it must be true or false", param=name)
-        return bool(value)
-
-    def finish(self) -> None:
-        """Refuse what has not been taken."""
-        if self._left:
-            name = min(self._left)
-            raise ApiError(f"the field {_show(name)} is not known here: leave it out", param=name)
 
 
 def _is_zero(value: Any) -> bool:
@@ -218,7 +165,7 @@ def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:
     right = "a text, a list of ids, or a list of those"
     are_ids = isinstance(prompt, list) and all(type(each) is int for each in prompt)
     if not isinstance(prompt, str) and not are_ids:
-        given = "missing" if prompt is None else _show(prompt)
+        given = "missing" if prompt is None else show(prompt)
         raise ApiError(f"prompt is {given}; it must be {right}", param="prompt")
     if not prompt:
         raise ApiError("a prompt is empty; it must have 1 character or more", param="prompt")
@@ -232,7 +179,7 @@ def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:
             raise ApiError(f"the prompt has characters {error}", param="prompt") from error
     if bad := [each for each in prompt if not 0 <= each < tokenizer.vocab_size]:
         right = f"ids are from 0 to {tokenizer.vocab_size - 1}"
-        raise ApiError(f"the prompt has the id {_show(bad[0])}; {right}", param="prompt")
+        raise ApiError(f"the prompt has the id {show(bad[0])}; {right}", param="prompt")
     return np.array(prompt, np.min_scalar_type(tokenizer.vocab_size - 1))
 
 
@@ -240,10 +187,10 @@ def _stops(value: Any) -> list[str]:
     stops = [value] if isinstance(value, str) else [] if value is None else value
     right = f"a text or a list of up to {MAX_STOPS} texts, of 1 to {MAX_STOP} characters each"
     if not isinstance(stops, list) or len(stops) > MAX_STOPS:
-        raise ApiError(f"stop is {_show(value)}; it must be {right}", param="stop")
+        raise ApiError(f"stop is {show(value)}; it must be {right}", param="stop")
     for stop in stops:
         if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP:
-            raise ApiError(f"stop has {_show(stop)}; it must be {right}", param="stop")
+            raise ApiError(f"stop has {show(stop)}; it must be {right}", param="stop")
     return stops
 
 
@@ -251,20 +198,12 @@ def _include_usage(options: Any, stream: bool) -> bool:
     if options is None:
         return False
     if not isinstance(options, dict):
-        message = f"stream_options is {_show(options)}; it must be an object"
+        message = f"stream_options is {show(options)}; it must be an object"
         raise ApiError(message, param="stream_options")
     if not stream:
         raise ApiError("stream_options is only for stream: true", param="stream_options")
-    fields = _Fields(options)
+    fields = Fields(options)
     fields.boolean("include_obfuscation")  # nothing is obfuscated here
     include_usage = fields.boolean("include_usage")
     fields.finish()
     return include_usage
-
-
-def _show(value: Any) -> str:
-    return _shorten(json.dumps(value))
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -35,7 +35,7 @@ class Answer:
             "model": model_name,
         }
         self._head = json.dumps(head)[:-1]
-        self._texts = [_Text() for _ in range(len(request.prompts) * request.n)]
+        self._texts = [_Text() for _ in range(request.n_text)]
 
     @functools.cached_property
     def _names(self) -> list[str]:
@@ -77,7 +77,7 @@ class Answer:
         self,
         index: int,
         text: str,
-        log_probs: "Sequence[tuple[str, ...]] | None",
+        log_probs: Sequence[tuple[str, ...]] | None,
         finish_reason: str | None,
     ) -> str:
         choice = {

@@ -26,7 +26,8 @@ class LogProbs(NamedTuple):
     @classmethod
     def of(cls, log_probs_TxV: np.ndarray, ids_T: np.ndarray, k: int) -> "LogProbs":
         """Keep those of some ids and of the `k` most probable characters."""
-        top_ids_TxK = np.argsort(-log_probs_TxV, axis=1, kind="stable")[:, :k]
+        order_TxV = np.argsort(-log_probs_TxV, axis=1, kind="stable")
+        top_ids_TxK = order_TxV[:, :k].astype(np.int32)  # a view would keep all of it
         chosen_T = np.take_along_axis(log_probs_TxV, ids_T[:, None].astype(np.int64), 1)[:, 0]
         return cls(chosen_T, top_ids_TxK, np.take_along_axis(log_probs_TxV, top_ids_TxK, 1))
 
@@ -71,7 +72,7 @@ class Job:
     def __init__(self, request: CompletionRequest, notify: Callable[[], None]):
         """Describe a job; `notify` is called in the engine's thread and must return at once."""
         self.request, self.notify = request, notify
-        self.n_unfinished = len(request.prompts) * request.n  # texts
+        self.n_unfinished = request.n_text
         self.n_running = 0  # rows in the batch
         self.cancelled = False  # set by any thread: nobody waits for the answer any more
         self.error: ApiError | None = None  # why there will be no more pieces
@@ -97,29 +98,29 @@ class Row:
     length: int  # characters of the text so far, prompt included
     seed: int
     n_noise: int  # index of the next character's noise
-    left: int  # characters to write
+    remaining: int  # characters to write
     stop: StopFilter | None
-    n_slot: int  # the block size
+    block_size: int
     room: int = 0  # characters that still fit into the window
     held: Piece | None = None  # may be the beginning of a stop string
 
     @property
     def finished(self) -> bool:
         """Whether nothing is to be written any more."""
-        return self.left == 0 or self.job.cancelled
+        return self.remaining == 0 or self.job.cancelled
 
     def advance(
         self, ids_C: np.ndarray, log_probs_CxV: np.ndarray, tokenizer: CharTokenizer
     ) -> None:
         """Append what was generated, as far as it is wanted, and pass it on to the job."""
-        n_new = min(len(ids_C), self.room, self.left)
-        ids_T = ids_C[:n_new]
-        self.tail = np.append(self.tail, ids_T)[-self.n_slot :]
+        n_new = min(len(ids_C), self.room, self.remaining)
+        ids_T = ids_C[:n_new].copy()  # a view would keep those of the whole batch
+        self.tail = np.append(self.tail, ids_T)[-self.block_size :]
         self.length, self.n_noise = self.length + n_new, self.n_noise + n_new
-        self.room, self.left = self.room - n_new, self.left - n_new
+        self.room, self.remaining = self.room - n_new, self.remaining - n_new
         k = self.job.request.logprobs
         log_probs = None if k is None else LogProbs.of(log_probs_CxV[:n_new], ids_T, k)
-        piece = Piece(self.index, ids_T, log_probs, None if self.left else "length")
+        piece = Piece(self.index, ids_T, log_probs, None if self.remaining else "length")
         self.job.add(self._before_stop(piece, tokenizer) if self.stop else piece)
 
     def _before_stop(self, piece: Piece, tokenizer: CharTokenizer) -> Piece:
@@ -128,28 +129,28 @@ class Row:
         n_passed = len(self.stop.feed(tokenizer.decode(piece.ids_T)))
         piece = piece if self.held is None else Piece.concatenate([self.held, piece])
         if self.stop.stopped:
-            self.left = 0
+            self.remaining = 0
             return piece.cut(n_passed)[0]._replace(finish_reason="stop")
-        if self.left == 0:
+        if self.remaining == 0:
             return piece
         passed, self.held = piece.cut(n_passed)
         return passed
 
 
-def make_rows(job: Job, n_slot: int) -> list[Row]:
-    """Return the rows of a job, in the order of the answer; n_slot is the block size."""
+def make_rows(job: Job, block_size: int) -> list[Row]:
+    """Return the rows of a job, in the order of the answer."""
     request = job.request
     return [
         Row(
             job=job,
             index=i * request.n + sample,
-            tail=np.asarray(prompt[-n_slot:], np.int32),
+            tail=np.asarray(prompt[-block_size:], np.int32),
             length=len(prompt),
             seed=request.sample_seed(sample),
             n_noise=request.noise_offset,
-            left=request.max_tokens,
+            remaining=request.max_tokens,
             stop=StopFilter(request.stop) if request.stop else None,
-            n_slot=n_slot,
+            block_size=block_size,
         )
         for i, prompt in enumerate(request.prompts)
         for sample in range(request.n)

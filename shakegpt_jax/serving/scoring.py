@@ -29,14 +29,14 @@ def score_prompt(
     Yields:
         The prompt in pieces, of text 0. The log-probabilities of its first character are NaN.
     """
-    n_slot = model.config.block_size
+    block_size = model.config.block_size
     first = np.full((1, model.vocab_size), np.nan, np.float32)
     yield Piece(0, ids[:1], LogProbs.of(first, ids[:1], k))
     done = 1
     for start in range(0, len(ids), n_window * window_stride):
         if done == len(ids):
             return
-        end = min(start + (n_window - 1) * window_stride + n_slot, len(ids) - 1)
+        end = min(start + (n_window - 1) * window_stride + block_size, len(ids) - 1)
         logits_TxV = next_logits(model, params, ids[start:end], stride=window_stride)
         log_probs_TxV = _log_softmax(logits_TxV[done - 1 - start :])
         new = ids[done : end + 1]

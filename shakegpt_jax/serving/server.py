@@ -34,8 +34,8 @@ def bind(host: str, port: int) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
             failed.pop_all()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:  # the latter: a name with an empty or a long label
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on --host {host} --port {port}: {reason}") from error
     return bound
 
@@ -48,7 +48,7 @@ def run_server(
     origins: Sequence[str],
     max_batch: int,
     max_queue: int,
-    grace: float,
+    grace: int,
 ) -> None:
     """Serve a model until SIGINT or SIGTERM.
 
@@ -62,7 +62,7 @@ def run_server(
         grace: seconds for which texts may go on after a signal.
     """
     engine = Engine(lm, max_batch, max_queue)
-    application = App(lm, engine, model_name(lm)).application()
+    application = App(lm, engine).application()
     app = Guard(application, hosts, origins, any_address=_is_any(bound))
     start = time.perf_counter()
     engine.warm_up()
@@ -76,7 +76,7 @@ def run_server(
         server_header=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=int(grace) + _LAST_SECONDS,
+        timeout_graceful_shutdown=grace + _LAST_SECONDS,
     )
     _Server(config, engine, grace).run([bound])
 
@@ -84,7 +84,7 @@ def run_server(
 class _Server(uvicorn.Server):
     """Lets texts under way go on for a while after a signal."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: int):
         super().__init__(config)
         self._engine, self._grace = engine, grace
 
@@ -101,11 +101,6 @@ class _Server(uvicorn.Server):
         self._engine.end(ending)
         await asyncio.to_thread(self._engine.join)
         print("Stopped.", flush=True)
-
-
-def model_name(lm: LanguageModel) -> str:
-    """Return the name of a model in requests: that of its run."""
-    return lm.checkpoint.resolve().parents[1].name if lm.checkpoint else "model"
 
 
 def address(bound: socket.socket) -> str:

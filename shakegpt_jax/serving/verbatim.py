@@ -13,6 +13,7 @@ from shakegpt_jax.inference.memorization import (
     copied_stretches,
 )
 from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.fields import Fields
 from shakegpt_jax.serving.requests import parse_json
 
 MAX_TEXT = 20_000  # characters to search for
@@ -41,12 +42,11 @@ class Verbatim:
             message = f"{self._n_search} searches wait; try again later"
             raise ApiError(message, status=429, code="rate_limit_exceeded")
         self._n_search += 1
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._find, text)
-        future.add_done_callback(self._forget)  # when it is done, whoever has left
-        return await future
-
-    def _forget(self, future: "asyncio.Future[Any]") -> None:
-        self._n_search -= 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._find, text)
+        finally:
+            self._n_search -= 1
 
     def _find(self, text: str) -> dict[str, Any]:
         try:
@@ -73,10 +73,12 @@ class Verbatim:
 
 
 def _parse(body: dict[str, Any]) -> str:
-    text = body.get("text")
+    fields = Fields(body)
+    text = fields.take("text")
     if not isinstance(text, str):
         raise ApiError("text is missing or not a text", param="text")
     if len(text) > MAX_TEXT:
         message = f"text has {len(text)} characters; at most {MAX_TEXT} are searched"
         raise ApiError(message, param="text")
+    fields.finish()
     return text

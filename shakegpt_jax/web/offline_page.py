@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
-from shakegpt_jax.web.page import check_page_path, encode_array, render_page, write_page
+from shakegpt_jax.web.page import check_page_path, encode_array, write_page
 from shakegpt_jax.web.page_facts import page_facts
-from shakegpt_jax.web.serving_page import SCRIPTS, STYLES
+from shakegpt_jax.web.serving_page import prompt_page
 
 MAX_PARAMETERS = 20_000_000  # with more, a browser writes fewer than about 30 characters/s
 
@@ -36,10 +36,9 @@ def offline_page(lm: LanguageModel, *, float32: bool = False) -> str:
             f"the model has {lm.n_params:,} parameters; a page can hold {MAX_PARAMETERS:,}, since "
             "a browser is slow with more; python -m shakegpt_jax.serve shows the same page"
         )
-    facts = page_facts(lm)
-    data = facts | {"model": model_data(lm, float32=float32)}
-    title = f"{facts['name']}: one character at a time"
-    return render_page("page.html", STYLES, (*MODEL_SCRIPTS, *SCRIPTS), title, data)
+    data = page_facts(lm) | {"model": model_data(lm, float32=float32)}
+    page, _ = prompt_page(data, MODEL_SCRIPTS)
+    return page
 
 
 def model_data(lm: LanguageModel, *, float32: bool = False) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def render_page(
     data: Any,
     *,
     connect: str = "'none'",
-) -> str:
-    """Return a page as HTML.
+) -> tuple[str, str]:
+    """Return a page as HTML, and its content security policy, to send as a header too.
 
     Args:
         template: file in `static` with the places $policy, $title, $style, $data and $script.
@@ -48,15 +48,10 @@ def render_page(
     )
     # With < escaped, no text can end the element. JSON is ASCII here.
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return string.Template(_read(template)).substitute(
+    page = string.Template(_read(template)).substitute(
         policy=policy, title=html.escape(title), style=style, script=script, data=text
     )
-
-
-def page_policy(page: str) -> str:
-    """Return the content security policy of a page from `render_page`, to send as a header too."""
-    start = page.index('content="', page.index("Content-Security-Policy")) + len('content="')
-    return page[start : page.index('"', start)]
+    return page, policy
 
 
 def encode_array(array: np.ndarray) -> str:

@@ -38,7 +38,7 @@ def page_facts(lm: LanguageModel) -> dict[str, Any]:
         step = int(lm.checkpoint.name)
         loss = CheckpointReader(lm.checkpoint.parents[1]).metrics(step).get("loss")
     return {
-        "name": _run_name(lm),
+        "name": lm.name,
         "vocabulary": lm.tokenizer.vocabulary,
         "parameters": lm.n_params,
         "layers": shape.n_layer,
@@ -57,10 +57,6 @@ def page_facts(lm: LanguageModel) -> dict[str, Any]:
         },
         "limits": LIMITS,
     }
-
-
-def _run_name(lm: LanguageModel) -> str:
-    return lm.checkpoint.resolve().parents[1].name if lm.checkpoint else "model"
 
 
 def _prompt(lm: LanguageModel) -> str:

@@ -48,7 +48,8 @@ def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
         "shown": show_text(selection),
         **breakdowns(selection, predictions),
     }
-    write_page(render_page("report.html", _STYLES, _SCRIPTS, f"{name}: looking inside", data), path)
+    page, _ = render_page("report.html", _STYLES, _SCRIPTS, f"{name}: looking inside", data)
+    write_page(page, path)
     return result
 
 

@@ -1,12 +1,15 @@
 """The page with a prompt that `serve` shows: the model is asked over HTTP."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.web.page import render_page
 from shakegpt_jax.web.page_facts import page_facts
 
-STYLES = ("characters.css", "page.css")
+_STYLES = ("characters.css", "page.css")
 # In order; `makeBackend`, which each of the backends defines, comes before them.
-SCRIPTS = (
+_SCRIPTS = (
     "characters.js",
     "distribution.js",
     "link.js",
@@ -22,8 +25,21 @@ SCRIPTS = (
 )
 
 
-def serving_page(lm: LanguageModel) -> str:
-    """Return the page as HTML. It may connect to the server that it comes from alone."""
-    facts = page_facts(lm)
-    title = f"{facts['name']}: one character at a time"
-    return render_page("page.html", STYLES, ("server.js", *SCRIPTS), title, facts, connect="'self'")
+def serving_page(lm: LanguageModel) -> tuple[str, str]:
+    """Return the page as HTML and its policy: it may connect to its own server alone."""
+    return prompt_page(page_facts(lm), ("server.js",), connect="'self'")
+
+
+def prompt_page(
+    data: dict[str, Any], backend: Sequence[str], *, connect: str = "'none'"
+) -> tuple[str, str]:
+    """Return the page with a prompt as HTML and its policy; see `render_page`.
+
+    Args:
+        data: the facts of the page, and what the backend needs.
+        backend: JavaScript files in `static` that define `makeBackend`.
+        connect: where they may connect to.
+    """
+    title = f"{data['name']}: one character at a time"
+    scripts = (*backend, *_SCRIPTS)
+    return render_page("page.html", _STYLES, scripts, title, data, connect=connect)
