@@ -443,6 +443,19 @@ def test_sigterm_ends_texts_after_the_grace_period(finished):
         assert (code, out, err) == (143, "Stopped.\n", "")
 
 
+def test_half_of_a_body_does_not_hold_up_the_end(finished):
+    with serving(finished, "--max_batch=1", "--grace=1") as (url, process):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            client.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            time.sleep(0.5)
+            process.terminate()
+            code, _, err = finish(process)
+        assert code == 143
+        assert "Traceback" not in err
+
+
 def test_other_origins_can_be_allowed(finished):
     with serving(finished, "--max_batch=1", "--allow_origin=https://play.test") as (url, _):
         origin = {"origin": "https://play.test"}

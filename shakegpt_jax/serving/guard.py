@@ -5,6 +5,8 @@ cannot do so under a name of its own that resolves to this machine (DNS rebindin
 header checked, not under the right name either.
 """
 
+import asyncio
+import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -127,7 +129,9 @@ class Guard:
             added |= {"access-control-allow-origin": origin, "vary": "origin"}
             if scope["method"] == "OPTIONS":
                 app = Response(status_code=204, headers=_CORS)
-        await app(scope, _limited(receive), send_with_headers)
+        # uvicorn cancels at the end of its grace period, and would log a traceback.
+        with contextlib.suppress(asyncio.CancelledError):
+            await app(scope, _limited(receive), send_with_headers)
 
     def _check(self, headers: dict[bytes, list[str]]) -> str:
         """Return the origin of a request, or "".

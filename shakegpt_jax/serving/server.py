@@ -16,7 +16,7 @@ from shakegpt_jax.serving.app import App
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
 
-_LAST_SECONDS = 5  # for sending the end of answers
+_LAST_SECONDS = 1  # for sending the end of answers
 
 
 def bind(host: str, port: int) -> socket.socket:
