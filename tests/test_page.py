@@ -322,6 +322,8 @@ def test_a_changed_prompt_uses_the_same_dice(chrome, lm):
 
 
 def test_four_samples_side_by_side(chrome, lm):
+    fill(chrome, prompt="First", length=9)
+    generate(chrome, lm.generate("First", 9))
     fill(chrome, prompt="First", length=25, seed=2**32 - 2)
     click(chrome, "compare")
     seeds = [2**32 - 2, 2**32 - 1, 0, 1]
@@ -332,9 +334,71 @@ def test_four_samples_side_by_side(chrome, lm):
     boxes = [card.rect for card in chrome.find_elements("css selector", ".sample")]
     assert len({(box["width"], box["height"]) for box in boxes}) == 1
     wait_until(chrome, "document.getElementById('stop').hidden")
+    # Back is what was shown before: from a sample the samples, from those the text.
     chrome.find_elements("css selector", ".sample button")[2].click()
     wait_for(chrome, texts[2])
     assert "seed=0&" in chrome.current_url
+    chrome.back()
+    wait_until(chrome, "document.getElementById('status').textContent === 'Done: four samples.'")
+    assert chrome.execute_script(f"return {found}") == texts
+    assert chrome.find_element("id", "copy-link").is_displayed()
+    link = chrome.current_url
+    chrome.back()
+    wait_for(chrome, lm.generate("First", 9))
+    assert not chrome.find_element("id", "samples-card").is_displayed()
+    # The link holds the samples.
+    chrome.get("about:blank")
+    chrome.get(link)
+    wait_until(chrome, f"{found}.length === 4 && {found}.every(text => text.length === 30)")
+    assert chrome.execute_script(f"return {found}") == texts
+    wait_until(chrome, "document.getElementById('stop').hidden")
+    click(chrome, "back-to-text")
+    assert "seed" not in chrome.current_url and chrome.find_element("id", "empty").is_displayed()
+
+
+def test_a_server_that_takes_few_texts_writes_the_samples_in_turn(chrome, lm):
+    chrome.execute_script(
+        "window.writing = 0; window.refused = 0; window.fetched = fetch;"
+        "window.fetch = async (...all) => {"
+        "  if (writing) { refused += 1; return new Response('{}', {status: 429}); }"
+        "  writing += 1;"
+        "  const text = await (await fetched(...all)).text();"
+        "  writing -= 1;"
+        "  return new Response(text);"
+        "};"
+    )
+    fill(chrome, prompt="First", length=25)
+    click(chrome, "compare")
+    wait_until(chrome, "document.getElementById('status').textContent === 'Done: four samples.'")
+    found = "return [...document.querySelectorAll('.sample-text')].map(e => e.textContent)"
+    assert chrome.execute_script(found) == [lm.generate("First", 25, seed=i) for i in range(4)]
+    assert chrome.execute_script("return refused") >= 3
+
+
+def test_a_newline_takes_no_room(address, lm):
+    """A line that fills the width of the text breaks once."""
+    with chromium(375, 800) as chrome:
+        chrome.get(address)
+        rows = (
+            "const height = e => e.getBoundingClientRect().height;"
+            "return Math.round(height(document.querySelector('#text .line')) /"
+            " parseFloat(getComputedStyle(document.getElementById('text')).lineHeight))"
+        )
+        fill(chrome, prompt="e" * 60, length=1)
+        generate(chrome, lm.generate("e" * 60, 1))
+        width = chrome.execute_script(
+            "const nodes = [...document.querySelectorAll('#text .character')];"
+            "const top = e => e.getBoundingClientRect().top;"
+            "return nodes.findIndex(e => top(e) > top(nodes[0]) + 5)"
+        )
+        assert 20 < width < 60
+        for colour in range(2):
+            for n, expected in ((width, 1), (width + 1, 2)):
+                fill(chrome, prompt="e" * n + "\nab", length=1)
+                generate(chrome, lm.generate("e" * n + "\nab", 1))
+                assert chrome.execute_script(rows) == expected
+            click(chrome, "colour")
+            assert chrome.execute_script("return document.documentElement.scrollWidth") == 375
 
 
 def test_copies_of_the_training_text_are_underlined(chrome, lm, text):
@@ -381,6 +445,7 @@ def test_what_the_form_refuses(chrome, lm):
         (lambda link: link.replace("prompt=First", "prompt=%E2%82%AC"), "does not know"),
         (lambda link: link.replace("&model", "&change=3.%E2%82%AC&model"), "does not know"),
         (lambda link: link.replace("&model", "&change=300.a&model"), "out of order"),
+        (lambda link: link.replace("&model", "&samples=5&model"), "samples must be 4"),
         (lambda link: link + "&x=1", "x is not known"),
     ],
 )

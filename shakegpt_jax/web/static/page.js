@@ -17,7 +17,9 @@ const panel = distributionPanel(vocabulary, (character) => branch(pointed, chara
 const form = controlsForm(vocabulary, onFormChange);
 const tree = versionTree($("versions"), goTo);
 const samples = samplesView($("samples"), (version) => {
-  goTo(tree.find(version) ?? version);
+  const known = tree.find(version) ?? version;
+  setLength(known, version.target);
+  goTo(known);
   view.focus();
 });
 const jobs = jobRunner(showBusy, showProblem);
@@ -49,7 +51,7 @@ function showSamples(shown) {
   document.body.classList.toggle("comparing", shown);
   $("samples-card").hidden = !shown;
   $("text-card").hidden = shown;
-  $("copy-link").hidden = shown || !current;
+  $("copy-link").hidden = !shown && !current;
 }
 
 /** Returns what the form asks for, or null if something is wrong with it. */
@@ -81,7 +83,8 @@ function goOn() {
   select(current, { push: false });
 }
 
-async function compare() {
+/** Writes the samples that the form asks for; push: whether Back returns to what is shown now. */
+async function compare({ push = true } = {}) {
   const wanted = readForm();
   if (!wanted) return;
   let shown = false;
@@ -89,15 +92,19 @@ async function compare() {
     (version, onTokens) => writeTo(backend, version, wanted.length, (tokens) => {
       if (!shown) {
         showSamples((shown = true));
+        setAddress(writeLink({ ...wanted.settings, length: wanted.length, changes: [], samples: true }, mark), push);
         bringIntoView($("samples-card"));
       }
       onTokens(tokens);
-    }, signal)), compare);
-  if (shown && !jobs.busy && $("problem").hidden) $("status").textContent = done ? "Done: four samples." : "Stopped.";
+    }, signal)), () => compare({ push }));
+  if (jobs.busy || !$("problem").hidden || $("samples-card").hidden) return;
+  $("status").textContent = done ? "Done: four samples." : "Stopped.";
 }
 
 function closeSamples() {
   jobs.stop();
+  if (current) showLink(current.tokens.length, true);
+  else setAddress("#", true);
   showSamples(false);
   $("status").textContent = "";
   $("compare").focus();
@@ -117,20 +124,24 @@ async function openAddress() {
     showProblem(`This link is damaged (${error.message}). Nothing was loaded.`);
     return;
   }
-  const { length, changes, ...settings } = link.state;
+  const { length, changes, samples: several, ...settings } = link.state;
   const unknown = unknownCharacters(settings.prompt + changes.map(([, each]) => each).join(""), vocabulary);
   if (unknown.length) {
     showProblem(`Nothing was loaded from this link. ${nameUnknown(unknown)}`);
     return;
   }
   form.fill(settings, Math.min(length, limits.length));
-  let version;
-  const done = await jobs.run(async (signal) => {
-    version = await versionOfLink(backend, link.state, tree.find, signal);
-  }, openAddress);
-  if (!done) return;
-  await select(version, { push: false });
-  if (link.mark !== mark && current === version) {
+  const fragment = location.hash;
+  let version = null;
+  if (several) await compare({ push: false });
+  else {
+    const done = await jobs.run(async (signal) => {
+      version = await versionOfLink(backend, { ...settings, length, changes }, tree.find, signal);
+    }, openAddress);
+    if (!done) return;
+    await select(version, { push: false });
+  }
+  if (link.mark !== mark && (several ? !$("samples-card").hidden : current === version)) {
     showProblem(`This link was made with another model (${link.mark.slice(0, -9).slice(0, 40)}): its text may differ.`);
   }
 }

@@ -112,7 +112,11 @@ async function underlineCopies(version) {
 }
 
 function showLink(length, push = false) {
-  const link = writeLink({ ...current.settings, changes: current.changes, length }, mark);
+  setAddress(writeLink({ ...current.settings, changes: current.changes, length }, mark), push);
+}
+
+/** Puts a link into the address; push: whether Back returns to the one that is there now. */
+function setAddress(link, push) {
   if (push && link !== location.hash) history.pushState(null, "", link);
   else history.replaceState(null, "", link);
 }
