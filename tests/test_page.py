@@ -282,6 +282,15 @@ def test_branches_use_the_same_dice_and_are_kept(chrome, lm):
     choose(chrome, other)
     deeper = written(lm, branch[:second] + other, n - 13, 5, start=13)
     wait_for(chrome, deeper)
+    # Near the text there is a way back.
+    click(chrome, "to-parent")
+    wait_for(chrome, branch)
+    click(chrome, "to-parent")
+    wait_for(chrome, original)
+    assert not chrome.find_element("id", "branch-note").is_displayed()
+    chrome.back()
+    chrome.back()
+    wait_for(chrome, deeper)
     assert len(versions(chrome)) == 3
     assert len(chrome.find_elements("css selector", "#versions ul ul button")) == 1
     versions(chrome)[0].click()
@@ -309,6 +318,21 @@ def test_branches_use_the_same_dice_and_are_kept(chrome, lm):
         wait_for(fresh, original)
         assert fresh.current_url != link
         assert console_errors(fresh) == []
+
+
+def test_a_chosen_space_or_newline_can_be_seen(chrome, lm):
+    fill(chrome, prompt="First", length=9)
+    text = lm.generate("First", 9)
+    generate(chrome, text)
+    for chosen in " \n":
+        character(chrome, 6).click()
+        choose(chrome, chosen)
+        wait_for(chrome, written(lm, text[:6] + chosen, 7, 0, start=2))
+        press(chrome, ESCAPE)
+        style = "return getComputedStyle(arguments[0], arguments[1])[arguments[2]]"
+        changed = character(chrome, 6)
+        assert chrome.execute_script(style, changed, None, "outlineStyle") == "solid"
+    assert chrome.execute_script(style, changed, "::before", "opacity") == "1"
 
 
 def test_a_changed_prompt_uses_the_same_dice(chrome, lm):
@@ -412,8 +436,17 @@ def test_copies_of_the_training_text_are_underlined(chrome, lm, text):
     assert indices == list(range(len(indices))) and expected[: len(indices)] in text
     character(chrome, 4).click()
     place = shown(chrome, "copied-place")
+    bottom = "return document.getElementById('copied').getBoundingClientRect().bottom"
+    wait_until(chrome, "document.querySelector('#distribution li')")
+    assert chrome.execute_script(bottom) < 761 and place.startswith("…")
     assert re.search("character 201 on", shown(chrome, "copied-text"))
     assert expected[: len(indices)] in place and text[180:260].strip()[:70] in place
+    beginning = text[:30]
+    fill(chrome, prompt=beginning, length=1)
+    generate(chrome, lm.generate(beginning, 1))
+    wait_until(chrome, "document.querySelectorAll('#text .copied').length >= 30")
+    character(chrome, 4).click()
+    assert shown(chrome, "copied-place").startswith(text[:30])
 
 
 def test_what_the_form_refuses(chrome, lm):
@@ -434,6 +467,15 @@ def test_what_the_form_refuses(chrome, lm):
         fill(chrome, **{name: right[name]})
         assert shown(chrome, "options-problem") == "", name
     generate(chrome, lm.generate("First", 20, temperature=0))
+    fill(chrome, temperature="x")
+    assert shown(chrome, "status") == ""  # not "Done" beside what is wrong
+    fill(chrome, temperature="0,8", top_p="0,9")
+    assert shown(chrome, "options-problem") == ""
+    fill(chrome, length="1,000")
+    assert "must be" in shown(chrome, "options-problem")
+    fill(chrome, length=20)
+    options = {"temperature": 0.8, "top_p": 0.9, "seed": 2**32 - 1}
+    generate(chrome, lm.generate("First", 20, **options))
 
 
 @pytest.mark.parametrize(
@@ -492,6 +534,24 @@ def test_a_link_of_another_model_says_so(chrome, lm):
     wait_for(chrome, lm.generate("First", 12))
     wait_until(chrome, "!document.getElementById('problem').hidden")
     assert "another model (other): its text may differ" in shown(chrome, "problem-text")
+    # A page whose weights are rounded has another mark.
+    rounded = chrome.execute_script("return modelMark({ ...data, model: { dtype: 'float16' } })")
+    chrome.get("about:blank")
+    chrome.get(link.replace("other.01234567", rounded))
+    wait_until(chrome, "!document.getElementById('problem').hidden")
+    assert "other (rounded) weights of run: its text" in shown(chrome, "problem-text")
+
+
+def test_the_link_is_copied_also_where_the_clipboard_is_closed(chrome, lm):
+    fill(chrome, prompt="First", length=12)
+    generate(chrome, lm.generate("First", 12))
+    chrome.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    click(chrome, "copy-link")
+    assert shown(chrome, "status") == "The link is copied."
+    assert chrome.execute_script("return document.activeElement.id") == "copy-link"
+    fill(chrome, prompt="")
+    chrome.find_element("id", "prompt").send_keys("\ue009v")  # Ctrl+V
+    assert chrome.find_element("id", "prompt").get_attribute("value") == chrome.current_url
 
 
 def test_keys_alone_are_enough(chrome, lm):
@@ -600,12 +660,28 @@ def test_the_same_settings_write_the_same_text(chrome, lm):
     click(chrome, "dice")
     seed = int(chrome.find_element("id", "seed").get_attribute("value"))
     assert 0 < seed < 2**32
-    assert "Generate uses them" in shown(chrome, "text-note")
+    assert "Generate uses them" in shown(chrome, "settings-note")
     generate(chrome, lm.generate("First", 20, seed=seed))
     assert len(versions(chrome)) == 2
     fill(chrome, length=9)
     generate(chrome, lm.generate("First", 9, seed=seed))
     assert len(versions(chrome)) == 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(900, 700), (667, 375)])
+def test_in_a_narrow_window_the_chances_are_beside_the_text(address, lm, width, height):
+    with chromium(width, height) as chrome:
+        chrome.get(address)
+        fill(chrome, prompt="First", length=30)
+        generate(chrome, lm.generate("First", 30))
+        chrome.execute_script("document.getElementById('text').scrollIntoView()")
+        point_at(chrome, character(chrome, 7))
+        assert chrome.find_element("id", "panel-filled").is_displayed()
+        box = "return arguments[0].getBoundingClientRect()[arguments[1]]"
+        right = chrome.execute_script(box, chrome.find_element("id", "text-card"), "right")
+        assert right <= chrome.execute_script(box, chrome.find_element("id", "panel"), "left")
+        scroll = "return document.documentElement.scrollWidth"
+        assert chrome.execute_script(scroll) <= width
 
 
 @pytest.mark.parametrize("dark", [False, True])

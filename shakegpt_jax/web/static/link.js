@@ -12,6 +12,13 @@ function modelMark({ name, vocabulary, parameters, layers, window, step, loss, m
   return `${name}.${digest.toString(16).padStart(8, "0")}`;
 }
 
+/** Returns what a link that has another mark than this page was made with, in words. */
+function describeMark(mark) {
+  const sibling = ["float16", "float32"].find((dtype) => mark === modelMark({ ...data, model: { dtype } }));
+  if (sibling) return `other (${sibling === "float16" ? "rounded" : "unrounded"}) weights of ${data.name}`;
+  return `another model (${mark.slice(0, -9).slice(0, 40)})`;
+}
+
 /**
  * Returns the fragment of a text.
  * @param {{prompt, temperature, topK, topP, seed, length, changes: [number, string][], samples: boolean}} state
@@ -67,8 +74,9 @@ function readLink(fragment) {
 }
 
 function readNumber(text, name, least, most, whole, right) {
-  const value = Number(text);
-  const isNumber = /^[0-9.]+(e[+-]?[0-9]+)?$/i.test(text.trim()) && Number.isFinite(value);
+  const plain = whole ? text.trim() : text.trim().replace(",", "."); // some write 0,8
+  const value = Number(plain);
+  const isNumber = /^[0-9.]+(e[+-]?[0-9]+)?$/i.test(plain) && Number.isFinite(value);
   if (!isNumber || value < least || value > most || (whole && !Number.isInteger(value))) {
     throw new Error(`${name} must be ${right}`);
   }

@@ -10,7 +10,8 @@ const vocabulary = Array.from(data.vocabulary);
 const ids = new Map(vocabulary.map((character, id) => [character, id]));
 const mark = modelMark(data);
 const WRITING = "Writing…";
-const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
+// The chances are at the bottom of the screen; as in page.css.
+const SHEET = matchMedia("(max-width: 60rem) and (orientation: portrait), (max-width: 40rem)");
 
 const view = textView($("text"), textEvents);
 const panel = distributionPanel(vocabulary, (character) => branch(pointed, character), closeChances);
@@ -44,6 +45,7 @@ function showProblem(message, again = null) {
 
 function onFormChange(valid) {
   $("generate").disabled = $("compare").disabled = !valid;
+  if (!valid && !jobs.busy) $("status").textContent = ""; // what is wrong comes first
   showNote();
 }
 
@@ -142,17 +144,25 @@ async function openAddress() {
     await select(version, { push: false });
   }
   if (link.mark !== mark && (several ? !$("samples-card").hidden : current === version)) {
-    showProblem(`This link was made with another model (${link.mark.slice(0, -9).slice(0, 40)}): its text may differ.`);
+    showProblem(`This link was made with ${describeMark(link.mark)}: its text may differ.`);
   }
 }
 
 async function copyLink() {
-  try {
-    await navigator.clipboard.writeText(location.href);
-    $("status").textContent = "The link is copied.";
-  } catch {
-    $("status").textContent = "Copy the address of this page: it is the link.";
-  }
+  const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+  $("status").textContent = copied || copyText(location.href) ? "The link is copied."
+    : "Copy the address of this page: it is the link.";
+}
+
+/** Copies a text as the keyboard does, also where the clipboard is closed, as over plain HTTP. */
+function copyText(text) {
+  const field = element("textarea", "visually-hidden", text), focused = document.activeElement;
+  document.body.append(field);
+  field.select();
+  const copied = document.execCommand("copy");
+  field.remove();
+  focused.focus();
+  return copied;
 }
 
 function colourText() {
@@ -163,9 +173,9 @@ function colourText() {
 
 function describeModel({ name, parameters, text, layers, heads, window, step, loss }) {
   const size = parameters < 1e5 ? count(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 1 : 0)} million`;
-  $("about").textContent = `A small language model (${size} parameters)${text ? ` trained on ${text}` : ""}. It ` +
-    `writes one character at a time: it computes how likely each of its ${count(vocabulary.length)} characters is ` +
-    "to come next, and throws dice.";
+  $("about").textContent = `Press Generate, and a small language model (${size} parameters) invents new text` +
+    `${text ? ` in the manner of what it has read: ${text}` : ""}. It writes one character at a time: it computes ` +
+    `how likely each of its ${count(vocabulary.length)} characters is to come next, and draws one at random.`;
   $("facts").textContent = [
     `Model ${name}`, `${layers} layers of ${heads} heads`, `sees the last ${count(window)} characters`,
     step !== null && `${count(step)} training steps`,
@@ -179,7 +189,8 @@ $("controls").addEventListener("submit", (event) => {
   generate();
 });
 for (const [id, act] of Object.entries({
-  stop: jobs.stop, continue: () => (jobs.busy ? jobs.stop() : goOn()), compare, "back-to-text": closeSamples, "copy-link": copyLink,
+  stop: jobs.stop, continue: () => (jobs.busy ? jobs.stop() : goOn()), compare, "back-to-text": closeSamples,
+  "to-parent": () => goTo(current.parent), "copy-link": copyLink,
 })) $(id).addEventListener("click", () => act());
 $("colour").addEventListener("change", colourText);
 document.addEventListener("keydown", (event) => {
