@@ -416,7 +416,7 @@ def test_a_newline_takes_no_room(address, lm):
             "return nodes.findIndex(e => top(e) > top(nodes[0]) + 5)"
         )
         assert 20 < width < 60
-        for colour in range(2):
+        for _ in ("plain", "coloured"):
             for n, expected in ((width, 1), (width + 1, 2)):
                 fill(chrome, prompt="e" * n + "\nab", length=1)
                 generate(chrome, lm.generate("e" * n + "\nab", 1))
@@ -650,6 +650,9 @@ def test_of_a_large_vocabulary_only_what_the_server_tells_is_kept(chrome):
     kept, values = chrome.execute_async_script(script, vocabulary, json.dumps(event))
     assert kept == [17, 2500, 4000]
     assert values == pytest.approx([-0.67, -25.5, -40.5], rel=1e-6)
+    two = "{ ids: [1, 2], values: [-1, -2] }"
+    chrome.execute_script(f"panel.show({{ title: '', character: 'e', logProbs: {two}, note: '' }})")
+    assert "Shown are the 2 most probable of" in shown(chrome, "panel-note")
 
 
 def test_the_same_settings_write_the_same_text(chrome, lm):

@@ -173,9 +173,9 @@ function colourText() {
 
 function describeModel({ name, parameters, text, layers, heads, window, step, loss }) {
   const size = parameters < 1e5 ? count(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 1 : 0)} million`;
-  $("about").textContent = `Press Generate, and a small language model (${size} parameters) invents new text` +
-    `${text ? ` in the manner of what it has read: ${text}` : ""}. It writes one character at a time: it computes ` +
-    `how likely each of its ${count(vocabulary.length)} characters is to come next, and draws one at random.`;
+  $("about").textContent = `Press Generate: a small language model (${size} parameters)` +
+    `${text ? ` that has read ${text}` : ""} makes up new text. It computes how likely each of its ` +
+    `${count(vocabulary.length)} characters is to come next, and draws one at random.`;
   $("facts").textContent = [
     `Model ${name}`, `${layers} layers of ${heads} heads`, `sees the last ${count(window)} characters`,
     step !== null && `${count(step)} training steps`,
