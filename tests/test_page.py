@@ -282,6 +282,15 @@ def test_branches_use_the_same_dice_and_are_kept(chrome, lm):
     choose(chrome, other)
     deeper = written(lm, branch[:second] + other, n - 13, 5, start=13)
     wait_for(chrome, deeper)
+    # Near the text there is a way back.
+    click(chrome, "to-parent")
+    wait_for(chrome, branch)
+    click(chrome, "to-parent")
+    wait_for(chrome, original)
+    assert not chrome.find_element("id", "branch-note").is_displayed()
+    chrome.back()
+    chrome.back()
+    wait_for(chrome, deeper)
     assert len(versions(chrome)) == 3
     assert len(chrome.find_elements("css selector", "#versions ul ul button")) == 1
     versions(chrome)[0].click()
@@ -311,6 +320,21 @@ def test_branches_use_the_same_dice_and_are_kept(chrome, lm):
         assert console_errors(fresh) == []
 
 
+def test_a_chosen_space_or_newline_can_be_seen(chrome, lm):
+    fill(chrome, prompt="First", length=9)
+    text = lm.generate("First", 9)
+    generate(chrome, text)
+    for chosen in " \n":
+        character(chrome, 6).click()
+        choose(chrome, chosen)
+        wait_for(chrome, written(lm, text[:6] + chosen, 7, 0, start=2))
+        press(chrome, ESCAPE)
+        style = "return getComputedStyle(arguments[0], arguments[1])[arguments[2]]"
+        changed = character(chrome, 6)
+        assert chrome.execute_script(style, changed, None, "outlineStyle") == "solid"
+    assert chrome.execute_script(style, changed, "::before", "opacity") == "1"
+
+
 def test_a_changed_prompt_uses_the_same_dice(chrome, lm):
     fill(chrome, prompt="First", length=20)
     generate(chrome, lm.generate("First", 20))
@@ -322,6 +346,8 @@ def test_a_changed_prompt_uses_the_same_dice(chrome, lm):
 
 
 def test_four_samples_side_by_side(chrome, lm):
+    fill(chrome, prompt="First", length=9)
+    generate(chrome, lm.generate("First", 9))
     fill(chrome, prompt="First", length=25, seed=2**32 - 2)
     click(chrome, "compare")
     seeds = [2**32 - 2, 2**32 - 1, 0, 1]
@@ -332,9 +358,71 @@ def test_four_samples_side_by_side(chrome, lm):
     boxes = [card.rect for card in chrome.find_elements("css selector", ".sample")]
     assert len({(box["width"], box["height"]) for box in boxes}) == 1
     wait_until(chrome, "document.getElementById('stop').hidden")
+    # Back is what was shown before: from a sample the samples, from those the text.
     chrome.find_elements("css selector", ".sample button")[2].click()
     wait_for(chrome, texts[2])
     assert "seed=0&" in chrome.current_url
+    chrome.back()
+    wait_until(chrome, "document.getElementById('status').textContent === 'Done: four samples.'")
+    assert chrome.execute_script(f"return {found}") == texts
+    assert chrome.find_element("id", "copy-link").is_displayed()
+    link = chrome.current_url
+    chrome.back()
+    wait_for(chrome, lm.generate("First", 9))
+    assert not chrome.find_element("id", "samples-card").is_displayed()
+    # The link holds the samples.
+    chrome.get("about:blank")
+    chrome.get(link)
+    wait_until(chrome, f"{found}.length === 4 && {found}.every(text => text.length === 30)")
+    assert chrome.execute_script(f"return {found}") == texts
+    wait_until(chrome, "document.getElementById('stop').hidden")
+    click(chrome, "back-to-text")
+    assert "seed" not in chrome.current_url and chrome.find_element("id", "empty").is_displayed()
+
+
+def test_a_server_that_takes_few_texts_writes_the_samples_in_turn(chrome, lm):
+    chrome.execute_script(
+        "window.writing = 0; window.refused = 0; window.fetched = fetch;"
+        "window.fetch = async (...all) => {"
+        "  if (writing) { refused += 1; return new Response('{}', {status: 429}); }"
+        "  writing += 1;"
+        "  const text = await (await fetched(...all)).text();"
+        "  writing -= 1;"
+        "  return new Response(text);"
+        "};"
+    )
+    fill(chrome, prompt="First", length=25)
+    click(chrome, "compare")
+    wait_until(chrome, "document.getElementById('status').textContent === 'Done: four samples.'")
+    found = "return [...document.querySelectorAll('.sample-text')].map(e => e.textContent)"
+    assert chrome.execute_script(found) == [lm.generate("First", 25, seed=i) for i in range(4)]
+    assert chrome.execute_script("return refused") >= 3
+
+
+def test_a_newline_takes_no_room(address, lm):
+    """A line that fills the width of the text breaks once."""
+    with chromium(375, 800) as chrome:
+        chrome.get(address)
+        rows = (
+            "const height = e => e.getBoundingClientRect().height;"
+            "return Math.round(height(document.querySelector('#text .line')) /"
+            " parseFloat(getComputedStyle(document.getElementById('text')).lineHeight))"
+        )
+        fill(chrome, prompt="e" * 60, length=1)
+        generate(chrome, lm.generate("e" * 60, 1))
+        width = chrome.execute_script(
+            "const nodes = [...document.querySelectorAll('#text .character')];"
+            "const top = e => e.getBoundingClientRect().top;"
+            "return nodes.findIndex(e => top(e) > top(nodes[0]) + 5)"
+        )
+        assert 20 < width < 60
+        for _ in ("plain", "coloured"):
+            for n, expected in ((width, 1), (width + 1, 2)):
+                fill(chrome, prompt="e" * n + "\nab", length=1)
+                generate(chrome, lm.generate("e" * n + "\nab", 1))
+                assert chrome.execute_script(rows) == expected
+            click(chrome, "colour")
+            assert chrome.execute_script("return document.documentElement.scrollWidth") == 375
 
 
 def test_copies_of_the_training_text_are_underlined(chrome, lm, text):
@@ -348,8 +436,17 @@ def test_copies_of_the_training_text_are_underlined(chrome, lm, text):
     assert indices == list(range(len(indices))) and expected[: len(indices)] in text
     character(chrome, 4).click()
     place = shown(chrome, "copied-place")
+    bottom = "return document.getElementById('copied').getBoundingClientRect().bottom"
+    wait_until(chrome, "document.querySelector('#distribution li')")
+    assert chrome.execute_script(bottom) < 761 and place.startswith("…")
     assert re.search("character 201 on", shown(chrome, "copied-text"))
     assert expected[: len(indices)] in place and text[180:260].strip()[:70] in place
+    beginning = text[:30]
+    fill(chrome, prompt=beginning, length=1)
+    generate(chrome, lm.generate(beginning, 1))
+    wait_until(chrome, "document.querySelectorAll('#text .copied').length >= 30")
+    character(chrome, 4).click()
+    assert shown(chrome, "copied-place").startswith(text[:30])
 
 
 def test_what_the_form_refuses(chrome, lm):
@@ -370,6 +467,15 @@ def test_what_the_form_refuses(chrome, lm):
         fill(chrome, **{name: right[name]})
         assert shown(chrome, "options-problem") == "", name
     generate(chrome, lm.generate("First", 20, temperature=0))
+    fill(chrome, temperature="x")
+    assert shown(chrome, "status") == ""  # not "Done" beside what is wrong
+    fill(chrome, temperature="0,8", top_p="0,9")
+    assert shown(chrome, "options-problem") == ""
+    fill(chrome, length="1,000")
+    assert "must be" in shown(chrome, "options-problem")
+    fill(chrome, length=20)
+    options = {"temperature": 0.8, "top_p": 0.9, "seed": 2**32 - 1}
+    generate(chrome, lm.generate("First", 20, **options))
 
 
 @pytest.mark.parametrize(
@@ -381,6 +487,7 @@ def test_what_the_form_refuses(chrome, lm):
         (lambda link: link.replace("prompt=First", "prompt=%E2%82%AC"), "does not know"),
         (lambda link: link.replace("&model", "&change=3.%E2%82%AC&model"), "does not know"),
         (lambda link: link.replace("&model", "&change=300.a&model"), "out of order"),
+        (lambda link: link.replace("&model", "&samples=5&model"), "samples must be 4"),
         (lambda link: link + "&x=1", "x is not known"),
     ],
 )
@@ -427,6 +534,24 @@ def test_a_link_of_another_model_says_so(chrome, lm):
     wait_for(chrome, lm.generate("First", 12))
     wait_until(chrome, "!document.getElementById('problem').hidden")
     assert "another model (other): its text may differ" in shown(chrome, "problem-text")
+    # A page whose weights are rounded has another mark.
+    rounded = chrome.execute_script("return modelMark({ ...data, model: { dtype: 'float16' } })")
+    chrome.get("about:blank")
+    chrome.get(link.replace("other.01234567", rounded))
+    wait_until(chrome, "!document.getElementById('problem').hidden")
+    assert "other (rounded) weights of run: its text" in shown(chrome, "problem-text")
+
+
+def test_the_link_is_copied_also_where_the_clipboard_is_closed(chrome, lm):
+    fill(chrome, prompt="First", length=12)
+    generate(chrome, lm.generate("First", 12))
+    chrome.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    click(chrome, "copy-link")
+    assert shown(chrome, "status") == "The link is copied."
+    assert chrome.execute_script("return document.activeElement.id") == "copy-link"
+    fill(chrome, prompt="")
+    chrome.find_element("id", "prompt").send_keys("\ue009v")  # Ctrl+V
+    assert chrome.find_element("id", "prompt").get_attribute("value") == chrome.current_url
 
 
 def test_keys_alone_are_enough(chrome, lm):
@@ -525,6 +650,9 @@ def test_of_a_large_vocabulary_only_what_the_server_tells_is_kept(chrome):
     kept, values = chrome.execute_async_script(script, vocabulary, json.dumps(event))
     assert kept == [17, 2500, 4000]
     assert values == pytest.approx([-0.67, -25.5, -40.5], rel=1e-6)
+    two = "{ ids: [1, 2], values: [-1, -2] }"
+    chrome.execute_script(f"panel.show({{ title: '', character: 'e', logProbs: {two}, note: '' }})")
+    assert "Shown are the 2 most probable of" in shown(chrome, "panel-note")
 
 
 def test_the_same_settings_write_the_same_text(chrome, lm):
@@ -535,12 +663,28 @@ def test_the_same_settings_write_the_same_text(chrome, lm):
     click(chrome, "dice")
     seed = int(chrome.find_element("id", "seed").get_attribute("value"))
     assert 0 < seed < 2**32
-    assert "Generate uses them" in shown(chrome, "text-note")
+    assert "Generate uses them" in shown(chrome, "settings-note")
     generate(chrome, lm.generate("First", 20, seed=seed))
     assert len(versions(chrome)) == 2
     fill(chrome, length=9)
     generate(chrome, lm.generate("First", 9, seed=seed))
     assert len(versions(chrome)) == 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(900, 700), (667, 375)])
+def test_in_a_narrow_window_the_chances_are_beside_the_text(address, lm, width, height):
+    with chromium(width, height) as chrome:
+        chrome.get(address)
+        fill(chrome, prompt="First", length=30)
+        generate(chrome, lm.generate("First", 30))
+        chrome.execute_script("document.getElementById('text').scrollIntoView()")
+        point_at(chrome, character(chrome, 7))
+        assert chrome.find_element("id", "panel-filled").is_displayed()
+        box = "return arguments[0].getBoundingClientRect()[arguments[1]]"
+        right = chrome.execute_script(box, chrome.find_element("id", "text-card"), "right")
+        assert right <= chrome.execute_script(box, chrome.find_element("id", "panel"), "left")
+        scroll = "return document.documentElement.scrollWidth"
+        assert chrome.execute_script(scroll) <= width
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -569,7 +713,7 @@ def test_a_phone_needs_no_horizontal_scrolling(address, lm, dark):
         chrome.find_elements("css selector", ".sample button")[3].click()
         wait_for(chrome, lm.generate("First " + "x" * 100, 60, seed=3))
         top = chrome.execute_script(box, chrome.find_element("id", "text-card"), "top")
-        assert 0 <= top < 800
+        assert -1 < top < 800  # pixels are rounded
         script = "return getComputedStyle(document.body)[arguments[0]].match(/\\d+/g).map(Number)"
         paper, ink = (sum(chrome.execute_script(script, c)) for c in ("backgroundColor", "color"))
         assert (paper < ink) == dark and abs(paper - ink) > 500

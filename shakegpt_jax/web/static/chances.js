@@ -14,6 +14,7 @@ const textEvents = {
     const release = held && pointed === index;
     if (release && SHEET.matches) closeChances();
     else showChances(index, { hold: !release });
+    revealCopied();
     view.reveal(index); // above the sheet
   },
   enter() {
@@ -44,6 +45,11 @@ function showChances(index, { hold }) {
         "Choose another one to see what the same dice would have written after it." +
         (held ? "" : " Click the character to hold it here."),
   });
+}
+
+/** Scrolls to the place in the training text, where that leaves the text in sight. */
+function revealCopied() {
+  if (held && !SHEET.matches) panel.revealCopied();
 }
 
 function closeChances() {
@@ -80,7 +86,9 @@ async function scorePrompt() {
     .then((scores) => ({ scores }), ({ message }) => ({ problem: `Its chance is not known. ${message}` })));
   if (current?.settings.prompt !== prompt) return;
   colourPrompt();
-  if (pointed >= 0 && pointed < current.promptLength) showChances(pointed, { hold: held });
+  if (pointed < 0 || pointed >= current.promptLength) return;
+  showChances(pointed, { hold: held });
+  revealCopied();
 }
 
 function colourPrompt() {

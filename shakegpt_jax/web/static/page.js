@@ -10,14 +10,17 @@ const vocabulary = Array.from(data.vocabulary);
 const ids = new Map(vocabulary.map((character, id) => [character, id]));
 const mark = modelMark(data);
 const WRITING = "Writing…";
-const SHEET = matchMedia("(max-width: 60rem)"); // the chances are at the bottom of the screen
+// The chances are at the bottom of the screen; as in page.css.
+const SHEET = matchMedia("(max-width: 60rem) and (orientation: portrait), (max-width: 40rem)");
 
 const view = textView($("text"), textEvents);
 const panel = distributionPanel(vocabulary, (character) => branch(pointed, character), closeChances);
 const form = controlsForm(vocabulary, onFormChange);
 const tree = versionTree($("versions"), goTo);
 const samples = samplesView($("samples"), (version) => {
-  goTo(tree.find(version) ?? version);
+  const known = tree.find(version) ?? version;
+  setLength(known, version.target);
+  goTo(known);
   view.focus();
 });
 const jobs = jobRunner(showBusy, showProblem);
@@ -42,6 +45,7 @@ function showProblem(message, again = null) {
 
 function onFormChange(valid) {
   $("generate").disabled = $("compare").disabled = !valid;
+  if (!valid && !jobs.busy) $("status").textContent = ""; // what is wrong comes first
   showNote();
 }
 
@@ -49,7 +53,7 @@ function showSamples(shown) {
   document.body.classList.toggle("comparing", shown);
   $("samples-card").hidden = !shown;
   $("text-card").hidden = shown;
-  $("copy-link").hidden = shown || !current;
+  $("copy-link").hidden = !shown && !current;
 }
 
 /** Returns what the form asks for, or null if something is wrong with it. */
@@ -81,7 +85,8 @@ function goOn() {
   select(current, { push: false });
 }
 
-async function compare() {
+/** Writes the samples that the form asks for; push: whether Back returns to what is shown now. */
+async function compare({ push = true } = {}) {
   const wanted = readForm();
   if (!wanted) return;
   let shown = false;
@@ -89,15 +94,19 @@ async function compare() {
     (version, onTokens) => writeTo(backend, version, wanted.length, (tokens) => {
       if (!shown) {
         showSamples((shown = true));
+        setAddress(writeLink({ ...wanted.settings, length: wanted.length, changes: [], samples: true }, mark), push);
         bringIntoView($("samples-card"));
       }
       onTokens(tokens);
-    }, signal)), compare);
-  if (shown && !jobs.busy && $("problem").hidden) $("status").textContent = done ? "Done: four samples." : "Stopped.";
+    }, signal)), () => compare({ push }));
+  if (jobs.busy || !$("problem").hidden || $("samples-card").hidden) return;
+  $("status").textContent = done ? "Done: four samples." : "Stopped.";
 }
 
 function closeSamples() {
   jobs.stop();
+  if (current) showLink(current.tokens.length, true);
+  else setAddress("#", true);
   showSamples(false);
   $("status").textContent = "";
   $("compare").focus();
@@ -117,31 +126,43 @@ async function openAddress() {
     showProblem(`This link is damaged (${error.message}). Nothing was loaded.`);
     return;
   }
-  const { length, changes, ...settings } = link.state;
+  const { length, changes, samples: several, ...settings } = link.state;
   const unknown = unknownCharacters(settings.prompt + changes.map(([, each]) => each).join(""), vocabulary);
   if (unknown.length) {
     showProblem(`Nothing was loaded from this link. ${nameUnknown(unknown)}`);
     return;
   }
   form.fill(settings, Math.min(length, limits.length));
-  let version;
-  const done = await jobs.run(async (signal) => {
-    version = await versionOfLink(backend, link.state, tree.find, signal);
-  }, openAddress);
-  if (!done) return;
-  await select(version, { push: false });
-  if (link.mark !== mark && current === version) {
-    showProblem(`This link was made with another model (${link.mark.slice(0, -9).slice(0, 40)}): its text may differ.`);
+  const fragment = location.hash;
+  let version = null;
+  if (several) await compare({ push: false });
+  else {
+    const done = await jobs.run(async (signal) => {
+      version = await versionOfLink(backend, { ...settings, length, changes }, tree.find, signal);
+    }, openAddress);
+    if (!done) return;
+    await select(version, { push: false });
+  }
+  if (link.mark !== mark && (several ? !$("samples-card").hidden : current === version)) {
+    showProblem(`This link was made with ${describeMark(link.mark)}: its text may differ.`);
   }
 }
 
 async function copyLink() {
-  try {
-    await navigator.clipboard.writeText(location.href);
-    $("status").textContent = "The link is copied.";
-  } catch {
-    $("status").textContent = "Copy the address of this page: it is the link.";
-  }
+  const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+  $("status").textContent = copied || copyText(location.href) ? "The link is copied."
+    : "Copy the address of this page: it is the link.";
+}
+
+/** Copies a text as the keyboard does, also where the clipboard is closed, as over plain HTTP. */
+function copyText(text) {
+  const field = element("textarea", "visually-hidden", text), focused = document.activeElement;
+  document.body.append(field);
+  field.select();
+  const copied = document.execCommand("copy");
+  field.remove();
+  focused.focus();
+  return copied;
 }
 
 function colourText() {
@@ -152,9 +173,9 @@ function colourText() {
 
 function describeModel({ name, parameters, text, layers, heads, window, step, loss }) {
   const size = parameters < 1e5 ? count(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 1 : 0)} million`;
-  $("about").textContent = `A small language model (${size} parameters)${text ? ` trained on ${text}` : ""}. It ` +
-    `writes one character at a time: it computes how likely each of its ${count(vocabulary.length)} characters is ` +
-    "to come next, and throws dice.";
+  $("about").textContent = `Press Generate: a small language model (${size} parameters)` +
+    `${text ? ` that has read ${text}` : ""} makes up new text. It computes how likely each of its ` +
+    `${count(vocabulary.length)} characters is to come next, and draws one at random.`;
   $("facts").textContent = [
     `Model ${name}`, `${layers} layers of ${heads} heads`, `sees the last ${count(window)} characters`,
     step !== null && `${count(step)} training steps`,
@@ -168,7 +189,8 @@ $("controls").addEventListener("submit", (event) => {
   generate();
 });
 for (const [id, act] of Object.entries({
-  stop: jobs.stop, continue: () => (jobs.busy ? jobs.stop() : goOn()), compare, "back-to-text": closeSamples, "copy-link": copyLink,
+  stop: jobs.stop, continue: () => (jobs.busy ? jobs.stop() : goOn()), compare, "back-to-text": closeSamples,
+  "to-parent": () => goTo(current.parent), "copy-link": copyLink,
 })) $(id).addEventListener("click", () => act());
 $("colour").addEventListener("change", colourText);
 document.addEventListener("keydown", (event) => {

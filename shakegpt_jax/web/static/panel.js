@@ -90,7 +90,8 @@ function distributionPanel(vocabulary, choose, close) {
     if (!stretch) return;
     $("copied-text").textContent = `Part of ${count(stretch.text.length)} characters that stand in the training ` +
       `text, from character ${count(stretch.place + 1)} on:`;
-    $("copied-place").replaceChildren("…" + stretch.before, element("mark", "", stretch.text.join("")),
+    const start = stretch.place > Array.from(stretch.before).length ? "…" : "";
+    $("copied-place").replaceChildren(start + stretch.before, element("mark", "", stretch.text.join("")),
       stretch.after + "…");
   }
 
@@ -103,12 +104,17 @@ function distributionPanel(vocabulary, choose, close) {
       $("panel-empty").hidden = true;
       $("panel-filled").hidden = false;
       $("panel-title").textContent = shown.title;
-      $("panel-note").textContent = note = shown.note;
+      const known = shown.logProbs?.ids.length ?? vocabulary.length;
+      note = shown.note + (known < vocabulary.length
+        ? ` Shown are the ${count(known)} most probable of ${count(vocabulary.length)} characters.` : "");
+      $("panel-note").textContent = note;
       for (const id of ["favourites", "distribution"]) $(id).hidden = !shown.logProbs;
       if (shown.logProbs) showBars(shown);
       else $("panel-text").textContent = "";
       showCopied(shown.stretch);
     },
+    /** Brings the place in the training text into sight. */
+    revealCopied: () => $("copied").scrollIntoView({ block: "nearest" }),
     focus() {
       const item = list.querySelector('[tabindex="0"]');
       if (!list.hidden) focusBar([...list.children].indexOf(item));

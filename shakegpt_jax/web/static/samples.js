@@ -2,6 +2,7 @@
 // Several samples of one prompt, side by side.
 
 const N_SAMPLES = 4;
+const pause = () => new Promise((done) => setTimeout(done, 300)); // until a place is free again
 
 /**
  * Shows samples in a grid.
@@ -35,10 +36,17 @@ function samplesView(grid, adopt) {
       const versions = Array.from({ length: N_SAMPLES }, (_, i) =>
         makeVersion({ ...settings, seed: (settings.seed + i) % (limits.seed + 1) }, length));
       const cards = versions.map(card);
-      const jobs = versions.map((version, i) => generate(version, (tokens) => {
-        if (!grid.contains(cards[i].node)) grid.replaceChildren(...cards.map(({ node }) => node));
-        cards[i].text.append(tokens.map((token) => token.character).join(""));
-      }, signal));
+      const jobs = [];
+      versions.forEach((version, i) => {
+        const write = () => generate(version, (tokens) => {
+          if (!grid.contains(cards[i].node)) grid.replaceChildren(...cards.map(({ node }) => node));
+          cards[i].text.append(tokens.map((token) => token.character).join(""));
+        }, signal);
+        jobs.push(write().catch((error) => {
+          if (!error.busy || !i) throw error;
+          return jobs[i - 1].then(pause).then(write); // a small server takes them one after another
+        }));
+      });
       await Promise.all(jobs);
     },
   };

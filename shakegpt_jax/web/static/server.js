@@ -95,7 +95,8 @@ async function post(path, body, signal) {
   if (response.ok) return response;
   if (response.status === 429) {
     const seconds = response.headers.get("Retry-After");
-    throw new Error(`The server is busy. Try again ${seconds ? `in ${seconds} s` : "soon"}.`);
+    const message = `The server is busy. Try again ${seconds ? `in ${seconds} s` : "soon"}.`;
+    throw Object.assign(new Error(message), { busy: true });
   }
   const answer = await response.json().catch(() => null);
   throw new Error(sentence(answer?.error?.message ?? `the server answered ${response.status}`));

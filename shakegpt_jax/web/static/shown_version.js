@@ -20,6 +20,7 @@ function show(version, { push, at = -1 }) {
   showSamples(false);
   for (const id of ["problem", "empty"]) $(id).hidden = true;
   for (const id of ["text", "continue", "versions-card"]) $(id).hidden = false;
+  $("branch-note").hidden = !version.parent;
   closeChances();
   view.clear();
   view.append(Array.from(version.settings.prompt, (character) => ({ character, className: "prompt" })));
@@ -54,7 +55,7 @@ function showEmpty() {
   showSamples(false);
   closeChances();
   view.clear();
-  for (const id of ["text", "continue", "problem"]) $(id).hidden = true;
+  for (const id of ["text", "continue", "problem", "branch-note"]) $(id).hidden = true;
   $("empty").hidden = false;
   $("plain-text").textContent = $("status").textContent = "";
   tree.show(null);
@@ -112,28 +113,33 @@ async function underlineCopies(version) {
 }
 
 function showLink(length, push = false) {
-  const link = writeLink({ ...current.settings, changes: current.changes, length }, mark);
+  setAddress(writeLink({ ...current.settings, changes: current.changes, length }, mark), push);
+}
+
+/** Puts a link into the address; push: whether Back returns to the one that is there now. */
+function setAddress(link, push) {
   if (push && link !== location.hash) history.pushState(null, "", link);
   else history.replaceState(null, "", link);
 }
 
-/** Says below the text what its looks mean, and whether the form is about another text. */
+/** Says above the text what its looks mean, and below it whether the form is about another text. */
 function showNote() {
   const notes = [];
+  let settingsNote = "";
   if (current) {
     const { changes, found, settings } = current;
     notes.push("Grey: your prompt.");
-    if (changes.length) notes.push("Blue: what you chose.");
+    if (changes.length) notes.push("Framed: what you chose.");
     if (found?.problem) notes.push(`Copies are not underlined (${found.problem.replace(/\.$/, "")}).`);
     else if (found?.stretches.length) {
-      notes.push(`Underlined: ${found.shortest} or more characters that stand in the training text, word for ` +
-        "word. Click them to see where.");
+      notes.push(`Underlined: ${found.shortest} or more characters as in the training text; click to see where.`);
     }
     if (!sameSettings(form.read().settings, settings)) {
-      notes.push("The settings above have changed: Generate uses them, Continue keeps those of this text.");
+      settingsNote = "The settings above have changed: Generate uses them, Continue keeps those of this text.";
     }
   }
   $("text-note").textContent = notes.join(" ");
+  $("settings-note").textContent = settingsNote;
 }
 
 /** Scrolls to a card whose top is far down, as on a phone below the form. */
