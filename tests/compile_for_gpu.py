@@ -77,7 +77,7 @@ def lower_all(name: str) -> dict[str, jax.stages.Lowered]:
                 jax.ShapeDtypeStruct((), jnp.int32),
             )
         )
-        state, _ = jax.eval_shape(
+        state, *_ = jax.eval_shape(
             lambda *a: prefill(model, *a, sampling, n_spare=8), params, *arguments
         )
         one = jax.ShapeDtypeStruct((1,), jnp.int32)
