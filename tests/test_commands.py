@@ -184,6 +184,7 @@ def test_tables_are_whole_however_narrow_the_terminal(columns, capsys, monkeypat
     assert lines[0].startswith(rows[0][0])
 
 
+@pytest.mark.slow
 def test_evaluate_compares_the_longest_copies(here, command, monkeypatch):
     monkeypatch.setattr(memorization, "N_GENERATED", 200)
     for name in ("a", "b"):
@@ -529,6 +530,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_command(folder, tmp_path, 
     assert all(line.startswith(expected) for line in err.splitlines()), err
 
 
+@pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_written_is_silent(folder):
     env = environment(XDG_CACHE_HOME="/dev/null/none")
     del env["JAX_COMPILATION_CACHE_DIR"]

@@ -325,6 +325,7 @@ def _fail_twice_at_the_end(config: Config, workdir: Path) -> None:
     assert out.getvalue().count("could not save the checkpoint of step 12") == 2
 
 
+@pytest.mark.slow
 def test_the_last_save_is_tried_until_it_succeeds(run_config, tmp_path, apart):
     apart(_fail_twice_at_the_end, run_config.freeze(), tmp_path / "run")
     assert CheckpointReader(tmp_path / "run").steps == [6, 12]

@@ -287,6 +287,7 @@ def test_a_job_that_comes_just_before_the_end_ends_too(lm, monkeypatch):
     assert [job.error and str(job.error) for job in (early, *late)] == ["shutting down"] * 2
 
 
+@pytest.mark.slow
 def test_everything_is_compiled_at_the_start():
     lm = make_model(block_size=24)
     engine = Engine(lm, max_batch=4, max_queue=100)

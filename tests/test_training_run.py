@@ -272,6 +272,7 @@ class PoisonedGPT(GPT):
         return super().__call__(idx_BxT, train=train) + poison
 
 
+@pytest.mark.slow
 def test_skips_nonfinite_updates(config, tmp_path, text, monkeypatch):
     monkeypatch.setattr("shakegpt_jax.training.trainer.GPT", PoisonedGPT)
     pieces = [text[i : i + 150] for i in range(0, 18_000, 150)]
