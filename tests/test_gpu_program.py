@@ -23,11 +23,7 @@ def plugin() -> None:
     pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the extra `plan`")
 
 
-# Each config compiles for a minute: one process of xdist has all of its tests.
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in N_LAYER],
-)
+@pytest.fixture(scope="module", params=N_LAYER)
 def compiled(request, tmp_path_factory) -> tuple[str, dict[str, str], dict[str, int]]:
     """Return the config, and the HLO and the peak memory in bytes of each program."""
     folder = tmp_path_factory.mktemp(request.param)
