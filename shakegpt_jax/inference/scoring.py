@@ -55,7 +55,7 @@ def character_losses(
 
 
 class Predictions(NamedTuple):
-    """What a model predicts for each character of a text but the first: (n - 1,) each."""
+    """Predictions for each character of a text but the first: (n - 1,) each."""
 
     losses: np.ndarray  # negative log-probability of the character, in nats
     confidences: np.ndarray  # probability of the character that the model finds most probable

@@ -91,7 +91,7 @@ class Batch:
 
     @property
     def n_free(self) -> int:
-        """How many rows can join."""
+        """Number of rows that can join."""
         return self.max_rows - len(self.rows)
 
     def padded_context(self, row: Row) -> int:

@@ -55,7 +55,7 @@ class Engine:
 
     @property
     def n_text(self) -> int:
-        """How many texts are being written or wait."""
+        """Number of texts that are being written or wait."""
         return self._n_text
 
     def submit(self, request: CompletionRequest, notify: Callable[[], None]) -> Job:

@@ -29,7 +29,7 @@ _DEFAULT_NEW = 16
 
 
 class CompletionRequest(NamedTuple):
-    """What to generate: `n` texts for each prompt, and how to answer."""
+    """A parsed request: `n` texts for each prompt, their options and the shape of the answer."""
 
     prompts: list[np.ndarray]  # ids of each, at least one
     n: int
@@ -47,7 +47,7 @@ class CompletionRequest(NamedTuple):
 
     @property
     def n_text(self) -> int:
-        """How many texts are wanted."""
+        """Number of texts in the answer."""
         return len(self.prompts) * self.n
 
     def sample_seed(self, sample: int) -> int:

@@ -124,7 +124,7 @@ class Answer:
 
 @dataclasses.dataclass
 class _Text:
-    """What has come of one text."""
+    """One text of an answer, as far as it has been written."""
 
     length: int = 0
     finish_reason: str | None = None

@@ -106,7 +106,7 @@ class Row:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is to be written any more."""
+        """True once all characters are written or nobody waits for them."""
         return self.remaining == 0 or self.job.cancelled
 
     def advance(

@@ -1,4 +1,4 @@
-"""Whether and how a config resumes the run in a folder."""
+"""Checks that a config resumes the run in a folder, and what may change."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Where a model predicts well: by position in the window, by kind of character, by confidence."""
+"""Losses by position in the window and by kind of character, and calibration by confidence."""
 
 import unicodedata
 from typing import NamedTuple
@@ -40,7 +40,7 @@ class Groups(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How often the most probable character is right, by its probability, in M equal bins.
+    """Calibration: accuracy of the most probable character by its probability, in M equal bins.
 
     The reliability diagram and the error are those of Guo et al. 2017, "On Calibration of Modern
     Neural Networks".

@@ -1,4 +1,4 @@
-"""What a page says about a model, as JSON."""
+"""Facts about a model that a page shows, as JSON."""
 
 from pathlib import Path
 from typing import Any
