@@ -16,7 +16,9 @@ from shakegpt_jax.errors import UserError
 _ADDED_FIELDS = {
     "model.remat",
     "model.activation",
+    "data.replacement",
     "optimizer.adam_weight_decay",
+    "optimizer.decay",
     "train.accumulate_steps",
     "train.eval_characters",
     "train.init_from",
@@ -104,11 +106,14 @@ class DataConfig(_Section):
         "", "UTF-8 text file or prepared folder; empty: the bundled Tiny Shakespeare", _PATH
     )
     batch_size: int = _field(128, "windows per step, over all devices", _integer(1, 1_000_000))
+    replacement: bool = _field(
+        True, "draw windows independently; False: visit each once per epoch", _BOOLEAN
+    )
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class OptimizerConfig(_Section):
-    """Adam or Muon after global-norm clipping, on a warmup-cosine schedule."""
+    """Adam or Muon after global-norm clipping, with warmup and decay of the learning rate."""
 
     name: str = _field(
         "adam",
@@ -116,8 +121,9 @@ class OptimizerConfig(_Section):
         _one_of("adam", "muon"),
     )
     learning_rate: float = _field(1e-3, "peak learning rate", _POSITIVE)
-    final_learning_rate: float = _field(0.0, "where the cosine decay ends", _NONNEGATIVE)
+    final_learning_rate: float = _field(0.0, "where the decay ends", _NONNEGATIVE)
     warmup_steps: int = _field(100, "linear warmup steps, capped at half the run", _integer(0))
+    decay: str = _field("cosine", "shape of the learning rate's decay", _one_of("cosine", "linear"))
     b1: float = _field(0.9, "Adam's decay rate of the first moment", _FRACTION)
     b2: float = _field(0.99, "Adam's decay rate of the second moment", _FRACTION)
     eps: float = _field(1e-8, "Adam's epsilon", _POSITIVE)
@@ -293,6 +299,12 @@ def validate(config: Config) -> None:
         right = f"0 with {opt.name}, which takes weight_decay"
         raise UserError(
             f"config.optimizer.adam_weight_decay is {opt.adam_weight_decay}; it must be {right}"
+        )
+    n_windows = config.train.num_steps * config.data.batch_size
+    if not config.data.replacement and n_windows >= 2**31:
+        raise UserError(
+            "config.data.replacement is False; it must be True for 2**31 windows or more, and "
+            f"train.num_steps times data.batch_size is {n_windows:,}"
         )
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:

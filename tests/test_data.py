@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from shakegpt_jax.data.corpus import load_corpus, split
 from shakegpt_jax.data.text import decode_text, read_text, tiny_shakespeare
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.data.windows import gather_windows, sample_windows
+from shakegpt_jax.data.windows import gather_windows, sample_starts, shuffled_starts, split_windows
 from shakegpt_jax.errors import UserError
 
 
@@ -54,19 +56,42 @@ def test_tokenizer_names_unknown_characters_with_their_first_positions():
 def test_targets_are_inputs_shifted_by_one_at_every_start():
     ids = np.random.default_rng(0).integers(0, 65, 50).astype(np.uint8)
     starts = np.arange(50 - 8)
-    inputs, targets = gather_windows(ids, starts, 8)
+    inputs, targets = split_windows(gather_windows(ids, starts, 8))
     for start in starts:
         assert inputs[start].tolist() == ids[start : start + 8].tolist()
         assert targets[start].tolist() == ids[start + 1 : start + 9].tolist()
 
 
 def test_sampled_windows_cover_the_text_uniformly():
-    ids = np.arange(20, dtype=np.uint8)
-    inputs, targets = sample_windows(jax.random.key(0), ids, 12_000, 8)
-    starts, counts = np.unique(inputs[:, 0], return_counts=True)
+    starts, counts = np.unique(sample_starts(jax.random.key(0), 20, 12_000, 8), return_counts=True)
     assert starts.tolist() == list(range(12))
-    assert targets.max() == 19
     np.testing.assert_allclose(counts, 1_000, rtol=0.15)
+
+
+@pytest.mark.parametrize("n", [9, 15, 16, 24, 31, 1_000])
+def test_an_epoch_without_replacement_visits_each_window_once(n):
+    n_windows = max(1, n // 8 - 1)
+    draw = jax.jit(functools.partial(shuffled_starts, n=n, batch_size=5, block_size=8))
+    steps = range(-(-40 * n_windows // 5))
+    starts = np.concatenate([draw(jax.random.key(0), step) for step in steps])
+    epochs = starts[: 40 * n_windows].reshape(40, n_windows)
+    np.testing.assert_array_equal(np.diff(np.sort(epochs)), 8)  # side by side
+    assert epochs.min() >= 0
+    assert epochs.max() + 8 < n
+    assert len(set(epochs.min(axis=1))) == min(8, n - 8)  # every offset
+    if n == 1_000:
+        assert len(set(map(tuple, np.argsort(epochs)))) == 40  # every epoch has its own order
+
+
+def test_the_order_without_replacement_is_uniformly_random():
+    """Which window comes first, and which comes next, in 6,000 epochs of 7 windows."""
+    starts = shuffled_starts(jax.random.key(0), 0, 64, 42_000, 8).reshape(6_000, 7)
+    order = np.asarray(starts) // 8
+    first, second = order[:, 0], order[:, 1]
+    np.testing.assert_allclose(np.bincount(first, minlength=7), 6_000 / 7, rtol=0.15)
+    pairs = np.bincount(first * 7 + second, minlength=49).reshape(7, 7)
+    assert pairs.trace() == 0
+    np.testing.assert_allclose(pairs[~np.eye(7, dtype=bool)], 6_000 / 42, rtol=0.35)
 
 
 def test_split_is_contiguous_and_complete():

@@ -7,12 +7,16 @@ from shakegpt_jax.config import OptimizerConfig
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
 
 
-def test_schedule_at_its_corners():
-    config = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100)
+@pytest.mark.parametrize(("decay", "at_quarter"), [("cosine", 8.68198e-4), ("linear", 7.75e-4)])
+def test_schedule_at_its_corners(decay, at_quarter):
+    config = OptimizerConfig(
+        learning_rate=1e-3, final_learning_rate=1e-4, warmup_steps=100, decay=decay
+    )
     schedule = make_schedule(config, 1_000)
     assert schedule(0) == pytest.approx(1e-3 / 101, rel=1e-5)
     assert schedule(50) == pytest.approx((1e-3 / 101 + 1e-3) / 2, rel=1e-5)
     assert schedule(100) == pytest.approx(1e-3)
+    assert schedule(325) == pytest.approx(at_quarter)  # 1e-4 + 9e-4 (1 + cos(pi / 4)) / 2
     assert schedule(550) == pytest.approx(5.5e-4)
     assert schedule(1_000) == pytest.approx(1e-4)
     rates = [float(schedule(step)) for step in range(1_001)]
@@ -20,9 +24,10 @@ def test_schedule_at_its_corners():
     assert np.all(np.diff(rates[100:]) < 0)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
 @pytest.mark.parametrize(("warmup_steps", "num_steps"), [(0, 10), (0, 1), (100, 10), (5, 2)])
-def test_schedule_fits_any_length_of_run(warmup_steps, num_steps):
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=warmup_steps)
+def test_schedule_fits_any_length_of_run(warmup_steps, num_steps, decay):
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=warmup_steps, decay=decay)
     rates = [float(make_schedule(config, num_steps)(step)) for step in range(num_steps)]
     assert max(rates) == 1.0
     assert min(rates) > 0

@@ -20,14 +20,14 @@ from shakegpt_jax.data import prepared
 from shakegpt_jax.data.corpus import load_corpus, spread_pieces
 from shakegpt_jax.data.prepared import load_prepared, prepare_text
 from shakegpt_jax.data.text import read_pieces, read_text
-from shakegpt_jax.data.windows import gather_on_host, sample_windows
+from shakegpt_jax.data.windows import gather_on_host
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.run_evaluation import select
 from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.reporting.metrics_file import read_metrics
 from shakegpt_jax.training.host_windows import HostWindows
+from shakegpt_jax.training.randomness import window_starts
 from shakegpt_jax.training.run import train
-from shakegpt_jax.training.step import random_key
 from shakegpt_jax.training.trainer import Trainer
 
 
@@ -220,21 +220,20 @@ def test_refuses_texts_whose_windows_cannot_be_counted(tmp_path, text_file, fold
         prepare_text([str(text_file)], str(tmp_path / "new"))
 
 
+@pytest.mark.parametrize("replacement", [True, False])
 @pytest.mark.parametrize("n", [20_000, 2**31 - 1])
-def test_the_windows_are_those_of_the_device(config, tmp_path, n):
+def test_the_windows_are_those_of_the_device(config, tmp_path, n, replacement):
     dtype = np.uint8 if n == 20_000 else np.uint16
     ids = np.memmap(tmp_path / "ids.bin", dtype, mode="w+", shape=n)  # mostly a hole
     ids[:20_000] = ids[-20_000:] = np.random.default_rng(0).integers(0, 250, 20_000)
     ids.flush()
-    config.data.batch_size = 64
+    config.data.batch_size, config.data.replacement = 64, replacement
     config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 2
     chunks = HostWindows(config.freeze(), ids, make_mesh(config)).chunks(7, [3, 2])
-    for step, windows_BxT1 in enumerate(np.concatenate([*chunks]), start=7):
-        key = random_key(0, "windows", step)
-        if n == 20_000:
-            expected = sample_windows(key, jnp.asarray(ids), 64, 8)
-            np.testing.assert_array_equal(windows_BxT1[:, :-1], expected[0])
-            np.testing.assert_array_equal(windows_BxT1[:, 1:], expected[1])
+    windows_KxBxT1 = np.concatenate([*chunks])
+    starts_KxB = np.asarray(window_starts(config, n, 0, jnp.arange(7, 12)))
+    expected = [[ids[start : start + 9] for start in starts_B] for starts_B in starts_KxB]
+    np.testing.assert_array_equal(windows_KxBxT1, expected)
     starts = np.array([[0, n - 9]], np.int32)
     for each in (ids, np.asarray(ids)):
         np.testing.assert_array_equal(gather_on_host(each, starts, 8)[0], [ids[:9], ids[-9:]])

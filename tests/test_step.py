@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shakegpt_jax.data.windows import sample_windows
+from shakegpt_jax.data.windows import gather_windows, sample_starts, split_windows
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
-from shakegpt_jax.training.step import create_state, random_key, train_step
+from shakegpt_jax.training.randomness import random_key
+from shakegpt_jax.training.step import create_state, train_step
 
 
 def test_golden_values_of_one_step(config, corpus):
@@ -21,7 +22,9 @@ def test_golden_values_of_one_step(config, corpus):
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     state = jax.jit(functools.partial(create_state, model, tx))(0)
     assert state.step == 0
-    batch = sample_windows(random_key(0, "windows", 0), jnp.asarray(corpus.train_ids), 8, 8)
+    ids = jnp.asarray(corpus.train_ids)
+    starts = sample_starts(random_key(0, "windows", 0), len(ids), 8, 8)
+    batch = split_windows(gather_windows(ids, starts, 8))
     step = jax.jit(functools.partial(train_step, model=model, tx=tx, schedule=schedule))
     state, metrics = step(state, batch, random_key(0, "dropout", 0))
     assert state.step == 1

@@ -9,11 +9,12 @@ import pytest
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.data.windows import sample_windows
+from shakegpt_jax.data.windows import gather_windows, sample_starts, split_windows
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.parallel.mesh import make_mesh, shard_batch
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
-from shakegpt_jax.training.step import create_state, random_key, train_step
+from shakegpt_jax.training.randomness import random_key
+from shakegpt_jax.training.step import create_state, train_step
 from shakegpt_jax.training.trainer import Trainer, chunk_lengths
 
 
@@ -64,7 +65,7 @@ def test_chunk_length_does_not_change_the_result(config, corpus):
     for longest in (2, 3):
         config = config.replace({"train.steps_per_dispatch": longest})
         states.append(run(config, corpus, 6)[0].state)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *states)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states)
 
 
 def test_draws_windows_and_dropout_by_seed_and_step(config, corpus):
@@ -78,7 +79,8 @@ def test_draws_windows_and_dropout_by_seed_and_step(config, corpus):
     state = jax.jit(functools.partial(create_state, model, tx))(1)
     norms, ids = [], jnp.asarray(corpus.train_ids)
     for step in range(3):
-        before, batch = state, sample_windows(random_key(1, "windows", step), ids, 8, 8)
+        starts = sample_starts(random_key(1, "windows", step), len(ids), 8, 8)
+        before, batch = state, split_windows(gather_windows(ids, starts, 8))
         state, expected = take_step(state, batch, random_key(1, "dropout", step))
         norms.append(expected["gradient_norm"])
     assert metrics.gradient_norm == pytest.approx(np.mean(norms), rel=1e-4)

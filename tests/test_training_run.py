@@ -22,7 +22,7 @@ from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.command_line.signals import StopSignal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
-from shakegpt_jax.data.windows import sample_windows
+from shakegpt_jax.data.windows import gather_windows
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.inference.defaults import PROMPT, choose_prompt
 from shakegpt_jax.model.gpt import GPT
@@ -31,9 +31,9 @@ from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.reporting.metrics_file import read_metrics
 from shakegpt_jax.reporting.progress import Progress
 from shakegpt_jax.training.optimizer import make_schedule
+from shakegpt_jax.training.randomness import window_starts
 from shakegpt_jax.training.run import TrainingRun, train
 from shakegpt_jax.training.run_lock import is_locked, run_lock
-from shakegpt_jax.training.step import random_key
 from shakegpt_jax.training.trainer import Trainer
 
 TIMES = ("train_time", "wall_time", "characters_per_second")
@@ -280,8 +280,8 @@ def test_skips_nonfinite_updates(config, tmp_path, text, monkeypatch):
     config.data.path = str(tmp_path / "text.txt")
     config.train.num_steps, config.train.eval_every = 24, 12
     ids = jnp.asarray(load_corpus(config.data.path, 8).train_ids)
-    windows = [sample_windows(random_key(0, "windows", s), ids, 8, 8)[0] for s in range(24)]
-    poisoned = [bool((window == ids.max()).any()) for window in windows]
+    windows = gather_windows(ids, window_starts(config.replace({}), len(ids), 0, jnp.arange(24)), 8)
+    poisoned = (windows[:, :, :-1] == ids.max()).any((1, 2)).tolist()
     longest = max(len(run) for run in "".join("01"[p] for p in poisoned).split("0"))
     assert longest >= 2 and not all(poisoned)
 

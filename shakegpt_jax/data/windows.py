@@ -9,26 +9,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_ROUNDS = 32  # of a permutation: each mixes it further
 
-def gather_windows(
-    ids: jax.Array, starts_B: jax.Array, block_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Gather windows and their targets, which are shifted by one character.
+
+def gather_windows(ids: jax.Array, starts: jax.Array, block_size: int) -> jax.Array:
+    """Gather windows on the device.
 
     Args:
         ids: (n,) on the device.
-        starts_B: start of each window, in [0, n - block_size).
+        starts: (...) start of each window, in [0, n - block_size).
         block_size: T.
 
     Returns:
-        inputs and targets, (B, T) int32 each; targets[:, i] follows inputs[:, i] in the text.
+        (..., T + 1), of the type of `ids`.
     """
-    windows = jax.vmap(lambda start: jax.lax.dynamic_slice(ids, (start,), (block_size + 1,)))
-    return split_windows(windows(starts_B))
+    gather = jnp.vectorize(
+        lambda start: jax.lax.dynamic_slice(ids, (start,), (block_size + 1,)), signature="()->(t)"
+    )
+    return gather(starts)
 
 
 def split_windows(windows_BxT1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split windows of T + 1 characters into inputs and targets; see `gather_windows`."""
+    """Split windows of T + 1 characters into inputs and targets.
+
+    Returns:
+        (B, T) int32 each; targets[:, i] follows inputs[:, i] in the text.
+    """
     windows_BxT1 = windows_BxT1.astype(jnp.int32)
     return windows_BxT1[:, :-1], windows_BxT1[:, 1:]
 
@@ -38,21 +44,51 @@ def sample_starts(key: jax.Array, n: int, batch_size: int, block_size: int) -> j
     return jax.random.randint(key, (batch_size,), 0, n - block_size)
 
 
-def sample_windows(
-    key: jax.Array, ids: jax.Array, batch_size: int, block_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Sample windows uniformly over every start in the text (stride 1), with replacement.
+def shuffled_starts(
+    key: jax.Array, step: int | jax.Array, n: int, batch_size: int, block_size: int
+) -> jax.Array:
+    """Return the starts of a step that visits a text without replacement, epoch after epoch.
+
+    Each epoch cuts the text at a random offset into windows side by side, in random order.
 
     Args:
-        key: random key.
-        ids: (n,) on the device, n > block_size.
+        key: random key of all steps.
+        step: the step; step * B + B must be below 2**31.
+        n: characters of the text.
         batch_size: B.
         block_size: T.
 
     Returns:
-        inputs and targets, see `gather_windows`.
+        (B,), in [0, n - T).
     """
-    return gather_windows(ids, sample_starts(key, len(ids), batch_size, block_size), block_size)
+    n_windows = max(1, n // block_size - 1)
+    n_offsets = min(block_size, n - n_windows * block_size)
+
+    def start(index: jax.Array) -> jax.Array:
+        epoch_key = jax.random.fold_in(key, index // n_windows)
+        offset_key, order_key = jax.random.split(epoch_key)
+        offset = jax.random.randint(offset_key, (), 0, n_offsets)
+        return offset + block_size * permute(order_key, index % n_windows, n_windows)
+
+    return jax.vmap(start)(step * batch_size + jnp.arange(batch_size))
+
+
+def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
+    """Return where a random permutation of n indices moves one of them, without storing it all.
+
+    Each round pairs the indices and swaps about half of the pairs: the swap-or-not shuffle of
+    Hoang, Morris and Rogaway 2012.
+    """
+    sum_key, swap_key = jax.random.split(key)
+    sums = jax.random.randint(sum_key, (_ROUNDS,), 0, n)  # of the indices of a pair, modulo n
+
+    def swap(index: jax.Array, pairing: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        key, sum_ = pairing
+        other = (sum_ - index) % n
+        coin = jax.random.bernoulli(jax.random.fold_in(key, jnp.maximum(index, other)))
+        return jnp.where(coin, other, index), None
+
+    return jax.lax.scan(swap, index, (jax.random.split(swap_key, _ROUNDS), sums))[0]
 
 
 def gather_on_host(ids: np.ndarray, starts_KxB: np.ndarray, block_size: int) -> np.ndarray:

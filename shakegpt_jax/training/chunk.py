@@ -7,14 +7,16 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.windows import sample_windows, split_windows
+from shakegpt_jax.data.windows import gather_windows, split_windows
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.mesh import shard_batch, shard_state
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
-from shakegpt_jax.training.step import Metrics, TrainState, create_state, random_key, train_step
+from shakegpt_jax.training.randomness import random_key, window_starts
+from shakegpt_jax.training.step import Metrics, TrainState, create_state, train_step
 
 
 class Chunk(NamedTuple):
@@ -48,26 +50,20 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     shardings = jax.tree.map(lambda array: array.sharding, abstract_state)
     replicated = NamedSharding(mesh, PartitionSpec())  # metrics: every process reads them
 
-    def take_step(state: TrainState, batch: Any, seed: jax.Array) -> tuple[TrainState, Metrics]:
-        return step(state, shard_batch(batch), random_key(seed, "dropout", state.step))
-
-    def run(
-        state: TrainState, ids: jax.Array, seed: jax.Array, n: int
-    ) -> tuple[TrainState, Metrics]:
-        def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-            window_key = random_key(seed, "windows", state.step)
-            batch = sample_windows(window_key, ids, config.data.batch_size, config.model.block_size)
-            return take_step(state, batch, seed)
-
-        return jax.lax.scan(body, state, length=n)
-
     def run_windows(
         state: TrainState, windows_KxBxT1: jax.Array, seed: jax.Array
     ) -> tuple[TrainState, Metrics]:
         def body(state: TrainState, windows_BxT1: jax.Array) -> tuple[TrainState, Metrics]:
-            return take_step(state, split_windows(windows_BxT1), seed)
+            batch = shard_batch(split_windows(windows_BxT1))
+            return step(state, batch, random_key(seed, "dropout", state.step))
 
         return jax.lax.scan(body, state, windows_KxBxT1)
+
+    def run(
+        state: TrainState, ids: jax.Array, seed: jax.Array, n: int
+    ) -> tuple[TrainState, Metrics]:
+        starts_KxB = window_starts(config, len(ids), seed, state.step + jnp.arange(n))
+        return run_windows(state, gather_windows(ids, starts_KxB, config.model.block_size), seed)
 
     compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated))
     return Chunk(

@@ -3,7 +3,6 @@
 Axes: K steps, B windows per batch, T characters per window.
 """
 
-import functools
 import itertools
 from collections.abc import Iterator
 
@@ -12,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.windows import gather_on_host, sample_starts
+from shakegpt_jax.data.windows import gather_on_host
 from shakegpt_jax.parallel.dispatch import in_background
 from shakegpt_jax.parallel.mesh import batches_sharding
-from shakegpt_jax.training.step import random_key
+from shakegpt_jax.training.randomness import window_starts
 
 
 class HostWindows:
@@ -29,13 +28,12 @@ class HostWindows:
             ids: (n,) the training text.
             mesh: the devices to put the windows on.
         """
-        self._ids, self._block_size = ids, config.model.block_size
-        self._batch_size, self._seed = config.data.batch_size, np.int32(config.train.seed)
+        self._config, self._ids, self._seed = config, ids, np.int32(config.train.seed)
         self._sharding = batches_sharding(mesh)
 
     def abstract(self, n: int) -> jax.ShapeDtypeStruct:
         """Return shape, type and sharding of the windows of a chunk of n steps."""
-        shape = (n, self._batch_size, self._block_size + 1)
+        shape = (n, self._config.data.batch_size, self._config.model.block_size + 1)
         return jax.ShapeDtypeStruct(shape, self._ids.dtype, sharding=self._sharding)
 
     def chunks(self, step: int, lengths: list[int]) -> Iterator[jax.Array]:
@@ -46,8 +44,9 @@ class HostWindows:
     def _gather(self, step: int, n: int) -> jax.Array:
         with jax.default_device(_cpu()):  # an accelerator would first finish the chunk it runs
             steps_K = np.arange(step, step + n, dtype=np.int32)
-            sizes = len(self._ids), self._batch_size, self._block_size
-            starts_KxB = np.asarray(_draw_starts(self._seed, steps_K, *sizes))
+            starts_KxB = np.asarray(
+                window_starts(self._config, len(self._ids), self._seed, steps_K)
+            )
         # A process gathers only the rows of its own devices.
         return jax.make_array_from_callback(
             self.abstract(n).shape,
@@ -55,7 +54,7 @@ class HostWindows:
             lambda index: gather_on_host(
                 self._ids,
                 starts_KxB[index[:2]],  # type: ignore[index]  # never None
-                self._block_size,
+                self._config.model.block_size,
             ),
         )
 
@@ -65,13 +64,3 @@ def _cpu() -> jax.Device | None:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out
         return None
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _draw_starts(
-    seed: jax.Array, steps_K: jax.Array, n: int, batch_size: int, block_size: int
-) -> jax.Array:
-    def draw(step: jax.Array) -> jax.Array:
-        return sample_starts(random_key(seed, "windows", step), n, batch_size, block_size)
-
-    return jax.vmap(draw)(steps_K)

@@ -11,20 +11,21 @@ _ADAM_RMS = 0.2  # typical root mean square of Adam's updates
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Return the learning rate by step: linear warmup, then cosine decay.
+    """Return the learning rate by step: linear warmup, then cosine or linear decay.
 
     The warmup starts at `learning_rate / (warmup_steps + 1)`, since a rate of 0 would waste the
     first step, and takes at most half of the run. The decay reaches `final_learning_rate` at
     `num_steps`, one step after the last.
     """
+    peak, final = config.learning_rate, config.final_learning_rate
     warmup_steps = min(config.warmup_steps, num_steps // 2)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / (warmup_steps + 1),
-        peak_value=config.learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=num_steps,
-        end_value=config.final_learning_rate,
-    )
+    decay_steps = num_steps - warmup_steps
+    warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
+    if config.decay == "linear":
+        decay = optax.linear_schedule(peak, final, decay_steps)
+    else:
+        decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=final / peak)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:

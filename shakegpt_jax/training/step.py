@@ -5,7 +5,7 @@ Axes: B windows per batch, T characters per window, V vocabulary.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ from flax import struct
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.parallel.mesh import shard_batch
 from shakegpt_jax.training.init_from import PretrainedParams, merge_params
+from shakegpt_jax.training.randomness import random_key
 
 Metrics = dict[str, jax.Array]
-
-_STREAMS = ("params", "windows", "dropout")
 
 
 class TrainState(struct.PyTreeNode):
@@ -27,15 +26,6 @@ class TrainState(struct.PyTreeNode):
     step: jax.Array  # () int32, completed steps
     params: Any  # pytree of float32 arrays
     opt_state: optax.OptState
-
-
-def random_key(
-    seed: int | jax.Array, stream: Literal["params", "windows", "dropout"], step: int | jax.Array
-) -> jax.Array:
-    """Return the random key of a step, from an independent stream per purpose."""
-    return jax.random.fold_in(
-        jax.random.fold_in(jax.random.key(seed), _STREAMS.index(stream)), step
-    )
 
 
 def create_state(
