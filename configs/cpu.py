@@ -4,7 +4,10 @@ from shakegpt_jax.config import Config
 
 
 def get_config() -> Config:
-    """Return the best config found for a minute; figures are validation losses of one seed."""
+    """Return a config chosen on the last tenth of the training text: docs/results.md.
+
+    The first group was chosen earlier, on the validation split; its figures are losses there.
+    """
     config = Config()
     # In about the same time 3 layers reach 1.63 and 4 layers 1.65. 4 heads are 8% slower.
     config.model.n_layer = 2
@@ -16,5 +19,11 @@ def get_config() -> Config:
     config.mesh.data = 1  # the batch is too small to split
     config.optimizer.learning_rate = 3e-3  # 4.5e-3: 1.62 instead of 1.61
     config.train.num_steps = 5_000
+
+    config.data.replacement = False
+    config.optimizer.decay = "linear"
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 0.1
+
     config.train.eval_every = 1_000
     return config

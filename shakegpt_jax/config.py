@@ -19,6 +19,7 @@ _ADDED_FIELDS = {
     "data.replacement",
     "optimizer.adam_weight_decay",
     "optimizer.decay",
+    "optimizer.nesterov",
     "train.accumulate_steps",
     "train.eval_characters",
     "train.init_from",
@@ -126,6 +127,7 @@ class OptimizerConfig(_Section):
     decay: str = _field("cosine", "shape of the learning rate's decay", _one_of("cosine", "linear"))
     b1: float = _field(0.9, "Adam's decay rate of the first moment", _FRACTION)
     b2: float = _field(0.99, "Adam's decay rate of the second moment", _FRACTION)
+    nesterov: bool = _field(False, "with adam: Nesterov momentum, which muon always has", _BOOLEAN)
     eps: float = _field(1e-8, "Adam's epsilon", _POSITIVE)
     clip_norm: float = _field(1.0, "maximum global norm of the gradients", _POSITIVE)
     weight_decay: float = _field(

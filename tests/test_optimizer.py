@@ -33,9 +33,16 @@ def test_schedule_fits_any_length_of_run(warmup_steps, num_steps, decay):
     assert min(rates) > 0
 
 
-def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy(nesterov):
     config = OptimizerConfig(
-        learning_rate=0.1, warmup_steps=0, b1=0.8, b2=0.9, clip_norm=1.0, weight_decay=0.5
+        learning_rate=0.1,
+        warmup_steps=0,
+        b1=0.8,
+        b2=0.9,
+        nesterov=nesterov,
+        clip_norm=1.0,
+        weight_decay=0.5,
     )
     tx = make_optimizer(config, 4)
     rng = np.random.default_rng(0)
@@ -58,6 +65,9 @@ def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy():
             mean[k] = 0.8 * mean[k] + 0.2 * clipped
             square[k] = 0.9 * square[k] + 0.1 * clipped**2
             adam = mean[k] / (1 - 0.8 ** (step + 1))
+            if nesterov:  # with the momentum of the next step
+                adam = 0.8 * mean[k] / (1 - 0.8 ** (step + 2))
+                adam += 0.2 * clipped / (1 - 0.8 ** (step + 1))
             adam /= np.sqrt(square[k] / (1 - 0.9 ** (step + 1))) + 1e-8
             decay = 0.5 * params[k] if k == "matrix" else 0.0
             np.testing.assert_allclose(updates[k], -rate * (adam + decay), rtol=1e-4)

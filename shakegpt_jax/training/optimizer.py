@@ -39,9 +39,9 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     With `max_skipped_updates`, a step with non-finite gradients leaves parameters, moments and
     schedule unchanged, up to that many in a row.
 
-    Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Loshchilov and Hutter
-    2019 (decoupled weight decay), Jordan et al. 2024 (Muon), Liu et al. 2025 (its scale),
-    Grishina et al. 2025 (its preconditioning).
+    Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Dozat 2016 (its Nesterov
+    momentum), Loshchilov and Hutter 2019 (decoupled weight decay), Jordan et al. 2024 (Muon), Liu
+    et al. 2025 (its scale), Grishina et al. 2025 (its preconditioning).
     """
     schedule = make_schedule(config, num_steps)
     if config.name == "muon":
@@ -65,6 +65,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             config.eps,
             weight_decay=config.weight_decay,
             mask=_matrices,
+            nesterov=config.nesterov,
         )
     else:
         raise ValueError(f"no optimizer is called {config.name!r}")

@@ -1,0 +1,21 @@
+"""4 layers, 3 heads, 192 dimensions, window 128, Muon: ten minutes on two CPU cores."""
+
+from shakegpt_jax.config import Config
+
+
+def get_config() -> Config:
+    """Return a config chosen on the last tenth of the training text: docs/results.md."""
+    config = Config()
+    config.model.n_layer = 4
+    config.model.n_head = 3
+    config.model.n_embd = 192
+    config.data.batch_size = 24
+    config.data.replacement = False
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 6e-3
+    config.optimizer.decay = "linear"
+    config.optimizer.weight_decay = 0.3
+    config.optimizer.adam_weight_decay = 0.1
+    config.train.num_steps = 1_600
+    config.train.eval_every = 400
+    return config
