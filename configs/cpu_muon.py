@@ -20,6 +20,6 @@ def get_config() -> Config:
     config.optimizer.decay = "linear"
     config.optimizer.weight_decay = 0.1
     config.optimizer.adam_weight_decay = 0.1
-    config.train.num_steps = 2_300
-    config.train.eval_every = 1_150
+    config.train.num_steps = 2_150
+    config.train.eval_every = 1_075
     return config

@@ -16,6 +16,6 @@ def get_config() -> Config:
     config.optimizer.decay = "linear"
     config.optimizer.weight_decay = 0.3
     config.optimizer.adam_weight_decay = 0.1
-    config.train.num_steps = 1_600
-    config.train.eval_every = 400
+    config.train.num_steps = 1_800
+    config.train.eval_every = 450
     return config

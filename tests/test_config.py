@@ -24,6 +24,7 @@ MILLIONS = {
     "large": 1_210.97,
     "record": 10.8,
     "speedrun": 3.2,
+    "ten_minutes": 1.83,
 }
 
 
