@@ -108,7 +108,7 @@ class DataConfig(_Section):
     )
     batch_size: int = _field(128, "windows per step, over all devices", _integer(1, 1_000_000))
     replacement: bool = _field(
-        True, "draw windows independently; False: visit each once per epoch", _BOOLEAN
+        True, "sample windows with replacement; False: shuffle them, each once per epoch", _BOOLEAN
     )
 
 
@@ -124,7 +124,9 @@ class OptimizerConfig(_Section):
     learning_rate: float = _field(1e-3, "peak learning rate", _POSITIVE)
     final_learning_rate: float = _field(0.0, "where the decay ends", _NONNEGATIVE)
     warmup_steps: int = _field(100, "linear warmup steps, capped at half the run", _integer(0))
-    decay: str = _field("cosine", "shape of the learning rate's decay", _one_of("cosine", "linear"))
+    decay: str = _field(
+        "cosine", "cosine or linear decay of the learning rate", _one_of("cosine", "linear")
+    )
     b1: float = _field(0.9, "Adam's decay rate of the first moment", _FRACTION)
     b2: float = _field(0.99, "Adam's decay rate of the second moment", _FRACTION)
     nesterov: bool = _field(False, "with adam: Nesterov momentum, which muon always has", _BOOLEAN)
@@ -305,8 +307,8 @@ def validate(config: Config) -> None:
     n_windows = config.train.num_steps * config.data.batch_size
     if not config.data.replacement and n_windows >= 2**31:
         raise UserError(
-            "config.data.replacement is False; it must be True for 2**31 windows or more, and "
-            f"train.num_steps times data.batch_size is {n_windows:,}"
+            f"config.train.num_steps times data.batch_size is {n_windows:,}; without "
+            "data.replacement it must be below 2**31"
         )
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import one_line
@@ -20,13 +19,13 @@ from shakegpt_jax.data import prepared
 from shakegpt_jax.data.corpus import load_corpus, spread_pieces
 from shakegpt_jax.data.prepared import load_prepared, prepare_text
 from shakegpt_jax.data.text import read_pieces, read_text
-from shakegpt_jax.data.windows import gather_on_host
+from shakegpt_jax.data.windows import gather_on_host, sample_starts, shuffled_starts
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.run_evaluation import select
 from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.reporting.metrics_file import read_metrics
 from shakegpt_jax.training.host_windows import HostWindows
-from shakegpt_jax.training.randomness import window_starts
+from shakegpt_jax.training.randomness import random_key
 from shakegpt_jax.training.run import train
 from shakegpt_jax.training.trainer import Trainer
 
@@ -222,7 +221,7 @@ def test_refuses_texts_whose_windows_cannot_be_counted(tmp_path, text_file, fold
 
 @pytest.mark.parametrize("replacement", [True, False])
 @pytest.mark.parametrize("n", [20_000, 2**31 - 1])
-def test_the_windows_are_those_of_the_device(config, tmp_path, n, replacement):
+def test_host_windows_are_those_of_their_steps(config, tmp_path, n, replacement):
     dtype = np.uint8 if n == 20_000 else np.uint16
     ids = np.memmap(tmp_path / "ids.bin", dtype, mode="w+", shape=n)  # mostly a hole
     ids[:20_000] = ids[-20_000:] = np.random.default_rng(0).integers(0, 250, 20_000)
@@ -231,7 +230,12 @@ def test_the_windows_are_those_of_the_device(config, tmp_path, n, replacement):
     config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 2
     chunks = HostWindows(config.freeze(), ids, make_mesh(config)).chunks(7, [3, 2])
     windows_KxBxT1 = np.concatenate([*chunks])
-    starts_KxB = np.asarray(window_starts(config, n, 0, jnp.arange(7, 12)))
+    if replacement:
+        keys = [random_key(0, "windows", step) for step in range(7, 12)]
+        starts_KxB = [np.asarray(sample_starts(key, n, 64, 8)) for key in keys]
+    else:
+        key = random_key(0, "windows", 0)
+        starts_KxB = [np.asarray(shuffled_starts(key, step, n, 64, 8)) for step in range(7, 12)]
     expected = [[ids[start : start + 9] for start in starts_B] for starts_B in starts_KxB]
     np.testing.assert_array_equal(windows_KxBxT1, expected)
     starts = np.array([[0, n - 9]], np.int32)

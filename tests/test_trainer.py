@@ -9,7 +9,7 @@ import pytest
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.data.windows import gather_windows, sample_starts, split_windows
+from shakegpt_jax.data.windows import gather_windows, sample_starts, shuffled_starts, split_windows
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.parallel.mesh import make_mesh, shard_batch
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
@@ -61,6 +61,7 @@ def test_chunk_lengths():
 
 
 def test_chunk_length_does_not_change_the_result(config, corpus):
+    """Up to rounding: XLA compiles two programs."""
     states = []
     for longest in (2, 3):
         config = config.replace({"train.steps_per_dispatch": longest})
@@ -68,7 +69,9 @@ def test_chunk_length_does_not_change_the_result(config, corpus):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states)
 
 
-def test_draws_windows_and_dropout_by_seed_and_step(config, corpus):
+@pytest.mark.parametrize("replacement", [True, False])
+def test_draws_windows_and_dropout_by_seed_and_step(config, corpus, replacement):
+    config.data.replacement = replacement
     config.model.dropout = 0.5
     config.train.seed = 1
     trainer, (metrics,) = run(config, corpus, 3)
@@ -79,7 +82,10 @@ def test_draws_windows_and_dropout_by_seed_and_step(config, corpus):
     state = jax.jit(functools.partial(create_state, model, tx))(1)
     norms, ids = [], jnp.asarray(corpus.train_ids)
     for step in range(3):
-        starts = sample_starts(random_key(1, "windows", step), len(ids), 8, 8)
+        if replacement:
+            starts = sample_starts(random_key(1, "windows", step), len(ids), 8, 8)
+        else:
+            starts = shuffled_starts(random_key(1, "windows", 0), step, len(ids), 8, 8)
         before, batch = state, split_windows(gather_windows(ids, starts, 8))
         state, expected = take_step(state, batch, random_key(1, "dropout", step))
         norms.append(expected["gradient_norm"])

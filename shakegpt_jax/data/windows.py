@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ROUNDS = 32  # of a permutation: each mixes it further
+_ROUNDS = 32  # of a permutation: all of them leave an index in place with probability 2**-32
 
 
 def gather_windows(ids: jax.Array, starts: jax.Array, block_size: int) -> jax.Array:
@@ -62,31 +62,36 @@ def shuffled_starts(
         (B,), in [0, n - T).
     """
     n_windows = max(1, n // block_size - 1)
-    n_offsets = min(block_size, n - n_windows * block_size)
 
     def start(index: jax.Array) -> jax.Array:
         epoch_key = jax.random.fold_in(key, index // n_windows)
         offset_key, order_key = jax.random.split(epoch_key)
-        offset = jax.random.randint(offset_key, (), 0, n_offsets)
+        offset = jax.random.randint(offset_key, (), 0, n - n_windows * block_size)
         return offset + block_size * permute(order_key, index % n_windows, n_windows)
 
     return jax.vmap(start)(step * batch_size + jnp.arange(batch_size))
 
 
 def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
-    """Return where a random permutation of n indices moves one of them, without storing it all.
+    """Return where a random permutation moves an index.
 
-    Each round pairs the indices and swaps about half of the pairs: the swap-or-not shuffle of
-    Hoang, Morris and Rogaway 2012.
+    Unlike `jax.random.permutation`, it does not store the permutation, which may be of as many
+    windows as a long text has. Each round pairs the indices and swaps about half of the pairs: the
+    swap-or-not shuffle of Hoang, Morris and Rogaway 2012.
+
+    Args:
+        key: random key of the permutation.
+        index: () int32 in [0, n).
+        n: number of indices.
     """
     sum_key, swap_key = jax.random.split(key)
     sums = jax.random.randint(sum_key, (_ROUNDS,), 0, n)  # of the indices of a pair, modulo n
 
     def swap(index: jax.Array, pairing: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         key, sum_ = pairing
-        other = (sum_ - index) % n
-        coin = jax.random.bernoulli(jax.random.fold_in(key, jnp.maximum(index, other)))
-        return jnp.where(coin, other, index), None
+        partner = (sum_ - index) % n
+        swaps = jax.random.bernoulli(jax.random.fold_in(key, jnp.maximum(index, partner)))
+        return jnp.where(swaps, partner, index), None
 
     return jax.lax.scan(swap, index, (jax.random.split(swap_key, _ROUNDS), sums))[0]
 

@@ -62,7 +62,14 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     def run(
         state: TrainState, ids: jax.Array, seed: jax.Array, n: int
     ) -> tuple[TrainState, Metrics]:
-        starts_KxB = window_starts(config, len(ids), seed, state.step + jnp.arange(n))
+        starts_KxB = window_starts(
+            seed,
+            state.step + jnp.arange(n),
+            n=len(ids),
+            batch_size=config.data.batch_size,
+            block_size=config.model.block_size,
+            replacement=config.data.replacement,
+        )
         return run_windows(state, gather_windows(ids, starts_KxB, config.model.block_size), seed)
 
     compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated))

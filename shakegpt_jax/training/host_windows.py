@@ -45,7 +45,14 @@ class HostWindows:
         with jax.default_device(_cpu()):  # an accelerator would first finish the chunk it runs
             steps_K = np.arange(step, step + n, dtype=np.int32)
             starts_KxB = np.asarray(
-                window_starts(self._config, len(self._ids), self._seed, steps_K)
+                window_starts(
+                    self._seed,
+                    steps_K,
+                    n=len(self._ids),
+                    batch_size=self._config.data.batch_size,
+                    block_size=self._config.model.block_size,
+                    replacement=self._config.data.replacement,
+                )
             )
         # A process gathers only the rows of its own devices.
         return jax.make_array_from_callback(

@@ -8,7 +8,6 @@ from typing import Literal
 
 import jax
 
-from shakegpt_jax.config import Config
 from shakegpt_jax.data.windows import sample_starts, shuffled_starts
 
 _STREAMS = ("params", "windows", "dropout")
@@ -23,13 +22,21 @@ def random_key(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def window_starts(config: Config, n: int, seed: int | jax.Array, steps_K: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("n", "batch_size", "block_size", "replacement"))
+def window_starts(
+    seed: int | jax.Array,
+    steps_K: jax.Array,
+    *,
+    n: int,
+    batch_size: int,
+    block_size: int,
+    replacement: bool,
+) -> jax.Array:
     """Return the (K, B) starts of the windows that steps draw from n characters."""
-    sizes = n, config.data.batch_size, config.model.block_size
+    sizes = n, batch_size, block_size
 
     def draw(step: jax.Array) -> jax.Array:
-        if config.data.replacement:
+        if replacement:
             return sample_starts(random_key(seed, "windows", step), *sizes)
         return shuffled_starts(random_key(seed, "windows", 0), step, *sizes)
 
