@@ -304,12 +304,6 @@ def validate(config: Config) -> None:
         raise UserError(
             f"config.optimizer.adam_weight_decay is {opt.adam_weight_decay}; it must be {right}"
         )
-    n_windows = config.train.num_steps * config.data.batch_size
-    if not config.data.replacement and n_windows >= 2**31:
-        raise UserError(
-            f"config.train.num_steps times data.batch_size is {n_windows:,}; without "
-            "data.replacement it must be below 2**31"
-        )
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")

@@ -252,10 +252,6 @@ TRAIN = [
     (["--config.train.num_steps=0"], "config.train.num_steps is 0; it must be a whole number"),
     (["--config.optimizer.eps=tiny"], "optimizer.eps is 'tiny'; it must be above 0"),
     (["--config.optimizer.decay=step"], "optimizer.decay is 'step'; it must be one of cosine,"),
-    (
-        ["--config.data.replacement=false", "--config.train.num_steps=200000000"],
-        "train.num_steps times data.batch_size is 2,400,000,000; without data.replacement",
-    ),
     (["--config=none.py"], "no such file: 'none.py'; give a config file such as"),
     (["--config=folder"], "'folder' is a folder; give a config file such as"),
     (["--config", "none.py"], "no such file: 'none.py'; give a config file such as"),

@@ -49,11 +49,12 @@ def shuffled_starts(
 ) -> jax.Array:
     """Return the starts of a step that visits a text without replacement, epoch after epoch.
 
-    Each epoch cuts the text at a random offset into windows side by side, in random order.
+    Each epoch cuts the text at a random offset into windows side by side, in random order. After
+    2**32 windows the order repeats.
 
     Args:
         key: random key of all steps.
-        step: the step; step * B + B must be below 2**31.
+        step: the step.
         n: characters of the text.
         batch_size: B.
         block_size: T.
@@ -63,13 +64,15 @@ def shuffled_starts(
     """
     n_windows = max(1, n // block_size - 1)
 
-    def start(index: jax.Array) -> jax.Array:
-        epoch_key = jax.random.fold_in(key, index // n_windows)
+    def start(count: jax.Array) -> jax.Array:
+        epoch_key = jax.random.fold_in(key, count // n_windows)
+        index = (count % n_windows).astype(jnp.int32)
         offset_key, order_key = jax.random.split(epoch_key)
         offset = jax.random.randint(offset_key, (), 0, n - n_windows * block_size)
-        return offset + block_size * permute(order_key, index % n_windows, n_windows)
+        return offset + block_size * permute(order_key, index, n_windows)
 
-    return jax.vmap(start)(step * batch_size + jnp.arange(batch_size))
+    first = jnp.uint32(step) * jnp.uint32(batch_size)
+    return jax.vmap(start)(first + jnp.arange(batch_size, dtype=jnp.uint32))
 
 
 def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
