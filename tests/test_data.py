@@ -79,7 +79,7 @@ def test_an_epoch_without_replacement_visits_each_window_once(n):
     of_steps = [shuffled_starts(key, step, n, 5, 8) for step in range(3)]  # may span epochs
     np.testing.assert_array_equal(np.concatenate(of_steps), starts[:15])
     last = shuffled_starts(key, 2**31 - 1, n, 5, 8)
-    assert 0 <= last.min() and last.max() < n - 8
+    assert last.min() >= 0 and last.max() < n - 8
 
 
 def test_the_order_without_replacement_is_uniformly_random():
