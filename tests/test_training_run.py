@@ -280,9 +280,7 @@ def test_skips_nonfinite_updates(config, tmp_path, text, monkeypatch):
     config.data.path = str(tmp_path / "text.txt")
     config.train.num_steps, config.train.eval_every = 24, 12
     ids = jnp.asarray(load_corpus(config.data.path, 8).train_ids)
-    starts = window_starts(
-        0, jnp.arange(24), n=len(ids), batch_size=8, block_size=8, replacement=True
-    )
+    starts = window_starts(0, jnp.arange(24), len(ids), config.data, 8)
     windows = gather_windows(ids, starts, 8)
     poisoned = (windows[:, :, :-1] == ids.max()).any((1, 2)).tolist()
     longest = max(len(run) for run in "".join("01"[p] for p in poisoned).split("0"))

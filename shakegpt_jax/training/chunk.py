@@ -62,15 +62,9 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     def run(
         state: TrainState, ids: jax.Array, seed: jax.Array, n: int
     ) -> tuple[TrainState, Metrics]:
-        starts_KxB = window_starts(
-            seed,
-            state.step + jnp.arange(n),
-            n=len(ids),
-            batch_size=config.data.batch_size,
-            block_size=config.model.block_size,
-            replacement=config.data.replacement,
-        )
-        return run_windows(state, gather_windows(ids, starts_KxB, config.model.block_size), seed)
+        block_size, steps_K = config.model.block_size, state.step + jnp.arange(n)
+        starts_KxB = window_starts(seed, steps_K, len(ids), config.data, block_size)
+        return run_windows(state, gather_windows(ids, starts_KxB, block_size), seed)
 
     compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated))
     return Chunk(

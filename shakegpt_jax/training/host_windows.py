@@ -28,12 +28,13 @@ class HostWindows:
             ids: (n,) the training text.
             mesh: the devices to put the windows on.
         """
-        self._config, self._ids, self._seed = config, ids, np.int32(config.train.seed)
+        self._data, self._block_size = config.data, config.model.block_size
+        self._ids, self._seed = ids, np.int32(config.train.seed)
         self._sharding = batches_sharding(mesh)
 
     def abstract(self, n: int) -> jax.ShapeDtypeStruct:
         """Return shape, type and sharding of the windows of a chunk of n steps."""
-        shape = (n, self._config.data.batch_size, self._config.model.block_size + 1)
+        shape = (n, self._data.batch_size, self._block_size + 1)
         return jax.ShapeDtypeStruct(shape, self._ids.dtype, sharding=self._sharding)
 
     def chunks(self, step: int, lengths: list[int]) -> Iterator[jax.Array]:
@@ -44,16 +45,8 @@ class HostWindows:
     def _gather(self, step: int, n: int) -> jax.Array:
         with jax.default_device(_cpu()):  # an accelerator would first finish the chunk it runs
             steps_K = np.arange(step, step + n, dtype=np.int32)
-            starts_KxB = np.asarray(
-                window_starts(
-                    self._seed,
-                    steps_K,
-                    n=len(self._ids),
-                    batch_size=self._config.data.batch_size,
-                    block_size=self._config.model.block_size,
-                    replacement=self._config.data.replacement,
-                )
-            )
+            n_ids, data, block_size = len(self._ids), self._data, self._block_size
+            starts_KxB = np.asarray(window_starts(self._seed, steps_K, n_ids, data, block_size))
         # A process gathers only the rows of its own devices.
         return jax.make_array_from_callback(
             self.abstract(n).shape,
@@ -61,7 +54,7 @@ class HostWindows:
             lambda index: gather_on_host(
                 self._ids,
                 starts_KxB[index[:2]],  # type: ignore[index]  # never None
-                self._config.model.block_size,
+                self._block_size,
             ),
         )
 

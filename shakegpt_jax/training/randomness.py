@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 
+from shakegpt_jax.config import DataConfig
 from shakegpt_jax.data.windows import sample_starts, shuffled_starts
 
 _STREAMS = ("params", "windows", "dropout")
@@ -22,21 +23,15 @@ def random_key(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("n", "batch_size", "block_size", "replacement"))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def window_starts(
-    seed: int | jax.Array,
-    steps_K: jax.Array,
-    *,
-    n: int,
-    batch_size: int,
-    block_size: int,
-    replacement: bool,
+    seed: int | jax.Array, steps_K: jax.Array, n: int, data: DataConfig, block_size: int
 ) -> jax.Array:
     """Return the (K, B) starts of the windows that steps draw from n characters."""
-    sizes = n, batch_size, block_size
+    sizes = n, data.batch_size, block_size
 
     def draw(step: jax.Array) -> jax.Array:
-        if replacement:
+        if data.replacement:
             return sample_starts(random_key(seed, "windows", step), *sizes)
         return shuffled_starts(random_key(seed, "windows", 0), step, *sizes)
 
