@@ -19,7 +19,7 @@ from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.model.precision import compute_dtype
-from shakegpt_jax.parallel.dispatch import one_ahead
+from shakegpt_jax.parallel.dispatch import in_background
 from shakegpt_jax.parallel.mesh import gather, replicate
 from shakegpt_jax.parallel.processes import busy, is_primary
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
@@ -40,6 +40,12 @@ def chunk_lengths(num_steps: int, longest: int) -> list[int]:
     """Split a number of steps into chunks of `longest` and one of the remainder."""
     n_chunk, remainder = divmod(num_steps, longest)
     return [longest] * n_chunk + [remainder] * (remainder > 0)
+
+
+def _fetch(dispatched: tuple[int, Metrics]) -> tuple[int, dict[str, np.ndarray], float]:
+    """Wait for the metrics of n steps; return n, the metrics and when they were there."""
+    n, metrics = dispatched
+    return n, jax.device_get(metrics), time.perf_counter()
 
 
 class Trainer:
@@ -135,18 +141,19 @@ class Trainer:
         window_size = self.config.data.batch_size * self.config.model.block_size
         # On a CPU, XLA starts the next chunk before it returns the results of the last one: one
         # chunk would be charged for both, and the other would seem to take no time.
-        overlap = iter if jax.default_backend() == "cpu" else one_ahead
+        overlap = map if jax.default_backend() == "cpu" else in_background
         chunks = chunk_lengths(until - step, longest)
         self._compile(chunks)  # a resumed run may have other lengths
         mark = time.perf_counter()
         pairs = itertools.takewhile(
             lambda _: not stop(), zip(chunks, self._inputs(step, chunks), strict=True)
         )
-        for n, metrics in overlap((n, self._dispatch(n, inputs)) for n, inputs in pairs):
-            host_metrics = jax.device_get(metrics)
-            seconds, mark = time.perf_counter() - mark, time.perf_counter()
+        dispatched = ((n, self._dispatch(n, inputs)) for n, inputs in pairs)
+        # The clock is read as a chunk ends: on a GPU, the next dispatch returns much later.
+        for n, metrics, end in overlap(_fetch, dispatched):
+            seconds, mark = end - mark, end
             step += n
-            yield self._summarize(host_metrics, step, seconds, n * window_size)
+            yield self._summarize(metrics, step, seconds, n * window_size)
 
     def _summarize(
         self, metrics: dict[str, np.ndarray], step: int, seconds: float, n_character: int
