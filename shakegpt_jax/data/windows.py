@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ROUNDS = 32  # of a permutation: all of them leave an index in place with probability 2**-32
+_ROUNDS = 32  # of a permutation; after them, the place of an index is uniform up to 2**-32
 
 
 def gather_windows(ids: jax.Array, starts: jax.Array, block_size: int) -> jax.Array:
@@ -49,8 +49,8 @@ def shuffled_starts(
 ) -> jax.Array:
     """Return the starts of a step that visits a text without replacement, epoch after epoch.
 
-    Each epoch cuts the text at a random offset into windows side by side, in random order. After
-    2**32 windows the order repeats.
+    Each epoch cuts the text at a random offset into adjacent windows, in random order, and leaves
+    out fewer than 2 * T characters at its ends. After 2**32 windows the order repeats.
 
     Args:
         key: random key of all steps.
@@ -62,11 +62,12 @@ def shuffled_starts(
     Returns:
         (B,), in [0, n - T).
     """
+    # One fewer than fit, so that the borders of windows can be anywhere.
     n_windows = max(1, n // block_size - 1)
 
-    def start(count: jax.Array) -> jax.Array:
-        epoch_key = jax.random.fold_in(key, count // n_windows)
-        index = (count % n_windows).astype(jnp.int32)
+    def start(position: jax.Array) -> jax.Array:
+        epoch_key = jax.random.fold_in(key, position // n_windows)
+        index = (position % n_windows).astype(jnp.int32)
         offset_key, order_key = jax.random.split(epoch_key)
         offset = jax.random.randint(offset_key, (), 0, n - n_windows * block_size)
         return offset + block_size * permute(order_key, index, n_windows)

@@ -22,7 +22,10 @@ def one_ahead(results: Iterable[T]) -> Iterator[T]:
 
 
 def in_background(function: Callable[..., T], *arguments: Iterable[Any]) -> Iterator[T]:
-    """Map a function as `map` does, in a thread that computes the next result ahead."""
+    """Map a function as `map` does, in a thread that computes the next result ahead.
+
+    The thread of the caller draws the arguments, those of one call ahead of the result.
+    """
     with ThreadPoolExecutor(1) as thread:
         calls = zip(*arguments, strict=False)
         for future in one_ahead(thread.submit(function, *each) for each in calls):

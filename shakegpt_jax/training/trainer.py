@@ -43,7 +43,7 @@ def chunk_lengths(num_steps: int, longest: int) -> list[int]:
 
 
 def _fetch(dispatched: tuple[int, Metrics]) -> tuple[int, dict[str, np.ndarray], float]:
-    """Wait for the metrics of n steps; return n, the metrics and when they were there."""
+    """Wait for the metrics of n steps; return n, the metrics and when they arrived."""
     n, metrics = dispatched
     return n, jax.device_get(metrics), time.perf_counter()
 
@@ -149,7 +149,7 @@ class Trainer:
             lambda _: not stop(), zip(chunks, self._inputs(step, chunks), strict=True)
         )
         dispatched = ((n, self._dispatch(n, inputs)) for n, inputs in pairs)
-        # The clock is read as a chunk ends: on a GPU, the next dispatch returns much later.
+        # A thread reads the clock: on a GPU, the next dispatch blocks for most of a chunk.
         for n, metrics, end in overlap(_fetch, dispatched):
             seconds, mark = end - mark, end
             step += n
