@@ -304,6 +304,9 @@ def validate(config: Config) -> None:
         raise UserError(
             f"config.optimizer.adam_weight_decay is {opt.adam_weight_decay}; it must be {right}"
         )
+    if opt.name == "muon" and opt.nesterov:
+        right = "False with muon, which always has it"
+        raise UserError(f"config.optimizer.nesterov is True; it must be {right}")
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")

@@ -171,3 +171,10 @@ def test_refuses_invalid_values_and_names_the_field(field, value):
         config.freeze()
     assert "\n" not in str(error.value)
     assert field in str(error.value) or "n_head" in str(error.value)
+
+
+def test_refuses_nesterov_with_muon():
+    config = Config()
+    config.optimizer.name, config.optimizer.nesterov = "muon", True
+    with pytest.raises(UserError, match=r"optimizer\.nesterov is True; it must be False with muon"):
+        config.freeze()

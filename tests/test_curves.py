@@ -97,6 +97,7 @@ def test_a_divergence_hides_nothing():
     assert 2.5 < low < 3.0 and 8.0 < high < 11
     assert gradient_norm.get_yscale() == "log"
     assert losses.get_xscale() == "linear"
+    assert losses.get_xlim()[0] == 0
     losses = curves.draw_curves({"a": rows, "long": [row(50, 3.0)]}).axes[0]
     assert losses.get_xscale() == "log"
 

@@ -41,6 +41,18 @@ def test_durations_round_to_the_nearest(seconds, text):
     assert format_duration(seconds) == text
 
 
+def test_a_command_is_one_line_however_narrow_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes the output for a terminal
+    text = "Generate more: python -m shakegpt_jax.generate --workdir runs/x"
+    progress = Progress(20)
+    progress.note(text)
+    progress.command(text)
+    *wrapped, command = capsys.readouterr().out.splitlines()
+    assert len(wrapped) > 1
+    assert command == text
+
+
 def test_summary_leaves_out_unknown_times(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     Progress(20).summary(10, METRICS, Path("runs/x/checkpoints/10"), 12.34, row(20))

@@ -97,6 +97,8 @@ def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step") -> Any:
     if min(last) > 0 and max(last) >= _WIDE * min(last):  # the short runs would be slivers
         losses.set_xscale("log")
         losses.xaxis.set_major_formatter(_number)
+    else:
+        losses.set_xlim(left=0)
     panels[-1].set_xlabel(X_AXES[x])
     figure.legend(
         labels.keys(), labels.values(), loc="outside upper left", frameon=False, fontsize="small"

@@ -72,6 +72,10 @@ class Progress:
         """Print a line above the bar, without markup."""
         self._console.print(Text(text))
 
+    def command(self, text: str) -> None:
+        """Print a line that ends in a command; the terminal wraps it, so that copying works."""
+        self._console.print(Text(text), soft_wrap=True)
+
     def show(self, row: MetricsRow) -> None:
         """Show a row of metrics. Rows with an evaluation remain on the screen."""
         past = row.characters_per_second if self._speed is None else self._speed

@@ -237,6 +237,6 @@ class TrainingRun:
             rows.get(self.step),
         )
         command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(self.workdir))}"
-        self.progress.note(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
+        self.progress.command(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
         # The others have nothing left to do: without waiting they would disconnect, and time out.
         primary_first(lambda: self.progress.note(draw_run(self.workdir, self.metrics.rows)))
