@@ -1,4 +1,4 @@
-"""4 layers, 4 heads, 256 dimensions, window 256, Muon: half an hour on two cores."""
+"""4 layers, 4 heads, 256 dimensions, window 256, Muon: twenty minutes on two cores."""
 
 from shakegpt_jax.config import Config
 
@@ -6,7 +6,8 @@ from shakegpt_jax.config import Config
 def get_config() -> Config:
     """Return the best config found; figures are losses on the last tenth of the training split.
 
-    They are of one seed each, after 1,600 steps; docs/results.md has them all.
+    They are of one seed each, after 1,600 steps; docs/results.md has them all. On the
+    validation split it reaches 1.448.
     """
     config = Config()
     config.model.n_layer = 4
