@@ -266,7 +266,7 @@ def test_a_run_that_lost_a_process_resumes_bit_for_bit(many):
     assert [code for code, _, _ in many.run(2, *args)] == [0, 0]
     whole, many.workdir = many.workdir, many.folder / "killed"
     many.start(2, *args)
-    many.wait_for_step(30)
+    many.wait_for_step(33)  # the save of step 30 waits for that of step 24
     many.running[1].kill()
     assert [code for code, _, _ in many.finish()] == [1, -signal.SIGKILL]
     stopped = CheckpointReader(many.workdir).steps[-1]
