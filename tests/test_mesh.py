@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.model import attention
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.parallel.mesh import make_mesh
 from shakegpt_jax.profiling.collectives import Collective, find_collectives
@@ -109,7 +110,8 @@ def run(config, corpus, n_step: int = 6) -> tuple[list, list]:
     ],
     ids=str,
 )
-def test_trains_as_one_device_does(config, corpus, changes):
+def test_trains_as_one_device_does(config, corpus, changes, monkeypatch):
+    monkeypatch.setattr(attention, "_MIN_BLOCK", 2)
     config.model.dropout = 0.0 if "train.accumulate_steps" in changes else 0.5
     expected, params = run(config, corpus)
     other = config.replace({"mesh.data": 1} | changes)

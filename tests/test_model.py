@@ -9,8 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 from shakegpt_jax.config import Config, ModelConfig
-from shakegpt_jax.model import gpt
-from shakegpt_jax.model.attention import _scores, cudnn_attends
+from shakegpt_jax.model import attention, gpt
+from shakegpt_jax.model.attention import _scores, attend, attend_causally, cudnn_attends
 from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.flops import train_flops_per_character
 from shakegpt_jax.model.gpt import GPT, init_params
@@ -157,13 +157,45 @@ def test_no_position_attends_to_a_later_one(config):
     assert np.all(influence[np.tril_indices(8)] > 0)
 
 
+@pytest.mark.parametrize("n_time", [1, 64, 65, 200, 300])
+def test_attention_in_blocks_equals_that_of_jax(n_time):
+    """For up to four blocks, and a last one that is shorter."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    *qkv, weights = (jax.random.normal(key, (2, 3, n_time, 8)) for key in keys)
+
+    def ours(*qkv: jax.Array) -> jax.Array:
+        return (attend_causally(*qkv) * weights).sum()
+
+    def theirs(*qkv: jax.Array) -> jax.Array:
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in qkv)
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+        return (y.transpose(0, 2, 1, 3) * weights).sum()
+
+    for found, expected in zip(
+        jax.tree.leaves(jax.value_and_grad(ours, (0, 1, 2))(*qkv)),
+        jax.tree.leaves(jax.value_and_grad(theirs, (0, 1, 2))(*qkv)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_four_blocks_compute_five_eighths_of_the_scores():
+    qkv = [jax.ShapeDtypeStruct((1, 1, 256, 64), jnp.float32)] * 3
+    mask = jax.ShapeDtypeStruct((256, 256), bool)
+    blocks = jax.jit(attend_causally).lower(*qkv).cost_analysis()
+    whole = jax.jit(attend).lower(*qkv, mask).cost_analysis()
+    assert blocks["flops"] == pytest.approx(5 / 8 * whole["flops"], rel=0.05)
+
+
 def extend(model: GPT, params, idx: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
     x, cache = apply(model, params, idx, cache, method="extend")
     return apply(model, params, x, method="head"), cache
 
 
-def test_cached_decoding_equals_the_full_forward_pass(config):
-    config.model.n_layer = 2
+@pytest.mark.parametrize("remat", [False, True])
+def test_cached_decoding_equals_the_full_forward_pass(config, monkeypatch, remat):
+    monkeypatch.setattr(attention, "_MIN_BLOCK", 2)  # of the full pass
+    config.model.n_layer, config.model.remat = 2, remat
     model, params = make(config.model)
     params = larger_params(params)
     idx = jax.random.randint(jax.random.key(3), (3, 8), 0, VOCAB)
@@ -318,12 +350,12 @@ def test_cudnn_gets_whole_windows_and_its_result_is_used(config, monkeypatch):
     expected, shorter = apply(model, params, idx), apply(model, params, idx[:, :5])
     called = []
 
-    def attention(*qkv: jax.Array) -> jax.Array:
+    def attend_by_jax(*qkv: jax.Array) -> jax.Array:
         called.append(qkv[0].shape)
         return jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="xla")
 
     monkeypatch.setattr(gpt, "cudnn_attends", lambda _: True)
-    monkeypatch.setattr(gpt, "attend_causally_by_cudnn", attention)
+    monkeypatch.setattr(gpt, "attend_causally_by_cudnn", attend_by_jax)
     found = model.apply({"params": params}, idx)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert called == [(3, 8, 2, 8)] * config.model.n_layer

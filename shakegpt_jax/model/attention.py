@@ -12,6 +12,11 @@ import jax.numpy as jnp
 from shakegpt_jax.config import ModelConfig
 from shakegpt_jax.model.precision import compute_dtype
 
+# Queries per block at least, and blocks at most. More blocks leave out more scores, up to half of
+# them, but compile more operations. configs/speedrun.py on two CPU cores: 4,190 characters/s in one
+# block, 4,550 in two, 4,780 in four, 4,590 in eight.
+_MIN_BLOCK, _MAX_BLOCKS = 64, 4
+
 
 def attend(
     q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_NxTxS: jax.Array
@@ -21,6 +26,23 @@ def attend(
     scores_NxTxS = jnp.where(mask_NxTxS, scores_NxTxS, jnp.finfo(jnp.float32).min)
     weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
     return jnp.einsum("...ts,...sk->...tk", weights_NxTxS, v_NxSxK)
+
+
+def attend_causally(q_BxHxTxK: jax.Array, k_BxHxTxK: jax.Array, v_BxHxTxK: jax.Array) -> jax.Array:
+    """Attend to each character itself and to those before it; returns (B, H, T, K).
+
+    Each block of queries is compared with the keys up to its end only: four blocks compute 5/8 of
+    the scores.
+    """
+    n_time = q_BxHxTxK.shape[-2]
+    size = max(_MIN_BLOCK, -(-n_time // _MAX_BLOCKS))
+    blocks = []
+    for start in range(0, n_time, size):
+        end = min(start + size, n_time)
+        q, k, v = q_BxHxTxK[..., start:end, :], k_BxHxTxK[..., :end, :], v_BxHxTxK[..., :end, :]
+        mask_1x1xTxS = jnp.tril(jnp.ones((1, 1, end - start, end), bool), start)
+        blocks.append(attend(q, k, v, mask_1x1xTxS))
+    return jnp.concatenate(blocks, axis=-2)
 
 
 @jax.custom_vjp

@@ -5,14 +5,19 @@ K = D / H, V vocabulary.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.model.attention import attend, attend_causally_by_cudnn, cudnn_attends
+from shakegpt_jax.model.attention import (
+    attend,
+    attend_causally,
+    attend_causally_by_cudnn,
+    cudnn_attends,
+)
 from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.kv_cache import KVCache
 from shakegpt_jax.model.linear import dot_general
@@ -20,6 +25,15 @@ from shakegpt_jax.model.precision import compute_dtype
 from shakegpt_jax.parallel.mesh import constrain, shard_batch
 
 LAYER_NORM_EPSILON = 1e-5
+
+
+class LayerCache(NamedTuple):
+    """Cached keys and values of one layer, and where the input goes."""
+
+    keys_NxSxK: jax.Array
+    values_NxSxK: jax.Array
+    starts_N: jax.Array  # slot of each row's first input character
+    mask_NxTxS: jax.Array  # True where a character may attend
 
 
 def _init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initializer:
@@ -75,20 +89,13 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = _dense(self.config.n_embd, self.config, residual=True)
 
     def __call__(
-        self,
-        x_BxTxD: jax.Array,
-        mask_NxTxS: jax.Array,
-        cached: tuple[jax.Array, jax.Array] | None = None,
-        starts_N: jax.Array | None = None,
+        self, x_BxTxD: jax.Array, cached: LayerCache | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Attend to the input itself, or to a cache after adding the input to it.
 
         Args:
             x_BxTxD: input.
-            mask_NxTxS: True where a character may attend; N may be 1. Without a cache it is
-                causal and S is T.
-            cached: keys and values of this layer, (N, S, K) each.
-            starts_N: slot of each row's first input character; required with `cached`.
+            cached: the cache of this layer; None: attend to the input alone.
 
         Returns:
             (B, T, D), and with a cache its new keys and values.
@@ -102,15 +109,18 @@ class CausalSelfAttention(nn.Module):
         q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (part.transpose(0, 2, 1, 3) for part in qkv)
         cache = None
         if cached is None:
-            y_BxHxTxK = attend(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, mask_NxTxS[None])
+            y_BxHxTxK = attend_causally(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
         else:
             q_NxTxK, k_NxTxK, v_NxTxK = (
                 part.reshape(-1, n_time, n_embd // self.config.n_head)
                 for part in (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
             )
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
-            cache = write(cached[0], k_NxTxK, starts_N), write(cached[1], v_NxTxK, starts_N)
-            y_BxHxTxK = attend(q_NxTxK, *cache, mask_NxTxS).reshape(q_BxHxTxK.shape)
+            cache = (
+                write(cached.keys_NxSxK, k_NxTxK, cached.starts_N),
+                write(cached.values_NxSxK, v_NxTxK, cached.starts_N),
+            )
+            y_BxHxTxK = attend(q_NxTxK, *cache, cached.mask_NxTxS).reshape(q_BxHxTxK.shape)
         return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape)), cache
 
 
@@ -149,15 +159,13 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BxTxD: jax.Array,
-        mask_NxTxS: jax.Array,
-        cached: tuple[jax.Array, jax.Array] | None = None,
-        starts_N: jax.Array | None = None,
+        cached: LayerCache | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Map (B, T, D) to (B, T, D). See `CausalSelfAttention` for the rest."""
         # Otherwise XLA takes over the sharding of the parameters, and moves activations instead.
         x_BxTxD = shard_batch(x_BxTxD)
-        y_BxTxD, kv = self.attn(self.ln_1(x_BxTxD), mask_NxTxS, cached, starts_N)
+        y_BxTxD, kv = self.attn(self.ln_1(x_BxTxD), cached)
         x_BxTxD = x_BxTxD + self.drop(y_BxTxD, deterministic=not train)
         y_BxTxD = self.mlp(self.ln_2(x_BxTxD))
         return x_BxTxD + self.drop(y_BxTxD, deterministic=not train), kv
@@ -175,8 +183,8 @@ class GPT(nn.Module):
         self.wte = nn.Embed(self.vocab_size, config.n_embd, embedding_init=init)
         self.wpe = nn.Embed(config.block_size, config.n_embd, embedding_init=init)
         self.drop = Dropout(config.dropout)
-        # The fifth argument, after self, is `train`.
-        block_class = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
+        # The third argument, after self, is `train`.
+        block_class = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
         self.block = [block_class(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
         # By default, GPUs would round the operands to TF32.
@@ -206,9 +214,8 @@ class GPT(nn.Module):
             raise ValueError(f"{n_time} characters exceed block_size {self.config.block_size}")
         x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time)[None])
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
-        mask_1xTxT = jnp.tril(jnp.ones((1, n_time, n_time), bool))
         for block in self.block:
-            x_BxTxD, _ = block(x_BxTxD, mask_1xTxT, None, None, train)
+            x_BxTxD, _ = block(x_BxTxD, None, train)
         return self.head(x_BxTxD)
 
     def extend(self, idx_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
@@ -232,7 +239,8 @@ class GPT(nn.Module):
         x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.minimum(slots_BxT, n_position - 1))
         layers = []
         for block, keys, values in zip(self.block, cache.keys, cache.values, strict=True):
-            x_BxTxD, kv = block(x_BxTxD, mask_NxTxS, (keys, values), slots_NxT[:, 0])
+            cached = LayerCache(keys, values, slots_NxT[:, 0], mask_NxTxS)
+            x_BxTxD, kv = block(x_BxTxD, cached, False)  # remat needs all, by position
             layers.append(kv)
         new_keys, new_values = zip(*layers, strict=True)
         new_cache = KVCache(new_keys, new_values, cache.lengths_B + idx_BxT.shape[1])
