@@ -23,7 +23,7 @@ MILLIONS = {
     "cpu_muon": 0.4,
     "large": 1_210.97,
     "record": 10.8,
-    "speedrun": 3.26,
+    "speedrun": 4.84,
     "ten_minutes": 1.83,
 }
 

@@ -15,7 +15,7 @@ COMPILE = Path(__file__).with_name("compile_for_gpu.py")
 INSTRUCTION = re.compile(  # name = shape opcode(operands), attributes
     r"^ +(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\w+\[[\d,]*\]\S*) ([\w-]+)\((.*)", re.MULTILINE
 )
-N_LAYER = {"base": 12, "record": 6, "speedrun": 4}
+N_LAYER = {"base": 12, "record": 6, "speedrun": 6}
 
 
 @pytest.fixture(scope="module", autouse=True)
