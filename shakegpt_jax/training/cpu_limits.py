@@ -41,7 +41,7 @@ def adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]
         report(
             f"at {_CPU_FLOPS / 1e9:.0f} GFLOP/s one step takes {format_duration(step)}, one "
             f"evaluation {format_duration(evaluation)} and the whole run {format_duration(total)}: "
-            "this config is for a GPU, configs/cpu.py is for a CPU"
+            "a GPU is faster, and so is configs/cpu.py"
         )
     # Estimated rather than measured, so that a resumed run has the same chunks and stays bit-exact.
     longest = max(1, int(_LONGEST_DISPATCH_SECONDS * _CPU_FLOPS / step_flops))
