@@ -1,6 +1,6 @@
 """Measure training and sampling speed against the limits of this machine."""
 
-from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import run_command, use_compilation_cache
 
 _MAX_SAMPLE_BATCH = 100_000
 
@@ -9,7 +9,7 @@ def main() -> None:
     """Parse the arguments, measure and print."""
     import json
 
-    from shakegpt_jax.command_line.arguments import ConfigArgumentParser
+    from shakegpt_jax.cli.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(
         "python -m shakegpt_jax.benchmark",
@@ -31,7 +31,7 @@ def main() -> None:
 
     from shakegpt_jax.data.corpus import load_corpus
     from shakegpt_jax.profiling.measurements import benchmark
-    from shakegpt_jax.reporting.tables import print_table
+    from shakegpt_jax.reporting.terminal import print_table
 
     use_compilation_cache()
     corpus = load_corpus(config.data.path, config.model.block_size)

@@ -1,6 +1,6 @@
 """Evaluate trained models on a text: loss, perplexity, bits per character."""
 
-from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import run_command, use_compilation_cache
 
 _OPTIONS = ("step", "split", "path", "stride", "characters", "memorization")
 
@@ -10,7 +10,7 @@ def main() -> None:
     import json
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, short_names
-    from shakegpt_jax.command_line.arguments import ArgumentParser, named
+    from shakegpt_jax.cli.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
 
     parser = ArgumentParser(
@@ -39,8 +39,8 @@ def main() -> None:
     if args.html and len(workdirs) > 1:
         parser.error(f"--html shows one run, and these are {len(workdirs)}; give one --workdir")
 
-    from shakegpt_jax.inference.run_evaluation import COLUMNS, COPY_COLUMNS, select
-    from shakegpt_jax.reporting.tables import print_table
+    from shakegpt_jax.inference.evaluation import COLUMNS, COPY_COLUMNS, select
+    from shakegpt_jax.reporting.terminal import print_table
     from shakegpt_jax.web.page import check_page_path
     from shakegpt_jax.web.report import write_report
 

@@ -1,6 +1,6 @@
 """Export a trained model: to Hugging Face transformers, or as a page for a browser."""
 
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.cli.command import run_command
 
 
 def main() -> None:
@@ -8,9 +8,8 @@ def main() -> None:
     import json
     import sys
 
-    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
-    from shakegpt_jax.command_line.extras import import_extra
-    from shakegpt_jax.command_line.signals import record_signal
+    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.command import import_extra, record_signal
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.export",

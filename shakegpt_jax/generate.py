@@ -1,6 +1,6 @@
 """Generate text with a trained model and stream it to standard output."""
 
-from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import run_command, use_compilation_cache
 
 _MAX_SAMPLES = 100_000  # per batch
 _OPTIONS = ("temperature", "top_k", "top_p", "stop", "window_stride", "draft")
@@ -11,7 +11,7 @@ def main() -> None:
     import json
     import sys
 
-    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.data.text import decode_text, read_text
     from shakegpt_jax.inference import defaults
 
@@ -57,7 +57,7 @@ def main() -> None:
         text = decode_text(sys.stdin.buffer.read(), "standard input")
 
     from shakegpt_jax.inference.language_model import load
-    from shakegpt_jax.reporting.samples import print_samples
+    from shakegpt_jax.reporting.terminal import print_samples
 
     use_compilation_cache()
     lm = load(args.workdir or "", step=args.step)

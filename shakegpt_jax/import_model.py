@@ -1,6 +1,6 @@
 """Import a model of another tool into a run folder: nanoGPT's ckpt.pt, or a Hugging Face folder."""
 
-from shakegpt_jax.command_line.entry_point import printable, run_command
+from shakegpt_jax.cli.command import printable, run_command
 
 
 def main() -> None:
@@ -9,8 +9,8 @@ def main() -> None:
     import shlex
     import sys
 
-    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
-    from shakegpt_jax.command_line.signals import record_signal
+    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.command import record_signal
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.import_model",

@@ -1,6 +1,6 @@
 """Plan a run on GPUs that are not there: memory, collectives, time, largest batch."""
 
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.cli.command import run_command
 
 _MOST = 1_000
 
@@ -9,7 +9,7 @@ def main() -> None:
     """Parse the arguments, compile and print."""
     import json
 
-    from shakegpt_jax.command_line.arguments import ConfigArgumentParser
+    from shakegpt_jax.cli.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(
         "python -m shakegpt_jax.plan",
@@ -29,9 +29,9 @@ def main() -> None:
     if not 0 < args.network < float("inf"):
         parser.error(f"--network is {args.network}; it must be above 0")
 
+    from shakegpt_jax.profiling.gpu import load_gpu
     from shakegpt_jax.profiling.plan import MEMORY_FRACTION, plan, planned_devices
-    from shakegpt_jax.profiling.roofline import load_gpu
-    from shakegpt_jax.reporting.tables import print_table
+    from shakegpt_jax.reporting.terminal import print_table
 
     gpu = load_gpu(args.gpu)
     devices = planned_devices(gpu, args.nodes, args.gpus_per_node)

@@ -1,6 +1,6 @@
 """Plot the metrics of runs with matplotlib, or convert them for TensorBoard."""
 
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.cli.command import run_command
 
 _EVERY = 1.0  # seconds between looks at a run that is followed
 
@@ -11,12 +11,12 @@ def main() -> None:
     import sys
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, shared_folder, short_names
-    from shakegpt_jax.command_line.arguments import ArgumentParser, named
+    from shakegpt_jax.cli.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
     from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, plot_curves
-    from shakegpt_jax.reporting.metrics_file import has_metrics, read_metrics
+    from shakegpt_jax.reporting.metrics import has_metrics, read_metrics
     from shakegpt_jax.reporting.tensorboard import EventFile, follow
-    from shakegpt_jax.training.run_lock import is_locked
+    from shakegpt_jax.training.resume import is_locked
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.plot",

@@ -1,6 +1,6 @@
 """Prepare a text that is too long for memory: tokenize it into a folder to train from."""
 
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.cli.command import run_command
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
-    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.data.prepared import prepare_text
 
     parser = ArgumentParser(

@@ -1,13 +1,13 @@
 """Measure how the time of a training step grows with layers, width, window and batch."""
 
-from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import run_command, use_compilation_cache
 
 
 def main() -> None:
     """Parse the arguments, measure, print and plot."""
     import json
 
-    from shakegpt_jax.command_line.arguments import ConfigArgumentParser, named
+    from shakegpt_jax.cli.arguments import ConfigArgumentParser, named
 
     parser = ConfigArgumentParser(
         "python -m shakegpt_jax.scaling",
@@ -20,9 +20,9 @@ def main() -> None:
     )
     args, config, _ = parser.parse_config()
 
-    from shakegpt_jax.profiling.growth import EXPECTED_EXPONENTS, exponent, measure_growth
+    from shakegpt_jax.profiling.measurements import EXPECTED_EXPONENTS, exponent, measure_growth
     from shakegpt_jax.reporting.curves import check_plot_path, plot_growth
-    from shakegpt_jax.reporting.tables import print_table
+    from shakegpt_jax.reporting.terminal import print_table
 
     if args.plot is not None:  # fails now rather than after minutes of measuring
         check_plot_path(args.plot)

@@ -1,14 +1,14 @@
 """Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak."""
 
-from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import run_command, use_compilation_cache
 
 _MOST = {"port": 65_535, "max_batch": 1_024, "max_queue": 100_000, "grace": 3_600}
 
 
 def main() -> None:
     """Parse the arguments and serve."""
-    from shakegpt_jax.command_line.arguments import ArgumentParser, StoreOnce, named
-    from shakegpt_jax.command_line.extras import import_extra
+    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.command import import_extra
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.serve",

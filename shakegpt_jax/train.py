@@ -1,12 +1,12 @@
 """Train a model. `python run_train.py` in a checkout is the same command."""
 
-from shakegpt_jax.command_line.entry_point import STARTED, run_command, use_compilation_cache
+from shakegpt_jax.cli.command import STARTED, run_command, use_compilation_cache
 
 
 def main() -> None:
     """Parse the arguments and train."""
-    from shakegpt_jax.command_line.arguments import ConfigArgumentParser, StoreOnce, named
-    from shakegpt_jax.command_line.launch import find_launch
+    from shakegpt_jax.cli.arguments import ConfigArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.launch import find_launch
 
     parser = ConfigArgumentParser("python run_train.py", "Train a model, or resume a run.")
     help_text = "run folder; default: runs/<name of the config file>"
@@ -20,7 +20,7 @@ def main() -> None:
         process_id=args.process_id,
     )
 
-    from shakegpt_jax.parallel.processes import connected
+    from shakegpt_jax.distributed import connected
     from shakegpt_jax.training.run import train
 
     use_compilation_cache()

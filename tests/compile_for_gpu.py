@@ -20,16 +20,16 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from shakegpt_jax.command_line.config_file import load_config
+from shakegpt_jax.configs import load_config
 from shakegpt_jax.inference.decoding import decode, decode_drafted, prefill, start_drafting
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import _window_losses
 from shakegpt_jax.model import gpt
-from shakegpt_jax.model.precision import cast_blocks
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.profiling.roofline import load_gpu
-from shakegpt_jax.training.chunk import make_chunk
+from shakegpt_jax.model.layers import cast_blocks
+from shakegpt_jax.profiling.gpu import load_gpu
+from shakegpt_jax.sharding import make_mesh
+from shakegpt_jax.training.step import make_chunk
 
 VOCAB = 65
 # Stands for the choice that autotuning would make.

@@ -15,7 +15,7 @@ from fakes import one_line
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  # hooks
 
 import shakegpt_jax
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.cli.command import run_command
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, split
 from shakegpt_jax.data.text import tiny_shakespeare

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shakegpt_jax.model.kv_cache import KVCache
+from shakegpt_jax.model.gpt import KVCache
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import jax
 
 from configs import base
-from shakegpt_jax.command_line.entry_point import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import run_command, use_compilation_cache
 from shakegpt_jax.data.text import tiny_shakespeare
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.language_model import LanguageModel

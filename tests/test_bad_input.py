@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import shakegpt_jax
 from configs import cpu
-from shakegpt_jax.checkpoints import integrity
-from shakegpt_jax.command_line.config_file import load_config
+from shakegpt_jax.checkpoints import digests
 from shakegpt_jax.config import Config
+from shakegpt_jax.configs import load_config
 from shakegpt_jax.data.text import read_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
@@ -81,7 +81,7 @@ def rewrite(folder: Path, change) -> None:
     metadata = json.loads((folder / "metadata.json").read_text())
     change(metadata)
     (folder / "metadata.json").write_text(json.dumps(metadata))
-    integrity.write_digests(folder)
+    digests.write_digests(folder)
 
 
 RUNS = {

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_folder import find_run, find_runs, short_names
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata, find_run, find_runs, short_names
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.parallel.mesh import on_one_device
+from shakegpt_jax.sharding import on_one_device
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from fakes import one_line
 import shakegpt_jax
 from configs import cpu
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
-from shakegpt_jax.inference import language_model, memorization, sampler
+from shakegpt_jax.inference import evaluation, language_model, sampler
 from shakegpt_jax.inference.ngram import drafting_pays
 from shakegpt_jax.profiling.measurements import Measurement
-from shakegpt_jax.reporting.tables import print_table
+from shakegpt_jax.reporting.terminal import print_table
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -186,7 +186,7 @@ def test_tables_are_whole_however_narrow_the_terminal(columns, capsys, monkeypat
 
 @pytest.mark.slow
 def test_evaluate_compares_the_longest_copies(here, command, monkeypatch):
-    monkeypatch.setattr(memorization, "N_GENERATED", 200)
+    monkeypatch.setattr(evaluation, "N_GENERATED", 200)
     for name in ("a", "b"):
         shutil.copytree(here / "runs" / "cpu", here / "copies" / name, dirs_exist_ok=True)
     args = ("evaluate", "--workdir", "copies", "--memorization")
@@ -395,7 +395,7 @@ def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
     table = out[out.index("\nwork") : out.index("\ncompilation")].strip()
     assert len(table.splitlines()) == 4  # no row is broken
     monkeypatch.setattr(
-        "shakegpt_jax.profiling.growth.step_seconds", lambda c: c.data.batch_size * 0.123
+        "shakegpt_jax.profiling.measurements.step_seconds", lambda c: c.data.batch_size * 0.123
     )
     code, out, _ = command("scaling", *TINY)
     assert code == 0
@@ -407,7 +407,7 @@ def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
 def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "shakegpt_jax.profiling.growth.step_seconds", lambda c: c.model.n_embd**2 * 1e-3
+        "shakegpt_jax.profiling.measurements.step_seconds", lambda c: c.model.n_embd**2 * 1e-3
     )
     code, out, _ = command("scaling", *TINY, "--json", "--plot=growth.png")
     assert code == 0
@@ -420,7 +420,7 @@ def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
     assert Path("growth.png").read_bytes().startswith(b"\x89PNG")
     # Without matplotlib, it ends before it measures anything.
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr("shakegpt_jax.profiling.growth.step_seconds", pytest.fail)
+    monkeypatch.setattr("shakegpt_jax.profiling.measurements.step_seconds", pytest.fail)
     code, out, err = command("scaling", *TINY, "--plot=growth.png")
     assert (code, out) == (2, "")
     assert one_line(err).startswith("error: this needs matplotlib")

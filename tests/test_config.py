@@ -8,11 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from shakegpt_jax.command_line.config_file import load_config
 from shakegpt_jax.config import Config
+from shakegpt_jax.configs import load_config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.optimizer import make_optimizer
 from shakegpt_jax.training.step import create_state
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny_checkpoints import ARRAYS, check_intact, metadata, restore, save
 
 from shakegpt_jax import load
-from shakegpt_jax.checkpoints import integrity, reader
+from shakegpt_jax.checkpoints import digests, reader
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
@@ -61,9 +61,9 @@ def check_corruption(saved: Path, name: str, how: str, where: int, bits: int) ->
     try:
         check_intact(workdir, 1)
     except CorruptCheckpointError as error:
-        assert name == integrity.DIGESTS or str(path) in str(error)
+        assert name == digests.DIGESTS or str(path) in str(error)
         return
-    assert name == integrity.DIGESTS or (path.exists() and path.read_bytes() == before)
+    assert name == digests.DIGESTS or (path.exists() and path.read_bytes() == before)
 
 
 def files(saved: Path) -> list[str]:
@@ -97,8 +97,8 @@ def test_every_flipped_byte_is_found(saved):
 
 @pytest.mark.slow
 def test_every_truncation_of_the_digests_is_found(saved):
-    for length in range((saved / "checkpoints" / "1" / integrity.DIGESTS).stat().st_size):
-        check_corruption(saved, integrity.DIGESTS, "truncated", length, 0)
+    for length in range((saved / "checkpoints" / "1" / digests.DIGESTS).stat().st_size):
+        check_corruption(saved, digests.DIGESTS, "truncated", length, 0)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_names_what_is_corrupt(saved_copy, break_it, message):
 
 
 def test_digests_cut_at_any_line_are_corrupt(saved_copy):
-    path = saved_copy / "checkpoints" / "1" / integrity.DIGESTS
+    path = saved_copy / "checkpoints" / "1" / digests.DIGESTS
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) > 10
     for n in range(len(lines)):
@@ -174,7 +174,7 @@ def test_changes_nothing_if_no_valid_checkpoint_remains(run_config, finished_cop
 
 
 def test_reading_continues_while_training_replaces_checkpoints(finished_copy, monkeypatch):
-    verify = integrity.verify_digests
+    verify = digests.verify_digests
 
     def prune_first(folder, skip=()):
         if folder.name == "6":
@@ -205,7 +205,7 @@ def test_refuses_invalid_metadata_with_valid_digests(saved_copy):
         (content.replace("1.0}", "NaN}"), "its metrics must map names to finite numbers"),
     ):
         (folder / "metadata.json").write_text(changed)
-        integrity.write_digests(folder)
+        digests.write_digests(folder)
         with pytest.raises(UserError, match=message):
             CheckpointReader(saved_copy).find("best")
 

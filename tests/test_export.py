@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save
 
 import shakegpt_jax
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError

@@ -12,22 +12,22 @@ from test_processes import losses, many  # noqa: F401  # a fixture
 from test_training_run import Crash, at_step_9, reproducible
 
 from shakegpt_jax import load
-from shakegpt_jax.checkpoints.integrity import write_digests
+from shakegpt_jax.checkpoints.digests import write_digests
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.prepared import prepare_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.run_evaluation import select
+from shakegpt_jax.inference.evaluation import select
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.parallel.mesh import gather, make_mesh
+from shakegpt_jax.sharding import gather, make_mesh
 from shakegpt_jax.training import init_from
-from shakegpt_jax.training.chunk import make_chunk
 from shakegpt_jax.training.init_from import find_pretrained
 from shakegpt_jax.training.resume import recorded_config
 from shakegpt_jax.training.run import train
+from shakegpt_jax.training.step import make_chunk
 from shakegpt_jax.training.trainer import Trainer
 
 NEW = "#0é€"  # before, between and after the characters of the source

@@ -17,8 +17,8 @@ from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.reporting.metrics_file import MetricsFile, read_metrics
+from shakegpt_jax.reporting.metrics import MetricsFile, read_metrics
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.run import train
 from shakegpt_jax.training.trainer import Trainer
 
@@ -130,7 +130,7 @@ def _save_until(workdir: Path, where: str, path: str) -> None:
         ("shakegpt_jax.checkpoints.writer.write_digests", "tmp/2.0", [1], {"2.0"}),
         # before all of it is on disk
         (
-            "shakegpt_jax.checkpoints.integrity.sync_to_disk",
+            "shakegpt_jax.checkpoints.digests.sync_to_disk",
             "tmp/2.0/opt_state",
             [1],
             {"2.0", "2.0/SHA256SUMS"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shakegpt_jax.command_line.launch import Launch, find_launch
+from shakegpt_jax.cli.launch import Launch, find_launch
 from shakegpt_jax.errors import UserError
 
 # As srun sets them for task 5 of 8 on 2 nodes.

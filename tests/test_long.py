@@ -11,7 +11,7 @@ import pytest
 
 from shakegpt_jax import load
 from shakegpt_jax.data.corpus import load_corpus
-from shakegpt_jax.parallel.mesh import make_mesh
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.run import train
 from shakegpt_jax.training.trainer import Trainer
 

@@ -1,6 +1,6 @@
 import random
 
-from shakegpt_jax.inference.memorization import longest_copy
+from shakegpt_jax.inference.evaluation import longest_copy
 
 
 def test_the_longest_copy_is_found():

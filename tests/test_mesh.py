@@ -11,10 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model import attention
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.profiling.collectives import Collective, find_collectives
-from shakegpt_jax.profiling.hlo import Program
-from shakegpt_jax.training.chunk import make_chunk
+from shakegpt_jax.profiling.gpu import Collective, Program, find_collectives
+from shakegpt_jax.sharding import make_mesh
+from shakegpt_jax.training.step import make_chunk
 from shakegpt_jax.training.trainer import Trainer
 
 VOCAB = 65

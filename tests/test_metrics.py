@@ -7,8 +7,13 @@ import pytest
 from fakes import SmallFiles
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow, TrainMetrics
-from shakegpt_jax.reporting.metrics_file import MetricsFile, read_metrics
+from shakegpt_jax.reporting.metrics import (
+    Evaluation,
+    MetricsFile,
+    MetricsRow,
+    TrainMetrics,
+    read_metrics,
+)
 
 EVALUATION = Evaluation(2.0, 0.1, math.exp(2.0), 2.0 / math.log(2), 99)
 

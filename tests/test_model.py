@@ -11,11 +11,9 @@ from jax.test_util import check_grads
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.model import attention, gpt
 from shakegpt_jax.model.attention import _scores, attend, attend_causally, cudnn_attends
-from shakegpt_jax.model.dropout import Dropout
 from shakegpt_jax.model.flops import train_flops_per_character
-from shakegpt_jax.model.gpt import GPT, init_params
-from shakegpt_jax.model.kv_cache import KVCache, init_cache
-from shakegpt_jax.model.precision import cast_blocks
+from shakegpt_jax.model.gpt import GPT, KVCache, init_cache, init_params
+from shakegpt_jax.model.layers import Dropout, cast_blocks
 
 VOCAB = 65
 MEDIUM = ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=32)

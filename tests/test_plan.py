@@ -10,10 +10,16 @@ import jax
 import pytest
 from fakes import one_line
 
-from shakegpt_jax.profiling.collectives import Collective, find_collectives
-from shakegpt_jax.profiling.hlo import Program, array_bytes
+from shakegpt_jax.profiling.gpu import (
+    Collective,
+    Program,
+    array_bytes,
+    find_collectives,
+    load_gpu,
+    memory_traffic,
+    network_seconds,
+)
 from shakegpt_jax.profiling.plan import StepCompiler, largest_batch, plan
-from shakegpt_jax.profiling.roofline import load_gpu, memory_traffic, network_seconds
 
 HLO = """HloModule example, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
 
@@ -217,7 +223,7 @@ def test_memory_is_what_a_run_takes_on_a_cpu(config):
 def test_the_command_prints_json_for_more_devices_than_there_are(config, text_file):
     code = (
         "import sys; sys.modules['jax_plugins.xla_cuda12'] = None\n"  # as if not installed
-        "from shakegpt_jax.command_line.entry_point import run_command\n"
+        "from shakegpt_jax.cli.command import run_command\n"
         "from shakegpt_jax.plan import main\n"
         "run_command(main)"
     )

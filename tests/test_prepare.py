@@ -21,13 +21,12 @@ from shakegpt_jax.data.prepared import load_prepared, prepare_text
 from shakegpt_jax.data.text import read_pieces, read_text
 from shakegpt_jax.data.windows import gather_on_host, sample_starts, shuffled_starts
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.run_evaluation import select
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.reporting.metrics_file import read_metrics
-from shakegpt_jax.training.host_windows import HostWindows
-from shakegpt_jax.training.randomness import random_key
+from shakegpt_jax.inference.evaluation import select
+from shakegpt_jax.reporting.metrics import read_metrics
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.run import train
-from shakegpt_jax.training.trainer import Trainer
+from shakegpt_jax.training.step import random_key
+from shakegpt_jax.training.trainer import HostWindows, Trainer
 
 
 @pytest.fixture

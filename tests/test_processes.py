@@ -15,8 +15,8 @@ import pytest
 
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.command_line.config_file import load_config
-from shakegpt_jax.reporting.metrics_file import read_metrics
+from shakegpt_jax.configs import load_config
+from shakegpt_jax.reporting.metrics import read_metrics
 from shakegpt_jax.training.run import train
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ def test_any_split_of_devices_trains_alike_and_resumes(many, n):
 
 
 ON_HOST = """
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.cli.command import run_command
 from shakegpt_jax.train import main
 from shakegpt_jax.training import trainer
 
@@ -193,7 +193,7 @@ SLOW = """
 import time
 
 from shakegpt_jax.checkpoints import writer
-from shakegpt_jax.command_line.entry_point import run_command
+from shakegpt_jax.cli.command import run_command
 from shakegpt_jax.train import main
 from shakegpt_jax.training import run
 

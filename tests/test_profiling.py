@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
-from shakegpt_jax.profiling import growth, measurements, timing
+from shakegpt_jax.profiling import measurements
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_report_is_consistent(config, corpus, ceilings):
 
 @pytest.mark.slow
 def test_ceilings_are_rates():
-    ceilings = timing.measure_ceilings(jnp.float32)
+    ceilings = measurements.measure_ceilings(jnp.float32)
     # Wider than any machine: a time or a count would be outside.
     assert 1e9 < ceilings["flops_per_second"] < 1e16
     assert 1e8 < ceilings["bytes_per_second"] < 1e14
@@ -55,12 +55,12 @@ def test_median_leaves_out_the_first_run(monkeypatch):
         now += next(durations)
 
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    assert timing.median_seconds(work, 3) == 3.0
+    assert measurements.median_seconds(work, 3) == 3.0
 
 
 def test_exponent_of_known_growth():
-    assert growth.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
-    assert growth.exponent([5, 10], [1.0, 1.0]) == pytest.approx(0)
+    assert measurements.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
+    assert measurements.exponent([5, 10], [1.0, 1.0]) == pytest.approx(0)
 
 
 def test_growth_is_measured_at_doubled_values(config, monkeypatch):
@@ -70,16 +70,16 @@ def test_growth_is_measured_at_doubled_values(config, monkeypatch):
         seen.append(config.model.n_layer)
         return 0.1 * config.model.n_layer
 
-    monkeypatch.setattr(growth, "step_seconds", fake_seconds)
-    values, seconds = growth.measure_growth(config, "model.n_layer")
+    monkeypatch.setattr(measurements, "step_seconds", fake_seconds)
+    values, seconds = measurements.measure_growth(config, "model.n_layer")
     assert values == seen == [1, 2, 4, 8]
-    assert growth.exponent(values, seconds) == pytest.approx(1)
+    assert measurements.exponent(values, seconds) == pytest.approx(1)
 
 
 def test_a_step_of_a_config_can_be_timed(config, text, tmp_path):
     (tmp_path / "text.txt").write_text(text)
     config.data.path = str(tmp_path / "text.txt")
-    assert 0 < growth.step_seconds(config) < 60
+    assert 0 < measurements.step_seconds(config) < 60
 
 
 @pytest.mark.parametrize(

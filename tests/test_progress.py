@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
-from shakegpt_jax.reporting.progress import Progress, format_duration
+from shakegpt_jax.reporting.terminal import Progress, format_duration
 
 EVALUATION = Evaluation(2.0, 0.1, math.exp(2.0), 2.0 / math.log(2), 99)
 METRICS = {"loss": 1.5, "perplexity": 4.48, "bits_per_character": 2.16}

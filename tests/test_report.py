@@ -15,10 +15,13 @@ import pytest
 from fakes import PositionModel, one_line
 
 import shakegpt_jax
-from shakegpt_jax.inference import run_evaluation
-from shakegpt_jax.inference.attention_weights import attention_weights
-from shakegpt_jax.inference.memorization import copied_stretches
-from shakegpt_jax.inference.scoring import character_losses, character_predictions
+from shakegpt_jax.inference import evaluation
+from shakegpt_jax.inference.evaluation import copied_stretches
+from shakegpt_jax.inference.scoring import (
+    attention_weights,
+    character_losses,
+    character_predictions,
+)
 from shakegpt_jax.model.gpt import GPT, CausalSelfAttention, init_params
 from shakegpt_jax.web import breakdown, report, shown_text
 from shakegpt_jax.web.page import render_page
@@ -278,7 +281,7 @@ def test_without_the_training_text_the_report_goes_on(finished, tmp_path, comman
 def test_what_cannot_be_written_is_refused_before_anything_is_computed(
     finished, tmp_path, command, monkeypatch
 ):
-    monkeypatch.setattr(run_evaluation, "select", lambda *args, **kw: pytest.fail("computed"))
+    monkeypatch.setattr(evaluation, "select", lambda *args, **kw: pytest.fail("computed"))
     for path, message in [
         ("report.png", "give a file such as report.html"),
         ("none/report.html", "no such folder: "),

@@ -11,8 +11,8 @@ import pytest
 from browser import chromium, console_errors, go_offline
 
 import shakegpt_jax
-from shakegpt_jax.inference import run_evaluation
-from shakegpt_jax.inference.attention_weights import attention_weights
+from shakegpt_jax.inference import evaluation
+from shakegpt_jax.inference.scoring import attention_weights
 from shakegpt_jax.training.run import train
 from shakegpt_jax.web.report import write_report
 
@@ -41,8 +41,8 @@ def lm(finished) -> shakegpt_jax.LanguageModel:
 def page(finished, lm, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_evaluation, "load", lambda *args, **options: lm)
-        write_report(run_evaluation.select(finished), path)
+        patch.setattr(evaluation, "load", lambda *args, **options: lm)
+        write_report(evaluation.select(finished), path)
     return path
 
 
@@ -51,7 +51,7 @@ def lines_page(finished, tmp_path_factory) -> Path:
     """One line that is longer than a row, an empty line and many short lines; fine-tuned."""
     folder = tmp_path_factory.mktemp("lines")
     (folder / "lines.txt").write_text(f"{LONG}\n\n{SHORT}")
-    selection = run_evaluation.select(finished, path=str(folder / "lines.txt"))
+    selection = evaluation.select(finished, path=str(folder / "lines.txt"))
     tuned = selection.lm.config.replace({"train.init_from": "/home/someone/the <b>source"})
     lm = dataclasses.replace(selection.lm, config=tuned)
     write_report(dataclasses.replace(selection, lm=lm), folder / "report.html")
@@ -257,7 +257,7 @@ def test_texts_of_every_kind_are_shown_as_they_are(run_config, tmp_path):
     run_config.data.path = str(tmp_path / "hard.txt")
     run_config.train.num_steps = run_config.train.eval_every = 3
     train(run_config.freeze(), tmp_path / "<b>run")
-    write_report(run_evaluation.select(tmp_path / "<b>run"), tmp_path / "hard.html")
+    write_report(evaluation.select(tmp_path / "<b>run"), tmp_path / "hard.html")
     shown = text[int(len(text) * 0.9) :]
     with chromium() as chrome:
         open_page(chrome, tmp_path / "hard.html")

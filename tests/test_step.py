@@ -7,8 +7,7 @@ import numpy as np
 from shakegpt_jax.data.windows import gather_windows, sample_starts, split_windows
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
-from shakegpt_jax.training.randomness import random_key
-from shakegpt_jax.training.step import create_state, train_step
+from shakegpt_jax.training.step import create_state, random_key, train_step
 
 
 def test_golden_values_of_one_step(config, corpus):

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from shakegpt_jax.inference.stopping import StopFilter, truncate_at_stops
+from shakegpt_jax.inference.sampling import StopFilter, truncate_at_stops
 
 
 def cut(text: str, stops: list[str], sizes: list[int]) -> str:

@@ -14,8 +14,8 @@ from fakes import SmallFiles
 
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting import tensorboard
-from shakegpt_jax.reporting.metrics_file import read_metrics
-from shakegpt_jax.training.run_lock import run_lock
+from shakegpt_jax.reporting.metrics import read_metrics
+from shakegpt_jax.training.resume import run_lock
 
 ROOT = Path(__file__).parent.parent
 

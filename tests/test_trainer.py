@@ -12,11 +12,10 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.data.windows import gather_windows, sample_starts, shuffled_starts, split_windows
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.parallel.mesh import make_mesh, shard_batch
+from shakegpt_jax.sharding import make_mesh, shard_batch
 from shakegpt_jax.training import trainer as trainer_module
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
-from shakegpt_jax.training.randomness import random_key
-from shakegpt_jax.training.step import create_state, train_step
+from shakegpt_jax.training.step import create_state, random_key, train_step
 from shakegpt_jax.training.trainer import Trainer, chunk_lengths
 
 

@@ -19,21 +19,20 @@ from configs import cpu
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.command_line.signals import StopSignal
+from shakegpt_jax.cli.command import StopSignal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.windows import gather_windows
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.inference.defaults import PROMPT, choose_prompt
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.reporting.metrics import Evaluation
-from shakegpt_jax.reporting.metrics_file import read_metrics
-from shakegpt_jax.reporting.progress import Progress
+from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
+from shakegpt_jax.reporting.terminal import Progress
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.optimizer import make_schedule
-from shakegpt_jax.training.randomness import window_starts
+from shakegpt_jax.training.resume import is_locked, run_lock
 from shakegpt_jax.training.run import TrainingRun, train
-from shakegpt_jax.training.run_lock import is_locked, run_lock
+from shakegpt_jax.training.step import window_starts
 from shakegpt_jax.training.trainer import Trainer
 
 TIMES = ("train_time", "wall_time", "characters_per_second")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from shakegpt_jax.parallel import watch
-from shakegpt_jax.parallel.watch import Watch
+from shakegpt_jax import watch
+from shakegpt_jax.watch import Watch
 
 PATIENCE = 10
 

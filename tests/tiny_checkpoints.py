@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
-from shakegpt_jax.parallel.mesh import on_one_device
+from shakegpt_jax.sharding import on_one_device
 
 ARRAYS = {
     "params": {"w": np.arange(12, dtype=np.float32)},

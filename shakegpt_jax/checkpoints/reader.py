@@ -15,11 +15,10 @@ from typing import Any, Literal, TypeVar
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from shakegpt_jax.checkpoints.integrity import listed_digests, read_metadata, verify_digests
-from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.digests import listed_digests, read_metadata, verify_digests
+from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, RunMetadata, checkpoint_steps
+from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
-from shakegpt_jax.parallel.processes import is_primary
 
 ARRAYS = ("params", "opt_state")
 

@@ -12,17 +12,16 @@ from typing import Any, Self
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from shakegpt_jax.checkpoints.integrity import (
+from shakegpt_jax.checkpoints.digests import (
     METADATA,
     sync_to_disk,
     verify_digests,
     write_digests,
 )
 from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
-from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, checkpoint_steps
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, RunMetadata, checkpoint_steps
+from shakegpt_jax.distributed import busy, highest, is_primary, primary_first
 from shakegpt_jax.errors import CorruptCheckpointError, SaveError, UserError
-from shakegpt_jax.parallel.processes import busy, highest, is_primary, primary_first
 
 _MAX_FAILURES = 3  # consecutive failed saves
 

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling, gumbel_noise, sample_token
-from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.model.kv_cache import KVCache, init_cache
+from shakegpt_jax.model.gpt import GPT, KVCache, init_cache
 
 
 class DecodingState(NamedTuple):

@@ -25,12 +25,11 @@ from shakegpt_jax.inference.arguments import (
 )
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
 from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
-from shakegpt_jax.inference.sampling import Sampling
+from shakegpt_jax.inference.sampling import Sampling, truncate_at_stops
 from shakegpt_jax.inference.scoring import character_losses, next_logits
-from shakegpt_jax.inference.stopping import truncate_at_stops
 from shakegpt_jax.model.gpt import GPT, abstract_params
-from shakegpt_jax.parallel.mesh import on_one_device
 from shakegpt_jax.reporting.metrics import Evaluation
+from shakegpt_jax.sharding import on_one_device
 
 _MAX_TEMPERATURE = 1e6  # above, sampling is nearly uniform
 

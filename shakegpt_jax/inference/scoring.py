@@ -1,6 +1,6 @@
-"""Exact evaluation: the loss of every character of a text but the first, and its logits.
+"""Exact evaluation: the loss of every character of a text but the first, logits, attention weights.
 
-Axes: N windows, B windows per batch, T characters per window.
+Axes: N windows, B windows or rows per batch, T characters per window, L layers, H heads.
 """
 
 import functools
@@ -8,15 +8,17 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.parallel.dispatch import one_ahead
-from shakegpt_jax.parallel.mesh import batch_devices, constrain, shard_batch
+from shakegpt_jax.dispatch import one_ahead
+from shakegpt_jax.model.attention import attend
+from shakegpt_jax.model.gpt import GPT, QKV
 from shakegpt_jax.reporting.metrics import Evaluation
+from shakegpt_jax.sharding import batch_devices, constrain, shard_batch
 
 # Characters per batch and device. On a CPU, activations that fit the cache are three times faster
 # than those of a batch 16 times larger.
@@ -145,3 +147,39 @@ def _window_predictions(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax
     confidences_BxT = jnp.exp(log_probs_BxTxV.max(2))
     correct_BxT = (log_probs_BxTxV.argmax(2) == targets_BxT).astype(jnp.float32)
     return constrain(jnp.stack([losses_BxT, confidences_BxT, correct_BxT], 2))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def attention_weights(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
+    """Compute how much each character attends to itself and to each one before it.
+
+    The model runs as usual, and flax.linen captures its queries and keys.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        idx_BxT: integer ids, T at most block_size.
+
+    Returns:
+        (B, L, H, T, S) float32 weights, S = T. The sum over S is 1; later characters have 0.
+    """
+    _, captured = model.apply(
+        {"params": params},
+        idx_BxT,
+        capture_intermediates=_is_qkv,
+        mutable=["intermediates"],
+    )
+    n_time = idx_BxT.shape[1]
+    mask_1x1xTxT = jnp.tril(jnp.ones((1, 1, n_time, n_time), bool))
+    layers = []
+    for i in range(model.config.n_layer):
+        (qkv,) = captured["intermediates"][f"block_{i}"]["attn"]["c_attn"]["__call__"]
+        q_BxHxTxK, k_BxHxTxK = (part.transpose(0, 2, 1, 3) for part in qkv[:2])
+        # With the identity as values, the output of attention is its weights.
+        identity = jnp.broadcast_to(jnp.eye(n_time), (*q_BxHxTxK.shape[:2], n_time, n_time))
+        layers.append(attend(q_BxHxTxK, k_BxHxTxK, identity, mask_1x1xTxT))
+    return cast(jax.Array, jnp.stack(layers, axis=1))
+
+
+def _is_qkv(module: nn.Module, method: str) -> bool:
+    return isinstance(module, QKV)

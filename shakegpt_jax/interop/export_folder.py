@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
-from shakegpt_jax.command_line.extras import import_extra
+from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.huggingface import (

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from shakegpt_jax.checkpoints.reader import Metrics
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import defaults

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shakegpt_jax.checkpoints.reader import is_valid_metrics
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
-from shakegpt_jax.command_line.extras import import_extra
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
+from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.huggingface import (
     ACTIVATIONS,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.model.precision import compute_dtype
+from shakegpt_jax.model.layers import compute_dtype
 
 # Queries per block at least, and blocks at most. More blocks leave out more scores, up to half of
 # them, but compile more operations. configs/speedrun.py on two CPU cores: 4,190 characters/s in one

@@ -1,22 +1,23 @@
-"""Measurements of training, evaluation and sampling.
-
-Each time is the median of several repeats, after a first run that compiles.
-"""
+"""Speed of training, evaluation and sampling against the limits of the default device."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import resource
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.corpus import Corpus
+from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.inference import defaults
 from shakegpt_jax.inference.decoding import prefill
 from shakegpt_jax.inference.sampler import generate_ids
@@ -25,10 +26,71 @@ from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.attention import cudnn_attends
 from shakegpt_jax.model.flops import train_flops_per_character
 from shakegpt_jax.model.gpt import GPT, init_params
-from shakegpt_jax.model.precision import compute_dtype
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.profiling.timing import REPEATS, measure_ceilings, median_seconds
+from shakegpt_jax.model.layers import compute_dtype
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.trainer import Trainer
+
+REPEATS = 5
+
+
+def median_seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Time a function and wait for its result; a first run, which compiles, is not counted."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def measure_ceilings(dtype: DTypeLike) -> dict[str, float]:
+    """Measure `flops_per_second` and `bytes_per_second` of the default device.
+
+    The first is that of a large matmul. The second is the faster of a large copy (bytes read and
+    written) and a large matrix-vector product (bytes read).
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size, rows = (2_048, 2**13) if on_cpu else (8_192, 2**16)
+    # To dispatch a call and to wait for it takes 0.5 ms on an NVIDIA H200, as long as the copy.
+    # Calls in a row overlap with it.
+    n_call = 1 if on_cpu else 10
+    keys = jax.random.split(jax.random.key(0))
+    # Random numbers: some devices multiply zeros faster.
+    square = jax.random.normal(keys[0], (size, size), dtype)
+    large = jax.random.normal(keys[1], (rows, 2**13), dtype)
+    vector = large[0]
+
+    def copy() -> jax.Array:
+        nonlocal large
+        large = _negate(large)
+        return large
+
+    def seconds(run: Callable[[], jax.Array]) -> float:
+        def run_all() -> jax.Array:
+            for _ in range(n_call):
+                result = run()
+            return result
+
+        return median_seconds(run_all) / n_call
+
+    reading = large.nbytes / seconds(lambda: _multiply(large, vector))
+    copying = 2 * large.nbytes / seconds(copy)
+    return {
+        "flops_per_second": 2 * size**3 / seconds(lambda: _multiply(square, square)),
+        "bytes_per_second": max(reading, copying),
+    }
+
+
+@jax.jit
+def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a @ b
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _negate(a: jax.Array) -> jax.Array:
+    return -a
+
 
 _MAX_EVALUATED = 2**20  # characters of a long validation split to time
 
@@ -165,3 +227,35 @@ def _peak_memory_bytes() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(stats.get("peak_bytes_in_use") or kilobytes * 1024)
+
+
+_DOUBLINGS = 3
+_STEPS_PER_DISPATCH = 4
+
+# Exponents if matmuls dominate. Attention raises that of the window.
+EXPECTED_EXPONENTS = {
+    "model.n_layer": 1.0,
+    "model.n_embd": 2.0,
+    "model.block_size": 1.0,
+    "data.batch_size": 1.0,
+}
+
+
+def step_seconds(config: Config) -> float:
+    """Time one training step of a config, without compilation; the median of several."""
+    corpus = load_corpus(config.data.path, config.model.block_size)
+    few = config.replace({"train.steps_per_dispatch": _STEPS_PER_DISPATCH})
+    return measure_training(few, corpus).seconds
+
+
+def measure_growth(config: Config, field: str) -> tuple[list[int], list[float]]:
+    """Double one field repeatedly; return its values and the seconds per step of each."""
+    section, name = field.split(".")
+    first = getattr(getattr(config, section), name)
+    values = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
+    return values, [step_seconds(config.replace({field: value})) for value in values]
+
+
+def exponent(values: list[int], seconds: list[float]) -> float:
+    """Fit seconds = c * value ** exponent by least squares of the logarithms."""
+    return float(np.polyfit(np.log(values), np.log(seconds), 1)[0])

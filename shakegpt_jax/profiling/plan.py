@@ -15,11 +15,15 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.profiling.collectives import find_collectives
-from shakegpt_jax.profiling.hlo import Program
-from shakegpt_jax.profiling.roofline import Gpu, memory_traffic, network_seconds
-from shakegpt_jax.training.chunk import Chunk, make_chunk
+from shakegpt_jax.profiling.gpu import (
+    Gpu,
+    Program,
+    find_collectives,
+    memory_traffic,
+    network_seconds,
+)
+from shakegpt_jax.sharding import make_mesh
+from shakegpt_jax.training.step import Chunk, make_chunk
 
 # There is no GPU to time kernels on. Without Triton, matmuls are calls of cuBLAS, which autotuning
 # mostly chooses.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from shakegpt_jax.command_line.extras import import_extra
+from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting.metrics import MetricsRow
-from shakegpt_jax.reporting.progress import format_duration
+from shakegpt_jax.reporting.terminal import format_duration
 
 FILE_NAME = "curves.png"  # the default, inside a run folder
 X_AXES = {"step": "step", "seconds": "seconds of training"}  # option and label

@@ -1,10 +1,16 @@
-"""Typed metrics of evaluation and training."""
+"""Metrics of evaluation and training: typed rows, and `metrics.jsonl` on disk."""
 
 import dataclasses
+import json
 import math
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+
+from shakegpt_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,3 +115,121 @@ class MetricsRow:
             )
         except TypeError as error:
             raise ValueError(str(error)) from error
+
+
+_FILE_NAME = "metrics.jsonl"
+
+
+def has_metrics(workdir: str | Path) -> bool:
+    """Return whether a run has the file; an imported run has none."""
+    return (Path(workdir) / _FILE_NAME).is_file()
+
+
+def read_metrics(workdir: str | Path) -> list[MetricsRow]:
+    """Read the metrics of a run; empty if there is no file. A partial last line is ignored.
+
+    Raises:
+        UserError: naming a line that is not a row of metrics.
+    """
+    path = Path(workdir) / _FILE_NAME
+    rows, corrupt = _read(path)
+    if corrupt:
+        raise UserError(f"{path}, line {corrupt[0]} is not a row of metrics")
+    return rows
+
+
+def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
+    """Return the rows of a file and the line numbers of invalid rows."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    rows, corrupt = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(MetricsRow.from_json(json.loads(line)))
+        except (ValueError, AttributeError, RecursionError):
+            if number < len(lines):  # the last one was being written
+                corrupt.append(number)
+    return rows, corrupt
+
+
+class MetricsFile:
+    """Appends the rows of a run to its file.
+
+    If the row of the step to resume from was lost, the times of the run are unknown from then on.
+
+    Attributes:
+        rows: all rows of the run so far, written or not.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        step: int,
+        started: float,
+        report: Callable[[str], object],
+        *,
+        writes: bool = True,
+    ):
+        """Open the file of a run and drop rows after `step`: those steps are repeated.
+
+        Args:
+            workdir: the run folder.
+            step: where the run resumes; 0 starts a new file.
+            started: `time.perf_counter()` when this process started the run.
+            report: called with a line about corrupt rows; they are dropped and the file is kept.
+            writes: False: leave the file to another process, and keep only new rows.
+        """
+        self._writes = writes
+        self._path = Path(workdir) / _FILE_NAME
+        rows, corrupt = _read(self._path) if step and writes else ([], [])
+        if corrupt:  # must not block training
+            aside = self._path.with_suffix(".jsonl.corrupt")
+            with aside.open("ab") as file:  # after the rows of an earlier time
+                file.write(self._path.read_bytes())
+            report(
+                f"{self._path}, line {corrupt[0]} is not a row of metrics; continuing without it, "
+                f"and keeping the file as {aside}"
+            )
+        self.rows = [row for row in rows if row.step <= step]
+        times = {row.step: (row.train_time, row.wall_time) for row in self.rows}
+        self._train_time, wall_time = times.get(step, (None, None)) if step else (0.0, 0.0)
+        self._started = None if wall_time is None else started - wall_time
+        self._n_flushed = len(self.rows)
+        if not writes:
+            return
+        text = "".join(map(_line, self.rows))
+        self._size = len(text.encode())
+        replacement = self._path.with_suffix(".tmp")
+        replacement.write_text(text)
+        replacement.replace(self._path)
+
+    def append(self, train: TrainMetrics, evaluation: Evaluation | None) -> MetricsRow:
+        """Add a row, to be written by `flush`, and return it."""
+        if self._train_time is not None:
+            self._train_time += train.seconds
+        wall_time = None if self._started is None else time.perf_counter() - self._started
+        row = MetricsRow.create(train, evaluation, train_time=self._train_time, wall_time=wall_time)
+        self.rows.append(row)
+        return row
+
+    def flush(self) -> None:
+        """Write the rows that are not on disk yet.
+
+        Raises:
+            OSError: if they cannot be written (a full disk). The next call tries again.
+        """
+        if not self._writes:
+            return
+        if not self._path.exists():  # someone removed it: write what is still to come
+            self._path.touch()
+            self._size = 0
+        new = "".join(map(_line, self.rows[self._n_flushed :])).encode()
+        with self._path.open("r+b") as file:
+            file.truncate(self._size)  # drop what a failed write left behind
+            file.seek(self._size)
+            file.write(new)
+        self._size += len(new)
+        self._n_flushed = len(self.rows)
+
+
+def _line(row: MetricsRow) -> str:
+    return json.dumps(row.to_json(), allow_nan=False) + "\n"

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shakegpt_jax.command_line.extras import import_extra
+from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import os_errors_name
-from shakegpt_jax.reporting.metrics import MetricsRow
-from shakegpt_jax.reporting.metrics_file import read_metrics
+from shakegpt_jax.reporting.metrics import MetricsRow, read_metrics
 
 _TAGS = {  # field of metrics.jsonl and name of the scalar
     "train_loss": "loss/train",

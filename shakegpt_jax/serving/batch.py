@@ -19,7 +19,7 @@ from shakegpt_jax.inference.sampler import (
 )
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import next_logits
-from shakegpt_jax.model.precision import cast_blocks
+from shakegpt_jax.model.layers import cast_blocks
 from shakegpt_jax.serving.decoding_state import empty_state, put_rows, take_rows
 from shakegpt_jax.serving.rows import Row
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.inference.decoding import DecodingState
-from shakegpt_jax.model.kv_cache import init_cache
+from shakegpt_jax.model.gpt import init_cache
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

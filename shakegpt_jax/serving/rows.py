@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.inference.stopping import StopFilter
+from shakegpt_jax.inference.sampling import StopFilter
 from shakegpt_jax.serving.api_error import ApiError
 from shakegpt_jax.serving.requests import CompletionRequest
 

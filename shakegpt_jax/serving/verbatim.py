@@ -6,12 +6,12 @@ import functools
 from typing import Any
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.memorization import (
+from shakegpt_jax.inference.evaluation import (
     SHORTEST_STRETCH,
     check_searchable,
     copied_stretches,
 )
+from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.serving.api_error import ApiError
 from shakegpt_jax.serving.fields import Fields
 from shakegpt_jax.serving.requests import parse_json

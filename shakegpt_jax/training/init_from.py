@@ -13,16 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from shakegpt_jax.checkpoints.integrity import verify_digests
+from shakegpt_jax.checkpoints.digests import verify_digests
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, find_run
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata, checkpoint_steps, find_run
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.data.tokenizer import show_character
+from shakegpt_jax.distributed import busy, is_primary
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import abstract_params
-from shakegpt_jax.parallel.mesh import replicate, shard_state
-from shakegpt_jax.parallel.processes import busy, is_primary
+from shakegpt_jax.sharding import replicate, shard_state
 
 # Fields of the model that may differ from the source: they do not change what parameters mean. A
 # shorter window drops the positions beyond it.

@@ -1,13 +1,31 @@
-"""Checks that a config resumes the run in a folder, and what may change."""
+"""Whether a run may start or resume in a folder: same config and text, one process at a time."""
 
 import contextlib
+import fcntl
+import importlib.metadata
 import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+
+import jax
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
+from shakegpt_jax.data.corpus import Corpus
+from shakegpt_jax.distributed import (
+    check_equal,
+    from_primary,
+    highest,
+    is_primary,
+    primary_first,
+)
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.training.init_from import PretrainedCheckpoint
 
 # Fields that may change when a run resumes. The text is identified by its digest.
 _RESUMABLE_FIELDS = {
@@ -87,3 +105,101 @@ def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:
     ]
     other_text = ours.text_sha256 != theirs.text_sha256
     return fields + [f"text (now {ours.config.data.path or 'Tiny Shakespeare'})"] * other_text
+
+
+_PATIENCE_SECONDS = 0.2  # `is_locked` holds the lock for an instant
+
+
+@contextmanager
+def run_lock(workdir: str | Path) -> Iterator[None]:
+    """Lock a run folder for this process; the folder is created if it does not exist.
+
+    The kernel holds the lock and releases it when the process ends, however it ends.
+
+    Raises:
+        UserError: if another process holds the lock or the folder is not writable.
+    """
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = (Path(workdir) / "lock").open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
+    with file:
+        try:
+            _lock(file)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by the training process {file.read().strip()}; "
+                "wait for it, stop it, or choose another --workdir"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _lock(file: IO[str]) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def is_locked(workdir: str | Path) -> bool:
+    """Return whether a process trains in a run folder."""
+    try:
+        file = (Path(workdir) / "lock").open()
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
+        except BlockingIOError:
+            return True
+    return False
+
+
+def check_same_run(
+    config: Config, corpus: Corpus, workdir: str | Path, source: PretrainedCheckpoint | None
+) -> None:
+    """Check that all processes have the same config, text, folder and packages. All must call it.
+
+    Args:
+        config: frozen config; only its `data.path` may differ.
+        corpus: the text.
+        workdir: run folder.
+        source: checkpoint that the run starts from; None: it starts from scratch or resumes.
+
+    Raises:
+        UserError: in all processes, naming each difference from process 0.
+    """
+    values: dict[str, Any] = {
+        f"config.{path}": value for path, _, value in config.fields() if path != "data.path"
+    }
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    values |= {name: importlib.metadata.version(name) for name in packages}
+    values |= {"text": corpus.sha256, "vocabulary": corpus.tokenizer.vocabulary}
+    values |= {"the checkpoint to start from": source and str(source.path)}
+    check_equal("start", values | {"--workdir": str(workdir)})
+
+
+def check_shared(workdir: str | Path) -> None:
+    """Check that all processes see the run folder of process 0. All must call it.
+
+    Raises:
+        UserError: in all processes, if one of them sees another folder.
+    """
+    if jax.process_count() == 1:
+        return
+    marker = Path(workdir) / from_primary("marker", f".shared-{secrets.token_hex(8)}")
+    primary_first(marker.touch)
+    missing = highest(not marker.exists())
+    if is_primary():
+        marker.unlink()
+    if missing:
+        raise UserError(f"{workdir} is not the same folder for all processes; share --workdir")

@@ -5,27 +5,72 @@ import dataclasses
 import math
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import jax
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.command_line.signals import StopSignal, record_signal
+from shakegpt_jax.cli.command import StopSignal, record_signal
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.corpus import load_corpus
+from shakegpt_jax.data.corpus import Corpus, load_corpus
+from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError
 from shakegpt_jax.inference.defaults import choose_prompt
-from shakegpt_jax.parallel.mesh import make_mesh
-from shakegpt_jax.parallel.processes import check_equal, highest, is_primary, primary_first
+from shakegpt_jax.model.flops import train_flops_per_character
 from shakegpt_jax.reporting.curves import draw_run
-from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
-from shakegpt_jax.reporting.metrics_file import MetricsFile
-from shakegpt_jax.reporting.progress import Progress, format_duration
-from shakegpt_jax.training.agreement import check_same_run, check_shared
-from shakegpt_jax.training.cpu_limits import adapt_to_cpu
+from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, TrainMetrics
+from shakegpt_jax.reporting.terminal import Progress, format_duration
+from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.init_from import PretrainedCheckpoint, find_pretrained
-from shakegpt_jax.training.resume import check_resumable, recorded_config, saved_metadata
-from shakegpt_jax.training.run_lock import run_lock
+from shakegpt_jax.training.resume import (
+    check_resumable,
+    check_same_run,
+    check_shared,
+    recorded_config,
+    run_lock,
+    saved_metadata,
+)
 from shakegpt_jax.training.trainer import Trainer, run_metadata
+
+_CPU_FLOPS = 1e11  # FLOP/s in large matmuls, about those of a laptop or two server cores
+_SLOW_SECONDS = 10.0
+_LONGEST_DISPATCH_SECONDS = 3.0
+
+
+def adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]) -> Config:
+    """On a CPU, warn about a config that will be slow and shorten the dispatches.
+
+    Signals are handled between dispatches, so each dispatch must be short.
+
+    Args:
+        config: frozen config.
+        corpus: training and validation text.
+        report: called with the warning.
+
+    Returns:
+        The config with `steps_per_dispatch` at most what a CPU does in a few seconds.
+    """
+    if jax.default_backend() != "cpu":
+        return config
+    flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
+    step_flops = flops * config.data.batch_size * config.model.block_size
+    step = step_flops / _CPU_FLOPS
+    n_scored = min(len(corpus.val_ids), config.train.eval_characters or len(corpus.val_ids))
+    evaluation = flops / 3 * n_scored / _CPU_FLOPS
+    if step + evaluation > _SLOW_SECONDS:
+        n_evaluation = math.ceil(config.train.num_steps / config.train.eval_every)
+        total = step * config.train.num_steps + evaluation * n_evaluation
+        report(
+            f"at {_CPU_FLOPS / 1e9:.0f} GFLOP/s one step takes {format_duration(step)}, one "
+            f"evaluation {format_duration(evaluation)} and the whole run {format_duration(total)}: "
+            "a GPU is faster, and so is configs/cpu.py"
+        )
+    # Estimated rather than measured, so that a resumed run has the same chunks and stays bit-exact.
+    longest = max(1, int(_LONGEST_DISPATCH_SECONDS * _CPU_FLOPS / step_flops))
+    longest = min(config.train.steps_per_dispatch, longest)
+    return config.replace({"train.steps_per_dispatch": longest})
 
 
 def train(config: Config, workdir: str | Path, started: float | None = None) -> None:

@@ -1,4 +1,7 @@
-"""A run on its devices: the sharded state and the compiled loop over train steps."""
+"""A run on its devices: the sharded state, the compiled loop over steps, windows from the host.
+
+Axes: K steps, B windows per batch, T characters per window.
+"""
 
 import itertools
 import time
@@ -10,23 +13,72 @@ import numpy as np
 from jax.sharding import Mesh
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_metadata import RunMetadata
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, spread_pieces
+from shakegpt_jax.data.windows import gather_on_host
+from shakegpt_jax.dispatch import in_background
+from shakegpt_jax.distributed import busy, is_primary
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.model.precision import compute_dtype
-from shakegpt_jax.parallel.dispatch import in_background
-from shakegpt_jax.parallel.mesh import gather, replicate
-from shakegpt_jax.parallel.processes import busy, is_primary
+from shakegpt_jax.model.layers import compute_dtype
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
-from shakegpt_jax.training.chunk import make_chunk
-from shakegpt_jax.training.host_windows import HostWindows
+from shakegpt_jax.sharding import batches_sharding, gather, replicate
 from shakegpt_jax.training.init_from import PretrainedCheckpoint
-from shakegpt_jax.training.step import Metrics, TrainState
+from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_starts
+
+
+class HostWindows:
+    """Draws the windows that a chunk would draw from the text on the device."""
+
+    def __init__(self, config: Config, ids: np.ndarray, mesh: Mesh):
+        """Describe the windows.
+
+        Args:
+            config: frozen config.
+            ids: (n,) the training text.
+            mesh: the devices to put the windows on.
+        """
+        self._data, self._block_size = config.data, config.model.block_size
+        self._ids, self._seed = ids, np.int32(config.train.seed)
+        self._sharding = batches_sharding(mesh)
+
+    def abstract(self, n: int) -> jax.ShapeDtypeStruct:
+        """Return shape, type and sharding of the windows of a chunk of n steps."""
+        shape = (n, self._data.batch_size, self._block_size + 1)
+        return jax.ShapeDtypeStruct(shape, self._ids.dtype, sharding=self._sharding)
+
+    def chunks(self, step: int, lengths: list[int]) -> Iterator[jax.Array]:
+        """Yield the (K, B, T + 1) windows of chunks of some lengths, the first one at a step."""
+        firsts = itertools.accumulate(lengths, initial=step)
+        return in_background(self._gather, firsts, lengths)
+
+    def _gather(self, step: int, n: int) -> jax.Array:
+        with jax.default_device(_cpu()):  # an accelerator would first finish the chunk it runs
+            steps_K = np.arange(step, step + n, dtype=np.int32)
+            n_ids, data, block_size = len(self._ids), self._data, self._block_size
+            starts_KxB = np.asarray(window_starts(self._seed, steps_K, n_ids, data, block_size))
+        # A process gathers only the rows of its own devices.
+        return jax.make_array_from_callback(
+            self.abstract(n).shape,
+            self._sharding,
+            lambda index: gather_on_host(
+                self._ids,
+                starts_KxB[index[:2]],  # type: ignore[index]  # never None
+                self._block_size,
+            ),
+        )
+
+
+def _cpu() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
+
 
 _MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from shakegpt_jax.inference.evaluation import RunEvaluation, Selection
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.run_evaluation import RunEvaluation, Selection
 from shakegpt_jax.inference.scoring import Predictions, character_predictions
 from shakegpt_jax.web import breakdown
 from shakegpt_jax.web.page import render_page, write_page

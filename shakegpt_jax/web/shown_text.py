@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.attention_weights import attention_weights
-from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.memorization import (
+from shakegpt_jax.inference.evaluation import (
     SHORTEST_STRETCH,
+    Selection,
     check_searchable,
     copied_stretches,
 )
-from shakegpt_jax.inference.run_evaluation import Selection
-from shakegpt_jax.inference.scoring import next_logits
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.inference.scoring import attention_weights, next_logits
 from shakegpt_jax.web.page import encode_array
 
 _SHOWN_CHARACTERS = 10_000  # of the text

@@ -1,19 +1,22 @@
-"""Running a command: signals, exit codes, compilation cache.
+"""Running a command: signals, exit codes, compilation cache, optional packages.
 
 Commands import everything else inside their `main`, so that Ctrl-C is handled from the first
 moment, and JAX only after their arguments are parsed.
 """
 
+import importlib
 import io
 import os
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
-from shakegpt_jax.command_line.signals import exit_on_signal
 from shakegpt_jax.errors import DivergedError, SaveError, StoppedBySignalError, UserError
 
 STARTED = time.perf_counter()  # about when the process started
@@ -85,3 +88,57 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 def _discard_output() -> None:
     """Redirect standard output to os.devnull, so that the flush at exit cannot fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def exit_on_signal() -> None:
+    """From now on, exit silently with 128 plus its number if a signal arrives.
+
+    Python's own KeyboardInterrupt is printed and ignored if it is raised inside a callback, such
+    as those that JAX registers with the garbage collector.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+
+
+class StopSignal:
+    """The first signal that arrived inside `record_signal`, if any."""
+
+    received: int | None = None
+
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: record it, and let the next one kill the process."""
+        self.received = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+
+@contextmanager
+def record_signal() -> Iterator[StopSignal]:
+    """Record the first signal inside the `with` block; a second one kills the process."""
+    stop = StopSignal()
+    before = {number: signal.signal(number, stop.record) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def import_extra(module: str, *, extra: str) -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: its name, such as "safetensors.numpy".
+        extra: what installs the package.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"this needs {package}: pip install -e '.[{extra}]'") from error

@@ -1,17 +1,19 @@
-"""Loading a config file: a Python file that defines get_config()."""
+"""Configs of the package, and loading one: a Python file that defines get_config()."""
 
+import re
 import runpy
 from pathlib import Path
 
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 
+_FOLDER = Path(__file__).parent
 
-def default_config_path() -> str:
-    """Return the path of configs/cpu.py: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside, beside = (folder / "configs" / "cpu.py" for folder in (package, package.parent))
-    return str(inside if inside.is_file() else beside)
+
+def config_path(name: str) -> str:
+    """Return the path of a config: of the package's own by its bare name, such as "cpu"."""
+    known = _FOLDER / f"{name}.py"
+    return str(known) if re.fullmatch(r"[a-z]\w*", name) and known.is_file() else name
 
 
 def load_config(path: str) -> Config:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shakegpt_jax.command_line.config_file import default_config_path, load_config
 from shakegpt_jax.config import Config
+from shakegpt_jax.configs import config_path, load_config
 from shakegpt_jax.errors import UserError
 
 
@@ -103,7 +103,7 @@ class ConfigArgumentParser(ArgumentParser):
         for parser in (file_parser, self):
             parser.add_argument("--config", metavar="FILE", help="config file (configs/cpu.py)")
         path = file_parser.parse_known_args(argv)[0].config
-        path = default_config_path() if path is None else path
+        path = config_path("cpu" if path is None else path)
         config = load_config(path)
         group = self.add_argument_group("config fields, with the values of the config file")
         for name, field, value in config.fields():

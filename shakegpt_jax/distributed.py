@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from shakegpt_jax.command_line.launch import Launch
+from shakegpt_jax.cli.launch import Launch
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.parallel.watch import Watch
+from shakegpt_jax.watch import Watch
 
 _CONNECT_SECONDS = 240
 _MARGIN_SECONDS = 15  # JAX gives no reason when it ends a process; the watch is to be earlier

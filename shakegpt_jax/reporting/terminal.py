@@ -1,8 +1,9 @@
-"""Terminal output of a training run: a progress bar or plain lines, and a summary table."""
+"""Terminal output: progress of a run, tables, samples."""
 
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -153,3 +154,35 @@ def format_duration(seconds: float) -> str:
     if seconds < 3599.5:
         return "{} min {} s".format(*divmod(round(seconds), 60))
     return "{} h {} min".format(*divmod(round(seconds / 60), 60))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; the first column is left-aligned.
+
+    If the table is wider than the terminal, its lines are too: no cell is cut or broken.
+    """
+    table = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=1_000).print(table)
+
+
+def print_samples(chunks: Iterable[list[str]], start: str, seeds: Sequence[int]) -> None:
+    """Stream the first sample of a batch to standard output, then print the others.
+
+    Args:
+        chunks: one new piece of text per sample.
+        start: printed before each sample.
+        seeds: one per sample; printed in a line before each if there are several.
+    """
+    headers = [f"--- sample with seed {seed}\n" if len(seeds) > 1 else "" for seed in seeds]
+    print(headers[0] + start, end="", flush=True)
+    others = [header + start for header in headers[1:]]
+    for first, *rest in chunks:
+        print(first, end="", flush=True)
+        others = [text + new for text, new in zip(others, rest, strict=True)]
+    print()
+    for text in others:
+        print(text)

@@ -1,1 +1,0 @@
-"""Arguments, config files, exit codes and signals, shared by all commands. Imports no JAX."""

@@ -1,1 +1,0 @@
-"""Device mesh, sharding rules and asynchronous dispatch."""
