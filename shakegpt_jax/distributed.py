@@ -1,61 +1,70 @@
 """Several processes that train together. Each of these functions also works for one alone."""
 
-import contextlib
-import json
 import os
+import re
 import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from shakegpt_jax.cli.launch import Launch
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.watch import Watch
 
-_CONNECT_SECONDS = 240
-_MARGIN_SECONDS = 15  # JAX gives no reason when it ends a process; the watch is to be earlier
-
-_watch: Watch | None = None
+_BY_HAND = "give --coordinator_address=HOST:PORT --num_processes=N --process_id=I"
 
 
-@contextlib.contextmanager
-def connected(launch: Launch | None, heartbeat_seconds: int) -> Iterator[None]:
-    """Connect this process to the others while the block runs.
-
-    An exception in one process ends all of them, with its exit code. One that all raise is
-    reported once. `Watch` says what happens if a process is lost.
+def connect(
+    distributed: bool, address: str | None, n: int | None, rank: int | None, heartbeat_seconds: int
+) -> None:
+    """Connect this process to the others of the run, until `jax.distributed.shutdown`.
 
     Args:
-        launch: this process; None if it is alone.
-        heartbeat_seconds: after how long without a sign a process is lost.
+        distributed: let JAX ask the launcher (SLURM, Open MPI 4) for what is not given.
+        address: host and port of process 0.
+        n: number of processes.
+        rank: of this process.
+        heartbeat_seconds: JAX ends all processes this long after one is lost.
 
     Raises:
-        UserError: if the others cannot be reached.
+        UserError: if something is missing, or a launcher has started several processes that would
+            each train alone.
     """
-    global _watch
-    if launch is None:
-        yield
+    if not distributed and (address, n, rank) == (None, None, None):
+        names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+        if (started := max(os.environ.get(name, "1") for name in names)) != "1":
+            raise UserError(
+                f"the launcher has started {started} processes; add --distributed to train with "
+                "all of them, or start only one"
+            )
         return
-    _connect(launch, heartbeat_seconds)
-    _watch = Watch(heartbeat_seconds)
-    _say(
-        f"process {launch.process_id} has {jax.local_device_count()} of {jax.device_count()} "
-        f"devices ({jax.local_devices()[0].device_kind})"
-    )
+    if address and not re.fullmatch(r".+:\d{1,5}", address):
+        raise UserError(f"--coordinator_address is {address!r}; it must be HOST:PORT")
+    _say("connecting to the other processes")
+    # Its handler of SIGTERM would replace ours, which Python cannot call until all are connected.
+    jax.config.update("jax_enable_preemption_service", False)
+    handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        check_equal("launch", {"--num_processes": launch.num_processes})
-        yield
-    except Exception as error:
-        _watch.fail(error)
-    _watch.stop()
-    jax.distributed.shutdown()
-    _watch = None
+        jax.distributed.initialize(
+            address,
+            n,
+            rank,
+            cluster_detection_method=None if distributed else "deactivate",
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            shutdown_timeout_seconds=heartbeat_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot connect to the other processes: {reason}; {_BY_HAND}") from error
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    _say(
+        f"process {jax.process_index()} of {jax.process_count()} has {jax.local_device_count()} of "
+        f"{jax.device_count()} devices ({jax.local_devices()[0].device_kind})"
+    )
 
 
 def is_primary() -> bool:
@@ -65,100 +74,35 @@ def is_primary() -> bool:
 
 def highest(value: int) -> int:
     """Return the highest value of all processes. All must call it, in the same order."""
-    if _watch is None:
-        return value
-    _watch.progress += 1
-    return int(multihost_utils.process_allgather(np.array(value, np.int32)).max())
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def primary_first(function: Callable[[], object]) -> None:
-    """Run a function in process 0, which the others wait for. All must call it."""
-    with busy():
-        if is_primary():
-            function()
-    highest(0)
-
-
-@contextlib.contextmanager
-def busy() -> Iterator[None]:
-    """Let the others wait for what this process does in the block, however long it takes."""
-    if _watch is None:
-        yield
-        return
-    _watch.busy += 1
-    try:
-        yield
-    finally:
-        _watch.busy -= 1
-
-
-def from_primary(about: str, text: str) -> str:
-    """Return the text of process 0. All must call it.
-
-    Args:
-        about: of this call, unique in the run.
-        text: of this process.
-    """
-    return text if _watch is None else _watch.exchange(about, text)[0]
-
-
-def check_equal(about: str, values: dict[str, Any]) -> None:
-    """Check that all processes have the same values. All must call it.
-
-    Args:
-        about: of this call, unique in the run.
-        values: by name; anything that JSON can express.
+    """Run a function in process 0, which the others wait for. All must call it.
 
     Raises:
-        UserError: in all processes, naming each difference from process 0.
+        UserError: in the others, if process 0 raises an exception.
     """
-    if _watch is None:
-        return
-    first, *others = map(json.loads, _watch.exchange(about, json.dumps(values)))
-    differences = [
-        f"{name} ({first.get(name)!r} in process 0, {other.get(name)!r} in process {rank})"
-        for rank, other in enumerate(others, start=1)
-        for name in sorted(first.keys() | other.keys())
-        if first.get(name) != other.get(name)
-    ]
-    if differences:
-        raise UserError(f"the processes differ in {', '.join(differences)}; start all alike")
-
-
-def _connect(launch: Launch, heartbeat_seconds: int) -> None:
-    _say(
-        f"process {launch.process_id} of {launch.num_processes} on {socket.gethostname()}, "
-        f"coordinator {launch.coordinator_address}"
-    )
-    # Its handler of SIGTERM would replace ours.
-    jax.config.update("jax_enable_preemption_service", False)
-    # Python's own handlers have to wait until JAX has reached the others.
-    handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
-    absent = f"cannot reach the other processes through {launch.coordinator_address}"
-    # JAX would abort, without a reason.
-    waiting = threading.Timer(_CONNECT_SECONDS / 4, _say, [f"still waiting: {absent}"])
-    timeout = threading.Timer(_CONNECT_SECONDS, _give_up, [absent])
     try:
-        waiting.start()
-        timeout.start()
-        jax.distributed.initialize(
-            *launch,
-            cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=heartbeat_seconds + _MARGIN_SECONDS,
-            shutdown_timeout_seconds=heartbeat_seconds + _MARGIN_SECONDS,
-        )
-    except RuntimeError as error:
-        raise UserError(f"{absent}: {str(error).splitlines()[0]}") from error
-    finally:
-        waiting.cancel()
-        timeout.cancel()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+        if is_primary():
+            function()
+    except Exception:
+        highest(1)
+        raise
+    if highest(0):
+        raise UserError("process 0 has failed")
 
 
-def _give_up(reason: str) -> None:
-    _say(f"error: {reason} for {_CONNECT_SECONDS} s; start all of them, with the same address")
-    os._exit(UserError.exit_code)
+def check_equal(values: dict[str, Any]) -> None:
+    """Check that all processes have the same values, by name. All must call it.
+
+    Raises:
+        UserError: in all processes, with the names of those that differ.
+    """
+    digests = np.array([zlib.crc32(repr(value).encode()) for value in values.values()], np.uint32)
+    equal = (multihost_utils.process_allgather(digests) == digests).all(0)
+    if differing := [name for name, same in zip(values, equal, strict=True) if not same]:
+        raise UserError(f"the processes differ in {', '.join(differing)}; start all of them alike")
 
 
 def _say(text: str) -> None:

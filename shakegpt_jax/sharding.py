@@ -1,4 +1,4 @@
-"""Device mesh and sharding rules.
+"""Device mesh, and arrays on it.
 
 The mesh has three axes. The batch is sharded over `data` and `fsdp`. Parameters and optimizer state
 are sharded over `fsdp` (Rajbhandari et al. 2020, ZeRO stage 3), and the blocks' matrices also over
@@ -7,6 +7,7 @@ are sharded over `fsdp` (Rajbhandari et al. 2020, ZeRO stage 3), and the blocks'
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,22 +23,9 @@ _BATCH_AXES = ("data", "fsdp")
 
 _Axis = str | tuple[str, ...] | None  # mesh axes that one dimension is sharded over
 
-# Mesh axis of each dimension, by the name of the parameter. All others are replicated. A dimension
-# that its axis does not divide is not sharded.
-_RULES = {
-    "c_attn/kernel": ("fsdp", None),  # its columns are not in the order of the heads
-    "c_fc/kernel": ("fsdp", "tensor"),
-    "c_fc/bias": ("tensor",),
-    "c_proj/kernel": ("tensor", "fsdp"),
-}
-
 
 def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
-    """Build the mesh that the config asks for.
-
-    Args:
-        config: at most one axis of `config.mesh` is -1: all devices that the others leave.
-        devices: None: those of all processes. The first ones are used.
+    """Build the mesh that the config asks for, of the first devices; None: of all processes'.
 
     Raises:
         UserError: if there are too few devices, several processes do not use all of them, or the
@@ -82,21 +70,16 @@ def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
     return _mesh(sorted(devices, key=lambda device: device.id)[:n_device], *sizes.values())
 
 
-def shard_state(mesh: Mesh, abstract_state: Any) -> Any:
-    """Shard the parameters and the optimizer state.
+def shard_state(
+    mesh: Mesh, abstract_state: Any, axes_of: Callable[[Any], tuple[_Axis, ...]] = lambda path: ()
+) -> Any:
+    """Add to each `ShapeDtypeStruct` of a pytree its sharding; `axes_of` its path gives the axes.
 
-    Args:
-        mesh: device mesh.
-        abstract_state: pytree of `ShapeDtypeStruct`; the paths of parameters and of their moments
-            end with the name of the layer and the parameter.
-
-    Returns:
-        The same pytree with a `NamedSharding` in each leaf.
+    A dimension that its axis does not divide is not sharded.
     """
 
     def shard(path: Any, array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = _RULES.get(jax.tree_util.keystr(path[-2:], simple=True, separator="/"), ())
-        spec = P()
+        axes, spec = axes_of(path), P()
         if len(axes) == len(array.shape):
             spec = P(*map(functools.partial(_fit, mesh), axes, array.shape))
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
@@ -136,7 +119,7 @@ def _same(arrays: Any) -> Any:
 
 
 def batch_devices() -> int:
-    """Return over how many devices of the current mesh `shard_batch` shards; 1 without a mesh."""
+    """Return over how many devices of the current mesh `shard_batch` shards."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape.get(axis, 1) for axis in _BATCH_AXES)
 

@@ -13,7 +13,7 @@ from test_processes import CONFIG
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 
 LAUNCHERS = Path(__file__).with_name("launchers")
-REJECTED = "started 2 processes; add --distributed"
+REJECTED = "has started 2 processes; add --distributed"
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def test_a_launcher_trains_one_run(tmp_path, text_file, name, programs, rejected
         timeout=300,
     )
     assert done.returncode == 0, done.stdout
-    ranks = re.findall(r"process (\d) has 1 of 2 devices", done.stdout)
+    ranks = re.findall(r"process (\d) of 2 has 1 of 2 devices", done.stdout)
     assert sorted(ranks) == ["0", "1"]
     assert done.stdout.count(REJECTED) == rejected
     assert CheckpointReader(tmp_path / "run").steps == [6, 12]

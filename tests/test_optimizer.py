@@ -74,11 +74,6 @@ def test_updates_equal_clipped_adam_with_decoupled_decay_in_numpy(nesterov):
             params[k] = params[k] + np.asarray(updates[k], np.float64)
 
 
-def test_refuses_an_unknown_optimizer():
-    with pytest.raises(ValueError, match="no optimizer is called 'sgd'"):
-        make_optimizer(OptimizerConfig(name="sgd"), 10)
-
-
 def test_muon_orthogonalizes_the_matrices_of_the_blocks_and_adam_updates_the_rest():
     config = OptimizerConfig(
         name="muon",

@@ -17,6 +17,7 @@ from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.configs import load_config
 from shakegpt_jax.reporting.metrics import read_metrics
+from shakegpt_jax.training.resume import run_lock
 from shakegpt_jax.training.run import train
 
 ROOT = Path(__file__).parents[1]
@@ -84,9 +85,7 @@ class Processes:
         for process in self.running:
             out, err = process.communicate(timeout=120)
             # What JAX's libraries log is not ours.
-            lines = [
-                e for e in err.splitlines() if re.match(r"(error: )?(process|stopped|the) ", e)
-            ]
+            lines = [e for e in err.splitlines() if re.match("error: |process |stopped ", e)]
             ended.append((process.returncode, out, lines))
         return ended
 
@@ -120,8 +119,7 @@ def test_two_processes_train_as_one(many):
     ended = many.run(2)
     assert [code for code, _, _ in ended] == [0, 0]
     for rank, (_, _, lines) in enumerate(ended):
-        assert re.fullmatch(rf"process {rank} of 2 on \S+, coordinator 127\.0\.0\.1:\d+", lines[0])
-        assert lines[1:] == [f"process {rank} has 1 of 2 devices (cpu)"]
+        assert lines == [f"process {rank} of 2 has 1 of 2 devices (cpu)"]
     assert "step 12/12" in ended[0][1] and "Generate more" in ended[0][1]
     assert not re.sub(r"\[Gloo\].*\n", "", ended[1][1])
 
@@ -142,11 +140,11 @@ def test_processes_that_differ_are_refused(many):
 
     ended = many.run(2, each=each)
     assert [code for code, _, _ in ended] == [2, 2]
-    (line,) = [line for _, _, lines in ended for line in lines if line.startswith("error")]
-    assert line == (
-        "error: the processes differ in config.optimizer.b1 (0.8 in process 0, 0.9 in process 1), "
-        "config.train.seed (0 in process 0, 1 in process 1); start all alike"
-    )
+    for _, _, lines in ended:
+        assert lines[1:] == [
+            "error: the processes differ in config.optimizer.b1, config.train.seed; start all of "
+            "them alike"
+        ]
     assert not many.workdir.exists()
 
 
@@ -192,37 +190,24 @@ def test_each_process_reads_its_windows_of_a_text_on_the_host(many):
 SLOW = """
 import time
 
-from shakegpt_jax.checkpoints import writer
 from shakegpt_jax.cli.command import run_command
 from shakegpt_jax.train import main
 from shakegpt_jax.training import run
 
 
-def slow(*arguments, call={module}.{name}):
-    time.sleep(22)
-    return call(*arguments)
+def slow(*arguments, draw_run=run.draw_run):
+    time.sleep(12)
+    return draw_run(*arguments)
 
 
-{module}.{name} = slow
+run.draw_run = slow
 run_command(main)
 """
 
 
 @pytest.mark.slow
-def test_the_others_wait_while_process_0_completes_a_checkpoint(many):
-    many.program = ["-c", SLOW.format(module="writer", name="write_digests")]
-    args = "--config.train.num_steps=100000", "--heartbeat_seconds=5"
-    many.start(2, *args)
-    many.wait_for_step(6)
-    many.running[1].send_signal(signal.SIGTERM)
-    assert [code for code, _, _ in many.finish()] == [143, 143]
-    step = read_metrics(many.workdir)[-1].step
-    assert CheckpointReader(many.workdir).steps[-1] == step
-
-
-@pytest.mark.slow
 def test_the_others_wait_while_process_0_draws_the_curves(many):
-    many.program = ["-c", SLOW.format(module="run", name="draw_run")]
+    many.program = ["-c", SLOW]
     ended = many.run(2, "--heartbeat_seconds=5")
     assert [code for code, _, _ in ended] == [0, 0]
     assert ended[0][1].rstrip().splitlines()[-1].startswith(("Curves: ", "No curves: "))
@@ -236,28 +221,20 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(many, rank):
     many.running[rank].send_signal(signal.SIGTERM)
     ended = many.finish()
     assert [code for code, _, _ in ended] == [143, 143]
-    (line,) = [line for _, _, lines in ended for line in lines if line.startswith("stopped")]
-    step = int(re.search(r"step (\d+), saved", line)[1])
+    (line,) = {lines[-1] for _, _, lines in ended}
+    step = int(re.search(r"stopped at step (\d+), saved", line)[1])
     assert CheckpointReader(many.workdir).steps[-1] == step
     assert read_metrics(many.workdir)[-1].step == step
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-def test_the_others_end_if_a_process_is_lost(many, rank, how):
-    args = "--config.train.num_steps=100000", "--heartbeat_seconds=5"
-    many.start(2, *args)
+def test_the_other_ends_if_a_process_is_lost(many, rank):
+    many.start(2, "--config.train.num_steps=100000", "--heartbeat_seconds=5")
     many.wait_for_step(9)
-    start = time.monotonic()
-    many.running[rank].send_signal(how)
-    other = many.running[1 - rank]
-    _, err = other.communicate(timeout=60)
-    assert time.monotonic() - start < 5 + 15 + 5
-    assert other.returncode == 1
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert f"lost process {rank}" in lines[0] and "run the same command again" in lines[0]
+    many.running[rank].kill()
+    codes = [code for code, _, _ in many.finish()]
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] != 0
 
 
 @pytest.mark.slow
@@ -268,7 +245,8 @@ def test_a_run_that_lost_a_process_resumes_bit_for_bit(many):
     many.start(2, *args)
     many.wait_for_step(33)  # the save of step 30 waits for that of step 24
     many.running[1].kill()
-    assert [code for code, _, _ in many.finish()] == [1, -signal.SIGKILL]
+    codes = [code for code, _, _ in many.finish()]
+    assert codes[0] != 0 and codes[1] == -signal.SIGKILL
     stopped = CheckpointReader(many.workdir).steps[-1]
     assert 24 <= stopped < 300
     (code, out, _), _ = many.run(2, *args)
@@ -281,23 +259,44 @@ def test_a_run_that_lost_a_process_resumes_bit_for_bit(many):
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_ends_all(many):
-    ended = many.run(2, each=lambda rank: ["--config.data.path=nowhere"] * rank)
-    assert [code for code, _, _ in ended] == [2, 2]
-    lines = [line for _, _, found in ended for line in found if line.startswith("error")]
-    assert lines == ["error: process 1: no such file: nowhere; give a UTF-8 text file"]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_one_process_ends_all(many, rank):
+    options = "--config.mesh.data=1", "--config.mesh.fsdp=2", "--heartbeat_seconds=5"
+
+    def limit(each: int) -> list[str]:
+        return ["prlimit", "--fsize=20:"] * (each == rank)  # bytes per file, as on a full disk
+
+    ended = many.run(2, *options, "--config.train.num_steps=100", prefix=limit)
+    assert all(code for code, _, _ in ended)
+    error = ended[rank][2][-1]
+    assert error.startswith("error: could not save the checkpoint of step 6")
+    assert error.endswith("; there is no earlier checkpoint")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_full_disk_of_one_process_ends_all(many, rank):
-    def limit(each: int) -> list[str]:
-        return ["prlimit", "--fsize=20:"] * (each == rank)  # bytes per file
+def test_an_error_of_process_0_alone_ends_all(many):
+    many.workdir.mkdir()
+    with run_lock(many.workdir):
+        ended = many.run(2, "--heartbeat_seconds=5")
+    assert [code for code, _, _ in ended] == [2, 2]
+    assert "is in use by the training process" in ended[0][2][-1]
+    assert ended[1][2][-1] == "error: process 0 has failed"
 
-    mesh = "--config.mesh.data=1", "--config.mesh.fsdp=2"
-    ended = many.run(2, *mesh, "--config.train.num_steps=100", prefix=limit)
-    assert [code for code, _, _ in ended] == [1, 1]
-    lines = [line for _, _, found in ended for line in found if line.startswith("error")]
-    (line,) = lines
-    assert line.startswith(f"error: process {rank}: could not save the checkpoint of step 6")
-    assert line.endswith("; there is no earlier checkpoint")
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["--distributed"], {}, "coordinator_address should be defined"),
+        (["--coordinator_address=host:1", "--num_processes=2"], {}, "The process id of the curre"),
+        (["--coordinator_address=host"], {}, "--coordinator_address is 'host'; it must be HOST:P"),
+        ([], {"SLURM_STEP_NUM_TASKS": "16"}, "has started 16 processes; add --distributed"),
+        ([], {"OMPI_COMM_WORLD_SIZE": "2"}, "has started 2 processes; add --distributed"),
+    ],
+)
+def test_says_what_is_missing(many, monkeypatch, arguments, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ((code, out, lines),) = many.run(1, *arguments)
+    assert (code, out) == (2, "")
+    assert message in lines[-1]
+    assert not many.workdir.exists()

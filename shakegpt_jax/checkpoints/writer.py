@@ -20,7 +20,7 @@ from shakegpt_jax.checkpoints.digests import (
 )
 from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, RunMetadata, checkpoint_steps
-from shakegpt_jax.distributed import busy, highest, is_primary, primary_first
+from shakegpt_jax.distributed import highest, is_primary, primary_first
 from shakegpt_jax.errors import CorruptCheckpointError, SaveError, UserError
 
 _MAX_FAILURES = 3  # consecutive failed saves
@@ -172,8 +172,7 @@ class CheckpointWriter(CheckpointReader):
         if self._saving is None:
             return
         (step, metadata, metrics, future), self._saving = self._saving, None
-        with busy():
-            failure = future.exception()
+        failure = future.exception()
         if failure:
             self._handle_failure(step, failure)
             return

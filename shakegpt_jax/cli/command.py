@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -117,9 +118,13 @@ class StopSignal:
 
 @contextmanager
 def record_signal() -> Iterator[StopSignal]:
-    """Record the first signal inside the `with` block; a second one kills the process."""
+    """Record the first signal inside the `with` block; a second one kills the process.
+
+    Outside the main thread, where Python does not allow handlers, signals keep their effect.
+    """
     stop = StopSignal()
-    before = {number: signal.signal(number, stop.record) for number in _SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, stop.record) for n in _SIGNALS if is_main}
     try:
         yield stop
     finally:

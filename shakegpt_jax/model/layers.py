@@ -62,3 +62,23 @@ class Dropout(nn.Module):
         words = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], n_word), jnp.uint32)
         bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], 4 * n_word)
         return jnp.where(bytes_[..., : x.shape[-1]] < n_zero, 0, x * (256 / (256 - n_zero)))
+
+
+# Mesh axis of each dimension, by the names of the layer and the parameter. Embeddings and head are
+# replicated: a vocabulary of characters is small.
+_AXES: dict[str, tuple[str | None, ...]] = {
+    "c_attn/kernel": ("fsdp", None),  # its columns are not in the order of the heads
+    "c_fc/kernel": ("fsdp", "tensor"),
+    "c_fc/bias": ("tensor",),
+    "c_proj/kernel": ("tensor", "fsdp"),
+}
+
+
+def parameter_axes(path: jax.tree_util.KeyPath) -> tuple[str | None, ...]:
+    """Return the mesh axes of a parameter, or of a moment of it; () if it is replicated."""
+    return _AXES.get(jax.tree_util.keystr(path[-2:], simple=True, separator="/"), ())
+
+
+def is_block_matrix(path: jax.tree_util.KeyPath, param: jax.Array) -> bool:
+    """Return whether a parameter is a kernel of the blocks, which Muon updates."""
+    return param.ndim == 2 and jax.tree_util.keystr(path[:1], simple=True).startswith("block_")

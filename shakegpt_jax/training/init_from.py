@@ -18,9 +18,10 @@ from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata, checkpoint_steps, find_run
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.data.tokenizer import show_character
-from shakegpt_jax.distributed import busy, is_primary
+from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import abstract_params
+from shakegpt_jax.model.layers import parameter_axes
 from shakegpt_jax.sharding import replicate, shard_state
 
 # Fields of the model that may differ from the source: they do not change what parameters mean. A
@@ -49,19 +50,10 @@ class PretrainedCheckpoint:
         return self.checkpoints.path(self.step)
 
     def load(self, vocabulary: str, mesh: Mesh) -> PretrainedParams:
-        """Read the parameters, sharded like those of a run.
-
-        Args:
-            vocabulary: characters of the new run.
-            mesh: device mesh.
-
-        Raises:
-            CorruptCheckpointError: if a file is missing or has changed.
-            UserError: if the arrays do not match the config of the source, or the run that it
-                belongs to still trains and has removed it.
-        """
+        """Read the parameters, sharded like those of a run with this vocabulary."""
         ours = self.metadata.vocabulary
-        abstract = shard_state(mesh, abstract_params(self.metadata.config.model, len(ours)))
+        params = abstract_params(self.metadata.config.model, len(ours))
+        abstract = shard_state(mesh, params, parameter_axes)
         ids_V = np.array([ours.find(character) for character in vocabulary], np.int32)
         try:
             restored = self.checkpoints.restore(self.step, {"params": abstract})
@@ -76,11 +68,7 @@ class PretrainedCheckpoint:
         return PretrainedParams(restored["params"], replicate(mesh, ids_V))
 
     def describe(self, vocabulary: str) -> str:
-        """Return a line that says where the run starts and which characters are new.
-
-        Args:
-            vocabulary: characters of the new run.
-        """
+        """Return a line that says where a run with this vocabulary starts, and what is new."""
         line = f"starts from {self.path}"
         if new := [c for c in vocabulary if c not in self.metadata.vocabulary]:
             more = f" and {len(new) - 20} more" if len(new) > 20 else ""
@@ -90,11 +78,7 @@ class PretrainedCheckpoint:
 
 
 def find_pretrained(config: Config, workdir: str | Path) -> PretrainedCheckpoint | None:
-    """Find and check the checkpoint that a run starts from.
-
-    Args:
-        config: frozen config. The best checkpoint of `train.init_from` is the source.
-        workdir: folder of the new run.
+    """Find and check the checkpoint that a run starts from: the best one of `train.init_from`.
 
     Returns:
         None if the run starts from scratch, or resumes and needs no source any more.
@@ -127,8 +111,7 @@ def _find_best(checkpoints: CheckpointReader) -> PretrainedCheckpoint:
     step = checkpoints.find("best")
     best = PretrainedCheckpoint(checkpoints, step, checkpoints.run_metadata(step))
     if is_primary():
-        with busy():
-            verify_digests(best.path, skip=["opt_state"])  # before anything is written
+        verify_digests(best.path, skip=["opt_state"])  # before anything is written
     return best
 
 
@@ -159,14 +142,7 @@ def merge_params(fresh: Any, start: PretrainedParams) -> Any:
     New characters keep their random embeddings and columns of the head. On a text with few of them
     this trains as well as the mean of the source's columns (Hewitt 2021, "Initializing new word
     embeddings for pretrained language models"); where they are frequent, it trains better
-    (measured in docs/interop.md).
-
-    Args:
-        fresh: parameters of the new model, whose vocabulary holds that of the source.
-        start: the source.
-
-    Returns:
-        Parameters with the shapes of `fresh`.
+    (measured in docs/interop.md). The result has the shapes of `fresh`.
     """
     source, is_known_V = start.params, start.ids_V >= 0
     ids_V = jnp.maximum(start.ids_V, 0)

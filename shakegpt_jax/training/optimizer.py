@@ -6,6 +6,7 @@ import optax.contrib
 from optax.contrib import MuonDimensionNumbers
 
 from shakegpt_jax.config import OptimizerConfig
+from shakegpt_jax.model.layers import is_block_matrix
 
 _ADAM_RMS = 0.2  # typical root mean square of Adam's updates
 
@@ -31,13 +32,11 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Return global-norm clipping followed by the optimizer with decoupled weight decay.
 
-    "adam" uses Adam for all parameters and decays matrices. "muon" uses Muon for the matrices of
-    the blocks and Adam (with Nesterov momentum, Optax's default there) for the rest. Muon's
-    updates are scaled to the size of Adam's, so that both use the same learning rate. The
-    matrices of the blocks decay by `weight_decay`, all other parameters by `adam_weight_decay`.
-
-    With `max_skipped_updates`, a step with non-finite gradients leaves parameters, moments and
-    schedule unchanged, up to that many in a row.
+    "adam" decays matrices. "muon" uses Muon for the matrices of the blocks, which decay by
+    `weight_decay`, and Adam with Nesterov momentum for the rest, which decays by
+    `adam_weight_decay`. Muon's updates are scaled to the size of Adam's, so that both use the same
+    learning rate. With `max_skipped_updates`, a step with non-finite gradients leaves parameters,
+    moments and schedule unchanged, up to that many in a row.
 
     Sources: Pascanu et al. 2013 (clipping), Kingma and Ba 2015 (Adam), Dozat 2016 (its Nesterov
     momentum), Loshchilov and Hutter 2019 (decoupled weight decay), Jordan et al. 2024 (Muon), Liu
@@ -54,10 +53,10 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             adam_b1=config.b1,
             adam_b2=config.b2,
             adam_weight_decay=config.adam_weight_decay,
-            muon_weight_dimension_numbers=_hidden_matrices,
+            muon_weight_dimension_numbers=_block_matrices,
             consistent_rms=_ADAM_RMS,
         )
-    elif config.name == "adam":
+    else:
         optimizer = optax.adamw(
             schedule,
             config.b1,
@@ -67,8 +66,6 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             mask=_matrices,
             nesterov=config.nesterov,
         )
-    else:
-        raise ValueError(f"no optimizer is called {config.name!r}")
     tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.max_skipped_updates:
         return optax.apply_if_finite(tx, config.max_skipped_updates)
@@ -79,11 +76,7 @@ def _matrices(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda p: p.ndim >= 2, params)
 
 
-def _hidden_matrices(params: optax.Params) -> optax.Params:
-    """Select the kernels of the blocks. Embeddings and head are matrices too, but use Adam."""
-
-    def mark(path: jax.tree_util.KeyPath, p: jax.Array) -> MuonDimensionNumbers | None:
-        hidden = jax.tree_util.keystr(path[:1], simple=True).startswith("block")
-        return MuonDimensionNumbers() if hidden and p.ndim == 2 else None
-
-    return jax.tree.map_with_path(mark, params)
+def _block_matrices(params: optax.Params) -> optax.Params:
+    return jax.tree.map_with_path(
+        lambda path, p: MuonDimensionNumbers() if is_block_matrix(path, p) else None, params
+    )

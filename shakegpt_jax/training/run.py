@@ -5,10 +5,8 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
@@ -18,66 +16,27 @@ from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError
 from shakegpt_jax.inference.defaults import choose_prompt
-from shakegpt_jax.model.flops import train_flops_per_character
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, TrainMetrics
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.sharding import make_mesh
+from shakegpt_jax.training.cpu import adapt_to_cpu, check_memory
 from shakegpt_jax.training.init_from import PretrainedCheckpoint, find_pretrained
 from shakegpt_jax.training.resume import (
     check_resumable,
-    check_same_run,
-    check_shared,
+    lock_path,
     recorded_config,
     run_lock,
     saved_metadata,
 )
 from shakegpt_jax.training.trainer import Trainer, run_metadata
 
-_CPU_FLOPS = 1e11  # FLOP/s in large matmuls, about those of a laptop or two server cores
-_SLOW_SECONDS = 10.0
-_LONGEST_DISPATCH_SECONDS = 3.0
-
-
-def adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]) -> Config:
-    """On a CPU, warn about a config that will be slow and shorten the dispatches.
-
-    Signals are handled between dispatches, so each dispatch must be short.
-
-    Args:
-        config: frozen config.
-        corpus: training and validation text.
-        report: called with the warning.
-
-    Returns:
-        The config with `steps_per_dispatch` at most what a CPU does in a few seconds.
-    """
-    if jax.default_backend() != "cpu":
-        return config
-    flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
-    step_flops = flops * config.data.batch_size * config.model.block_size
-    step = step_flops / _CPU_FLOPS
-    n_scored = min(len(corpus.val_ids), config.train.eval_characters or len(corpus.val_ids))
-    evaluation = flops / 3 * n_scored / _CPU_FLOPS
-    if step + evaluation > _SLOW_SECONDS:
-        n_evaluation = math.ceil(config.train.num_steps / config.train.eval_every)
-        total = step * config.train.num_steps + evaluation * n_evaluation
-        report(
-            f"at {_CPU_FLOPS / 1e9:.0f} GFLOP/s one step takes {format_duration(step)}, one "
-            f"evaluation {format_duration(evaluation)} and the whole run {format_duration(total)}: "
-            "a GPU is faster, and so is configs/cpu.py"
-        )
-    # Estimated rather than measured, so that a resumed run has the same chunks and stays bit-exact.
-    longest = max(1, int(_LONGEST_DISPATCH_SECONDS * _CPU_FLOPS / step_flops))
-    longest = min(config.train.steps_per_dispatch, longest)
-    return config.replace({"train.steps_per_dispatch": longest})
-
 
 def train(config: Config, workdir: str | Path, started: float | None = None) -> None:
     """Train, from scratch or a checkpoint, until `num_steps` or `target_loss` is reached.
 
     A run resumes from its latest checkpoint. A new run starts from the best parameters of the run
-    `config.train.init_from`, if there is one.
+    `config.train.init_from`, if there is one. In the main thread, SIGINT and SIGTERM end it early.
 
     Args:
         config: frozen config.
@@ -85,8 +44,8 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         started: `time.perf_counter()` when the total time of the run starts; None: now.
 
     Raises:
-        UserError: if the config or the text is invalid, the folder holds another run, or
-            `config.train.init_from` cannot be used.
+        UserError: if the config or the text is invalid, the folder holds another run,
+            `config.train.init_from` cannot be used, or the processes differ.
         DivergedError: if a loss or gradient is not finite.
         SaveError: if checkpoints cannot be saved.
         StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
@@ -97,14 +56,16 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     characters = known.vocabulary if known else ""
     corpus = load_corpus(config.data.path, config.model.block_size, characters)
     config = recorded_config(config, saved)
-    check_same_run(config, corpus, workdir, source)
+    check_equal(_identity(config, corpus, workdir, source))
     mesh = make_mesh(config)
+    check_memory(config, corpus.tokenizer.vocab_size, mesh)
     with (
         record_signal() as signal,
-        run_lock(workdir) if is_primary() else contextlib.nullcontext(),
+        contextlib.ExitStack() as stack,
         Progress(config.train.num_steps, quiet=not is_primary()) as progress,
     ):
-        check_shared(workdir)
+        primary_first(lambda: stack.enter_context(run_lock(workdir)))
+        _check_shared(workdir)
         config = adapt_to_cpu(config, corpus, progress.note)
         if 0 < config.train.eval_characters < len(corpus.val_ids) - 1:
             progress.note(
@@ -126,6 +87,25 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
             run.summarize()
 
 
+def _identity(
+    config: Config, corpus: Corpus, workdir: str | Path, source: PretrainedCheckpoint | None
+) -> dict[str, Any]:
+    """Return what all processes of a run have in common."""
+    return {
+        **{f"config.{path}": value for path, _, value in config.fields() if path != "data.path"},
+        "the text": (corpus.sha256, corpus.tokenizer.vocabulary),
+        "--workdir": str(workdir),
+        "the checkpoint to start from": source and source.step,
+    }
+
+
+def _check_shared(workdir: str | Path) -> None:
+    """Check that all processes see the folder that process 0 has locked, with its checkpoints."""
+    lock, checkpoints = lock_path(workdir), CheckpointReader(workdir)
+    owner = lock.read_text() if lock.exists() else None
+    check_equal({"the content of --workdir, which they must share": (owner, checkpoints.steps)})
+
+
 class TrainingRun:
     """State and phases of one training run."""
 
@@ -136,7 +116,6 @@ class TrainingRun:
         progress: Progress,
         signal: StopSignal,
     ):
-        """Combine the parts of a run, none of which has started."""
         self.trainer, self.checkpoints = trainer, checkpoints
         self.progress, self.signal = progress, signal
         self.config = trainer.config.train
@@ -166,14 +145,8 @@ class TrainingRun:
     def restore_or_initialize(
         self, started: float, source: PretrainedCheckpoint | None = None
     ) -> None:
-        """Restore the latest checkpoint, or initialize a new state, and open the metrics file.
-
-        Args:
-            started: `time.perf_counter()` when the total time of the run starts.
-            source: what a new state starts from; None: random parameters.
-        """
+        """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         self.step = self.checkpoints.latest_step
-        check_equal("checkpoints", {"the latest checkpoint": self.step})
         if self.step:
             self.trainer.restore(self.checkpoints, self.step)
             verb = "has finished" if self.finished else "resumes"

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from shakegpt_jax.config import Config, DataConfig
 from shakegpt_jax.data.windows import gather_windows, sample_starts, shuffled_starts, split_windows
 from shakegpt_jax.model.gpt import GPT, init_params
+from shakegpt_jax.model.layers import parameter_axes
 from shakegpt_jax.sharding import shard_batch, shard_state
 from shakegpt_jax.training.init_from import PretrainedParams, merge_params
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
@@ -64,14 +65,7 @@ def create_state(
     seed: int | jax.Array,
     start: PretrainedParams | None = None,
 ) -> TrainState:
-    """Create the state before the first step; pure, so that it can be traced under jit.
-
-    Args:
-        model: the model.
-        tx: the optimizer.
-        seed: of the random parameters.
-        start: another run's parameters to start from; None: all are random.
-    """
+    """Create the state before the first step, from another run's parameters if they are given."""
     params = init_params(model, random_key(seed, "params", 0))
     if start is not None:
         params = merge_params(params, start)
@@ -88,16 +82,9 @@ def train_step(
     schedule: optax.Schedule,
     accumulate_steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """Take one optimizer step.
+    """Take one optimizer step on a batch of inputs and targets, (B, T) int32 ids each.
 
-    Args:
-        state: the state before the step.
-        batch: inputs and targets, (B, T) int32 ids each.
-        dropout_key: random key of the dropout masks.
-        model: maps (B, T) ids to (B, T, V) logits.
-        tx: the optimizer of `state.opt_state`.
-        schedule: its learning rate by step.
-        accumulate_steps: how many parts of the batch to process one after another; divides B.
+    `accumulate_steps` parts of the batch are processed one after another.
 
     Returns:
         The state after the step, and the metrics `loss` (nats per character, mean over the batch,
@@ -138,13 +125,11 @@ def _mean_over_parts(
 
     # Part i has rows i, i + n_part, ...: as many from each device, so that none moves.
     def divide(array: jax.Array) -> jax.Array:
-        rows = shard_batch(array.reshape(-1, n_part, *array.shape[1:]))
-        return rows.swapaxes(0, 1)
+        return shard_batch(array.reshape(-1, n_part, *array.shape[1:])).swapaxes(0, 1)
 
     parts = jax.tree.map(divide, batch), jax.random.split(key, n_part)
-    zeros = jax.tree.map(
-        jnp.zeros_like, jax.eval_shape(compute, *jax.tree.map(lambda a: a[0], parts))
-    )
+    one = jax.tree.map(lambda a: a[0], parts)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, *one))
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, compute(shard_batch(part[0]), part[1])), None
@@ -163,24 +148,15 @@ class Chunk(NamedTuple):
 
 
 def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
-    """Build the functions of a run.
-
-    Args:
-        config: frozen config.
-        model: the model.
-        mesh: the devices of the state.
-    """
+    """Build the functions of a run."""
     tx = make_optimizer(config.optimizer, config.train.num_steps)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
+    n_part = config.train.accumulate_steps
     step = functools.partial(
-        train_step,
-        model=model,
-        tx=tx,
-        schedule=schedule,
-        accumulate_steps=config.train.accumulate_steps,
+        train_step, model=model, tx=tx, schedule=schedule, accumulate_steps=n_part
     )
     create = functools.partial(create_state, model, tx)
-    abstract_state = shard_state(mesh, jax.eval_shape(create, config.train.seed))
+    abstract_state = shard_state(mesh, jax.eval_shape(create, config.train.seed), parameter_axes)
     shardings = jax.tree.map(lambda array: array.sharding, abstract_state)
     replicated = NamedSharding(mesh, PartitionSpec())  # metrics: every process reads them
 
@@ -196,7 +172,7 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     def run(
         state: TrainState, ids: jax.Array, seed: jax.Array, n: int
     ) -> tuple[TrainState, Metrics]:
-        block_size, steps_K = config.model.block_size, state.step + jnp.arange(n)
+        block_size, steps_K = config.model.block_size, state.step + jnp.arange(n, dtype=jnp.int32)
         starts_KxB = window_starts(seed, steps_K, len(ids), config.data, block_size)
         return run_windows(state, gather_windows(ids, starts_KxB, block_size), seed)
 

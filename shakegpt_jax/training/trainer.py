@@ -19,7 +19,7 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.data.windows import gather_on_host
 from shakegpt_jax.dispatch import in_background
-from shakegpt_jax.distributed import busy, is_primary
+from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
@@ -35,13 +35,6 @@ class HostWindows:
     """Draws the windows that a chunk would draw from the text on the device."""
 
     def __init__(self, config: Config, ids: np.ndarray, mesh: Mesh):
-        """Describe the windows.
-
-        Args:
-            config: frozen config.
-            ids: (n,) the training text.
-            mesh: the devices to put the windows on.
-        """
         self._data, self._block_size = config.data, config.model.block_size
         self._ids, self._seed = ids, np.int32(config.train.seed)
         self._sharding = batches_sharding(mesh)
@@ -109,13 +102,6 @@ class Trainer:
     state: TrainState
 
     def __init__(self, config: Config, corpus: Corpus, mesh: Mesh):
-        """Compile the train step.
-
-        Args:
-            config: frozen config of the run.
-            corpus: training and validation text.
-            mesh: device mesh.
-        """
         train = config.train
         self.config, self.corpus = config, corpus
         self.mesh = mesh
@@ -149,7 +135,7 @@ class Trainer:
         return peak * self.mesh.size / per_character
 
     def _compile(self, lengths: list[int]) -> None:
-        with busy(), jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
                 self._run_chunk[n] = self._lower(n).compile()
 
@@ -166,11 +152,7 @@ class Trainer:
         return self._windows.chunks(step, lengths)
 
     def initialize(self, source: PretrainedCheckpoint | None = None) -> None:
-        """Create the state before the first step, sharded from the start.
-
-        Args:
-            source: checkpoint of another run to start from; None: random parameters.
-        """
+        """Create the state before the first step, sharded from the start."""
         start = source and source.load(self.corpus.tokenizer.vocabulary, self.mesh)
         with jax.set_mesh(self.mesh):
             self.state = self._chunk.create(self._seed, start)
@@ -178,16 +160,10 @@ class Trainer:
     def run(
         self, step: int, until: int, stop: Callable[[], object] = lambda: False
     ) -> Iterator[TrainMetrics]:
-        """Train. On an accelerator, the next chunk runs while the host reads the metrics.
+        """Train from a step until another one, and yield the metrics of each chunk.
 
-        Args:
-            step: current step of the state.
-            until: the step to stop at, no later than the next evaluation.
-            stop: called before each dispatch. If it returns true, training ends early, at the
-                step of the last metrics.
-
-        Yields:
-            The metrics of each chunk.
+        On an accelerator, the next chunk runs while the host reads the metrics. If `stop`, called
+        before each dispatch, returns true, training ends at the step of the last metrics.
         """
         longest = self.config.train.steps_per_dispatch
         window_size = self.config.data.batch_size * self.config.model.block_size
@@ -240,13 +216,12 @@ class Trainer:
         if not is_primary():
             return ""
         lm = LanguageModel(self.model, params, tokenizer, self.config, digest)
-        with busy():
-            return lm.generate(prompt, length)
+        return lm.generate(prompt, length)
 
     def save(
         self, checkpoints: CheckpointWriter, step: int, metrics: dict[str, float] | None
     ) -> None:
-        """Start saving the state, with validation metrics of its parameters if there are any."""
+        """Start saving the state, with the validation metrics of its parameters, if known."""
         state, metadata = self.state, run_metadata(self.config, self.corpus)
         checkpoints.save(step, state.params, state.opt_state, metrics, metadata)
 
