@@ -99,6 +99,20 @@ class ModelConfig(_Section):
     )
 
 
+def require_known_fields(config: ModelConfig, known: set[str], what: str) -> None:
+    """Raise a `UserError` if a model has a field that `what` would ignore.
+
+    A new field may change what the model computes, even at its default. Whoever writes the model
+    again elsewhere lists the fields that it reproduces.
+    """
+    for field in dataclasses.fields(config):
+        if field.name not in known:
+            value = getattr(config, field.name)
+            raise UserError(
+                f"config.model.{field.name} is {value!r:.80}; {what} does not support it"
+            )
+
+
 @dataclasses.dataclass(unsafe_hash=True)
 class DataConfig(_Section):
     """Training text and batch size."""

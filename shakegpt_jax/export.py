@@ -40,7 +40,7 @@ def main() -> None:
         parser.error("--float32 is for --format html; --format hf is always float32")
 
     from shakegpt_jax.inference.language_model import load
-    from shakegpt_jax.interop.export_folder import check_output, export_folder
+    from shakegpt_jax.interop.huggingface_export import check_output, export_folder
     from shakegpt_jax.web.offline_page import check_new_page, export_page
 
     if html:  # these checks come before loading, which takes longer

@@ -34,7 +34,7 @@ def main() -> None:
         parser.error("--meta is for nanoGPT's ckpt.pt; a folder has its own characters")
 
     from shakegpt_jax.interop.huggingface_import import read_huggingface
-    from shakegpt_jax.interop.imported_model import check_new, write_run
+    from shakegpt_jax.interop.imported_run import check_new, write_run
     from shakegpt_jax.interop.nanogpt import read_nanogpt
 
     folder = check_new(args.workdir)

@@ -20,7 +20,7 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, split
 from shakegpt_jax.data.text import tiny_shakespeare
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.interop.export_folder import export_folder
+from shakegpt_jax.interop.huggingface_export import export_folder
 from shakegpt_jax.training.run import train
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # inherited by the processes under test

@@ -23,7 +23,7 @@ from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.export_folder import export_folder
+from shakegpt_jax.interop.huggingface_export import export_folder
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.training.run import train
 

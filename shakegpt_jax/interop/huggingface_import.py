@@ -1,61 +1,43 @@
-"""Import of a folder of Hugging Face transformers: GPT-2 with a tokenizer of single characters.
+"""Import from Hugging Face transformers: GPT-2 with a tokenizer of single characters.
 
 Nothing here imports transformers, tokenizers or torch.
 """
 
 import dataclasses
-import functools
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-from shakegpt_jax.checkpoints.reader import is_valid_metrics
+import numpy as np
+
+from shakegpt_jax.checkpoints.reader import Metrics, is_valid_metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.huggingface import (
+from shakegpt_jax.interop.gpt2 import BUFFERS, HEAD, read_params
+from shakegpt_jax.interop.huggingface_export import (
     ACTIVATIONS,
     CONFIG,
     RUN_ENTRY,
+    TOKENIZER,
     WEIGHTS,
     without_folders,
 )
 from shakegpt_jax.interop.huggingface_tokenizer import read_characters
-from shakegpt_jax.interop.imported_model import (
-    BUFFERS,
-    ImportedModel,
-    foreign_metadata,
-    is_step,
-    read_params,
-)
-from shakegpt_jax.interop.stored_array import StoredArray, open_regular, read_json
+from shakegpt_jax.interop.imported_run import ImportedModel, foreign_metadata, is_step
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 
-# What other values of `GPT2Config` compute, `GPT` does not. The first is the default.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
-}
+# Fields of `GPT2Config`, each with its default, which a config.json may leave out.
 _FIELDS = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "block_size": "n_positions",
-    "dropout": "resid_pdrop",
-    "init_stddev": "initializer_range",
+    "n_layer": ("n_layer", 12),
+    "n_head": ("n_head", 12),
+    "n_embd": ("n_embd", 768),
+    "block_size": ("n_positions", 1024),
+    "dropout": ("resid_pdrop", 0.1),
+    "init_stddev": ("initializer_range", 0.02),
+    "activation": ("activation_function", "gelu_new"),
 }
-_DEFAULTS = {
-    "n_layer": 12,
-    "n_head": 12,
-    "n_embd": 768,
-    "n_positions": 1024,
-    "resid_pdrop": 0.1,
-    "initializer_range": 0.02,
-    "activation_function": "gelu_new",
-    "tie_word_embeddings": True,
-}  # of `GPT2Config`, for fields that a config.json leaves out
 _ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python": "gelu_exact",
@@ -64,56 +46,68 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 def read_huggingface(path: str) -> ImportedModel:
-    """Read a folder that `python -m shakegpt_jax.export` or `save_pretrained` has written.
-
-    Args:
-        path: the folder, with config.json, tokenizer.json and model.safetensors.
+    """Read a folder that `shakegpt export` or `save_pretrained` has written.
 
     Raises:
         UserError: if a file is missing or corrupt, or `GPT` cannot compute what the model does.
     """
     folder = Path(path)
-    config = _DEFAULTS | read_json(folder / CONFIG)
-    fields = _model_fields(config, str(folder / CONFIG))
-    characters = read_characters(folder / "tokenizer.json")
+    config: dict[str, Any] = dict(_FIELDS.values()) | _read_json(folder / CONFIG)
+    fields = _model_fields(config, folder / CONFIG)
+    characters = read_characters(_read_json(folder / TOKENIZER), folder / TOKENIZER)
     if (n_token := config.get("vocab_size")) != len(characters):
-        right = f"{len(characters)}, as many as there are characters in tokenizer.json"
-        raise UserError(f"{folder / CONFIG}: vocab_size is {_shown(n_token)}; it must be {right}")
-    foreign = foreign_metadata(fields, characters, 1, str(folder / CONFIG))
+        right = f"{len(characters)}, as many as there are characters in {TOKENIZER}"
+        raise UserError(f"{folder / CONFIG}: vocab_size is {n_token!r:.60}; it must be {right}")
+    metadata = foreign_metadata(fields, characters, 1, str(folder / CONFIG))
     weights = _find_weights(folder)
-    own = _own_entry(config.get(RUN_ENTRY), weights, foreign)
-    metadata = foreign if own is None else own[0]
-    params = _read_weights(weights, metadata, characters, tied=bool(config["tie_word_embeddings"]))
+    own = _own_entry(config.get(RUN_ENTRY), weights, metadata)
+    tied = config.get("tie_word_embeddings", True)
+    params = read_params(
+        _read_arrays(weights, tied=tied), metadata.config.model, characters, weights
+    )
     if own is None:
         changed = ", which has changed since its export" if RUN_ENTRY in config else ""
         return ImportedModel(metadata, params, 1, None, f"Hugging Face transformers{changed}")
-    return ImportedModel(metadata, params, *own[1:], f"an export of step {own[1]}")
+    metadata, step, metrics = own
+    return ImportedModel(metadata, params, step, metrics, f"an export of step {step}")
 
 
-def _model_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the fields of `ModelConfig` after checking all that it has no field for."""
-    accepted = _FIXED | {
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return content
+
+
+def _model_fields(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the fields of `ModelConfig`, once `GPT` is known to compute the same."""
+    n_embd = config["n_embd"]
+    accepted: dict[str, tuple[Any, ...]] = {  # the default first
         "model_type": ("gpt2",),
         "activation_function": tuple(_ACTIVATIONS),
-        "n_inner": (None, 4 * config["n_embd"] if type(config["n_embd"]) is int else None),
+        "n_inner": (None, 4 * n_embd if type(n_embd) is int else None),
         "tie_word_embeddings": (True, False),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
     }
     for field, values in accepted.items():
         value = config.get(field, values[0])
         if not any(value == right and type(value) is type(right) for right in values):
-            right = " or ".join(_shown(right) for right in values)
-            raise UserError(f"{name}: {field} is {_shown(value)}; it must be {right}")
-    fields = {ours: config[theirs] for ours, theirs in _FIELDS.items()}
+            right = " or ".join(f"{right!r}" for right in values)
+            raise UserError(f"{path}: {field} is {value!r:.60}; it must be {right}")
+    fields = {ours: config[theirs] for ours, (theirs, _) in _FIELDS.items()}
     return fields | {"activation": _ACTIVATIONS[config["activation_function"]]}
 
 
-def _shown(value: Any) -> str:
-    """Return a value as an error message shows it."""
-    return f"{value!r:.60}"
-
-
 def _find_weights(folder: Path) -> Path:
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).is_file():
         return folder / WEIGHTS
     if (folder / f"{WEIGHTS}.index.json").exists():
         right = "join its parts: save_pretrained(DIR, max_shard_size='100GB') in transformers"
@@ -129,64 +123,48 @@ def _find_weights(folder: Path) -> Path:
 
 def _own_entry(
     entry: Any, weights: Path, foreign: RunMetadata
-) -> tuple[RunMetadata, int, dict[str, float] | None] | None:
+) -> tuple[RunMetadata, int, Metrics | None] | None:
     """Return metadata, step and metrics of an export; None for other models and changed ones."""
-    if not isinstance(entry, dict) or entry.get("weights_sha256") != _digest(weights):
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not isinstance(entry, dict) or entry.get("weights_sha256") != digest:
         return None
     name = weights.parent / CONFIG
     try:
         metadata = RunMetadata.from_json(entry)
     except UserError as error:
         raise UserError(f"{name}: in {RUN_ENTRY}, {error}") from error
-    if (metadata.config.model, metadata.vocabulary) != (
-        metadata.config.replace(_changes(foreign)).model,
-        foreign.vocabulary,
-    ):
+    models = metadata.config.model, foreign.config.model
+    same = all(getattr(models[0], name) == getattr(models[1], name) for name in _FIELDS)
+    if not same or metadata.vocabulary != foreign.vocabulary:
         raise UserError(f"{name}: its entry {RUN_ENTRY} describes another model")
     step, metrics = entry.get("step"), entry.get("metrics") or None
     if step is not None and not is_step(step):
         right = "it must be a whole number from 1 to 2147483647"
-        raise UserError(f"{name}: in {RUN_ENTRY}, step is {_shown(step)}; {right}")
+        raise UserError(f"{name}: in {RUN_ENTRY}, step is {step!r:.60}; {right}")
     if metrics is not None and not is_valid_metrics(metrics):
         raise UserError(f"{name}: in {RUN_ENTRY}, metrics are not finite numbers")
     config = without_folders(metadata.config)
     return dataclasses.replace(metadata, config=config), step or 1, metrics
 
 
-def _changes(metadata: RunMetadata) -> dict[str, Any]:
-    names = (*_FIELDS, "activation")
-    return {f"model.{name}": getattr(metadata.config.model, name) for name in names}
-
-
-def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_weights(path: Path, metadata: RunMetadata, characters: str, *, tied: bool) -> Any:
+def _read_arrays(path: Path, *, tied: bool) -> dict[str, np.ndarray]:
+    """Return the arrays as float32 by their names in `GPT2LMHeadModel`, without causal masks."""
     safetensors = import_extra("safetensors", extra="hf")
-    import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy, which safetensors needs
-
-    with open_regular(path):  # errors of the operating system as ours
-        pass
+    arrays = {}
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            arrays = {}
             for key in file.keys():  # noqa: SIM118  # not a dict
-                part = file.get_slice(key)
-                if part.get_dtype() not in _FLOATS and not key.endswith(BUFFERS):
+                if key.endswith(BUFFERS):
+                    continue
+                if (dtype := file.get_slice(key).get_dtype()) not in _FLOATS:
                     right = " or ".join(_FLOATS)
-                    raise UserError(f"{path}: {key:.80} is {part.get_dtype()}; it must be {right}")
+                    raise UserError(f"{path}: {key:.80} is {dtype}; it must be {right}")
                 is_bare = not key.startswith(("transformer.", "lm_head."))  # of a GPT2Model
                 name = f"transformer.{key}" if is_bare else key
-                read = functools.partial(_read_float32, file, key)
-                arrays[name] = StoredArray(tuple(part.get_shape()), read)
-            if tied and (embedding := arrays.get("transformer.wte.weight")):
-                arrays["lm_head.weight"] = embedding
-            return read_params(metadata, arrays, path, characters)
+                arrays[name] = file.get_tensor(key).astype(np.float32)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is corrupt: {str(error)[:200]}") from error
-
-
-def _read_float32(file: Any, key: str) -> Any:
-    return file.get_tensor(key).astype("float32")
+    if tied and (embedding := arrays.get("transformer.wte.weight")) is not None:
+        arrays[HEAD] = embedding
+    return arrays

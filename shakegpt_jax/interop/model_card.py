@@ -83,20 +83,24 @@ print(text)
 
 
 def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metrics) -> str:
-    """Return the card: Markdown after YAML metadata.
-
-    Args:
-        lm: the model.
-        folder: name of the exported folder.
-        step: of its checkpoint, if known.
-        metrics: validation metrics of the checkpoint; may be empty.
-    """
+    """Return the card of the exported folder `folder`: Markdown after YAML metadata."""
     folder = _printable(folder)
+    # Names, without the folders of whoever trained the model.
+    text = _printable(Path(lm.config.data.path).name) or "Tiny Shakespeare"
+    source = _printable(Path(lm.config.train.init_from).name)
+    card = _METADATA
+    if known := [name for name in _METRICS if name in metrics]:
+        card += _RESULTS.format(name=_quote(folder), text=_quote(text))
+        card += "".join(f"    - type: {n}\n      value: {metrics[n]}\n" for n in known)
+    imitated = "its training text" if lm.text_sha256 else "its training text, which is not known"
+    if source:
+        imitated = f"its training text and that of {_inline(source)}, which it started from"
+    figures = _figures(lm, step, metrics, text, source)
     window = lm.config.model.block_size
     half = max(1, window // 2)
-    card = _CARD.format(
+    return card + _CARD.format(
         title=_inline(folder),
-        figures="\n".join(f"| {name} | {value} |" for name, value in _figures(lm, step, metrics)),
+        figures="\n".join(f"| {name} | {value} |" for name, value in figures),
         folder=_quote(folder),
         prompt=_quote(_prompt(lm)[:half]),
         temperature=defaults.TEMPERATURE,
@@ -104,24 +108,13 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
         longest=max(1, window - 1),
         half=half,
         n_character=lm.tokenizer.vocab_size,
-        imitated=_imitated(lm),
+        imitated=imitated,
     )
-    return _METADATA + _results(folder, _text_name(lm), metrics) + card
 
 
-def _results(folder: str, text: str, metrics: Metrics) -> str:
-    """Return the metrics in the form that the Hub reads."""
-    known = [
-        f"    - type: {name}\n      value: {metrics[name]}\n"
-        for name in _METRICS
-        if name in metrics
-    ]
-    if not known:
-        return ""
-    return _RESULTS.format(name=_quote(folder), text=_quote(text)) + "".join(known)
-
-
-def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[tuple[str, str]]:
+def _figures(
+    lm: LanguageModel, step: int | None, metrics: Metrics, text: str, source: str
+) -> Iterator[tuple[str, str]]:
     shape = lm.config.model
     if "loss" in metrics:
         error = f" ± {metrics['standard_error']:.4f}" if "standard_error" in metrics else ""
@@ -138,27 +131,11 @@ def _figures(lm: LanguageModel, step: int | None, metrics: Metrics) -> Iterator[
     yield "shape", f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} dimensions"
     yield "window", f"{shape.block_size:,} characters"
     yield "vocabulary", f"{lm.tokenizer.vocab_size:,} characters"
-    yield "training text", _inline(_text_name(lm)) if lm.text_sha256 else "unknown"
+    yield "training text", _inline(text) if lm.text_sha256 else "unknown"
     if lm.text_sha256:
         yield "its SHA-256", f"`{lm.text_sha256}`"
-    if source := _source_name(lm):
+    if source:
         yield "started from", _inline(source)
-
-
-def _imitated(lm: LanguageModel) -> str:
-    if source := _source_name(lm):
-        return f"its training text and that of {_inline(source)}, which it started from"
-    return "its training text" if lm.text_sha256 else "its training text, which is not known"
-
-
-def _source_name(lm: LanguageModel) -> str:
-    """Return the name of the run that it was fine-tuned from; empty: none."""
-    return _printable(Path(lm.config.train.init_from).name)
-
-
-def _text_name(lm: LanguageModel) -> str:
-    """Return the name of the training text, without the folders of whoever trained on it."""
-    return _printable(Path(lm.config.data.path).name) or "Tiny Shakespeare"
 
 
 def _prompt(lm: LanguageModel) -> str:

@@ -1,0 +1,93 @@
+"""The parameters of GPT-2 in PyTorch: names, layouts, and the order of the characters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from shakegpt_jax.config import ModelConfig, require_known_fields
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.model.gpt import abstract_params
+
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size")
+HEAD = "lm_head.weight"
+BUFFERS = (".attn.bias", ".attn.masked_bias")  # ends of the names of causal masks
+
+_KNOWN = {*SHAPE, "dropout", "init_stddev", "compute_dtype", "remat", "activation"}
+_LAYER_NORMS = ("ln_1", "ln_2")
+_MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def gpt2_names(config: ModelConfig, params: Any) -> dict[str, tuple[str, ...]]:
+    """Map the names in a state dict of GPT-2 to paths in the parameters of `GPT`.
+
+    Raises:
+        UserError: if the model has a field or a parameter that GPT-2 does not have.
+    """
+    require_known_fields(config, _KNOWN, "GPT-2")
+    paths = ["wte.embedding", "wpe.embedding", "ln_f.scale", "ln_f.bias", "lm_head.kernel"]
+    for i in range(config.n_layer):
+        paths += [f"block_{i}.{m}.{p}" for m in _LAYER_NORMS for p in ("scale", "bias")]
+        paths += [f"block_{i}.{m}.{p}" for m in _MATRICES for p in ("kernel", "bias")]
+    if different := set(paths) ^ set(flatten_dict(params, sep=".")):
+        raise UserError(f"the model is not a GPT-2: they differ in the parameter {min(different)}")
+    names = {}
+    for path in paths:
+        module, _, parameter = path.replace("block_", "h.").rpartition(".")
+        name = f"{module}.{'bias' if parameter == 'bias' else 'weight'}"
+        names[name if name == HEAD else f"transformer.{name}"] = tuple(path.split("."))
+    return names
+
+
+def read_params(
+    arrays: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    characters: str,
+    source: str | Path,
+    *,
+    torch_linear: bool = False,
+) -> Any:
+    """Build the parameters of `GPT` from a state dict of GPT-2.
+
+    Args:
+        arrays: float32, by name, without the causal masks. If no module has a bias, the biases are
+            zero.
+        config: shape of the model.
+        characters: the vocabulary in the order of the source. The result has them sorted.
+        source: file name for error messages.
+        torch_linear: matrices are (out, in), as in `torch.nn.Linear`, not (in, out) as in GPT-2.
+
+    Raises:
+        UserError: naming an array that is missing, unknown, of another shape, or not finite.
+    """
+    shapes = flatten_dict(abstract_params(config, len(characters)))
+    names = gpt2_names(config, unflatten_dict(shapes))
+    biased = any(name.endswith(".bias") for name in arrays)
+    used = {name for name in names if biased or not name.endswith(".bias")}
+    for problem, keys in (
+        ("lacks", used - arrays.keys()),
+        ("has an unknown", arrays.keys() - used),
+    ):
+        if keys:
+            raise UserError(f"{source} {problem} {min(keys)[:80]}, so it is not such a GPT-2 model")
+    order = np.argsort([ord(c) for c in characters])
+    params = {}
+    for name, path in names.items():
+        expected = shapes[path].shape
+        if name not in used:
+            params[path] = np.zeros(expected, np.float32)
+            continue
+        values = arrays[name]
+        if transposed := name == HEAD or (torch_linear and path[-1] == "kernel"):
+            expected = expected[::-1]
+        if values.shape != expected:
+            right = f"its config needs {expected}"
+            raise UserError(f"{source}: {name} has the shape {values.shape}; {right}")
+        if not np.isfinite(values).all():
+            raise UserError(f"{source}: {name} has values that are not finite")
+        if path[0] in ("wte", "lm_head"):  # a row for each character
+            values = values[order]
+        params[path] = np.ascontiguousarray(values.T if transposed else values)
+    return unflatten_dict(params)

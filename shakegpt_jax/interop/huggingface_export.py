@@ -1,0 +1,185 @@
+"""Export to Hugging Face transformers: a folder with GPT-2 and a tokenizer of single characters.
+
+Nothing here imports transformers or torch.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
+from shakegpt_jax.cli.command import import_extra
+from shakegpt_jax.config import Config
+from shakegpt_jax.errors import UserError, os_errors_name
+from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.interop.gpt2 import HEAD, gpt2_names
+from shakegpt_jax.interop.huggingface_tokenizer import tokenizer_json
+from shakegpt_jax.interop.model_card import model_card
+from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
+
+CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+RUN_ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names there
+
+_CARD, _GENERATION, _SPECIAL = "README.md", "generation_config.json", "tokenizer_config.json"
+_FILES = {_CARD, CONFIG, _GENERATION, TOKENIZER, _SPECIAL, WEIGHTS}
+
+
+def check_output(output: str, *, force: bool) -> Path:
+    """Return the absolute path of a folder that can be written without losing anything.
+
+    Raises:
+        UserError: if there is a file, a folder that is not an export, or, without `force`, an
+            export.
+    """
+    folder = Path(os.path.realpath(os.path.expanduser(output)))
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return folder
+    except NotADirectoryError as error:
+        raise UserError(f"{output} is not a folder; choose another --output") from error
+    except OSError as error:
+        raise UserError(f"cannot read {output}: {error.strerror}") from error
+    if others := sorted(names - _FILES if _is_export(folder) else names):
+        raise UserError(
+            f"{output} holds {others[0]}, which no export wrote; choose another --output"
+        )
+    if names and not force:
+        raise UserError(f"{output} holds an export already; --force replaces it")
+    return folder
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return RUN_ENTRY in json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dict[str, int]:
+    """Export a model to a folder that transformers loads; `force` replaces an earlier export.
+
+    The folder is written beside its place and renamed once it is complete.
+
+    Returns:
+        The size of each file in bytes, by name.
+
+    Raises:
+        UserError: if safetensors is missing, `output` is taken (see `check_output`) or cannot be
+            created, the model is not a GPT-2 or not finite, or UTF-8 lacks a character of it.
+    """
+    safetensors = import_extra("safetensors.numpy", extra="hf")
+    folder = check_output(output, force=force)
+    weights = safetensors.save(_state_dict(lm), {"format": "pt"})
+    step: int | None = None
+    metrics: Metrics = {}
+    if lm.checkpoint:
+        step = int(lm.checkpoint.name)
+        metrics = CheckpointReader(lm.checkpoint.parents[1]).metrics(step)
+    contents = _json_files(lm, step, metrics, hashlib.sha256(weights).hexdigest())
+    texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
+    texts[_CARD] = model_card(lm, folder.name, step, metrics)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
+    except OSError as error:
+        raise UserError(f"cannot create {output}: {error.strerror}") from error
+    with os_errors_name(output), beside as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        new.mkdir()
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8", errors="replace")
+        (new / WEIGHTS).write_bytes(weights)
+        sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    return sizes
+
+
+def _state_dict(lm: LanguageModel) -> dict[str, np.ndarray]:
+    params = flatten_dict(lm.params)
+    state = {}
+    for name, path in gpt2_names(lm.config.model, lm.params).items():
+        values = np.asarray(params[path])
+        if not np.isfinite(values).all():
+            raise UserError(f"the parameter {'.'.join(path)} has values that are not finite")
+        state[name] = np.ascontiguousarray(values.T if name == HEAD else values)
+    return state
+
+
+def _json_files(
+    lm: LanguageModel, step: int | None, metrics: Metrics, weights_sha256: str
+) -> dict[str, dict[str, Any]]:
+    vocabulary = lm.tokenizer.vocabulary
+    if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
+        raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
+    metadata = RunMetadata(without_folders(lm.config), vocabulary, lm.text_sha256)
+    entry = {"metrics": metrics, "step": step, "weights_sha256": weights_sha256}
+    return {
+        CONFIG: _gpt2_config(lm) | {RUN_ENTRY: metadata.to_json() | entry},
+        _GENERATION: {
+            "do_sample": True,
+            "temperature": defaults.TEMPERATURE,
+            "top_k": 0,  # without it, transformers samples from the 50 most probable characters
+            "max_length": lm.config.model.block_size,
+        },
+        TOKENIZER: tokenizer_json(vocabulary),
+        _SPECIAL: {
+            # Otherwise transformers would take the tokenizer of GPT-2.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            # Otherwise it would pass token_type_ids, which GPT-2 adds to the embeddings.
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": lm.config.model.block_size,
+            "padding_side": "left",
+            "truncation_side": "left",
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+
+
+def _gpt2_config(lm: LanguageModel) -> dict[str, Any]:
+    model = lm.config.model
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": lm.tokenizer.vocab_size,
+        "n_positions": model.block_size,
+        "n_embd": model.n_embd,
+        "n_layer": model.n_layer,
+        "n_head": model.n_head,
+        "activation_function": ACTIVATIONS[model.activation],
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "initializer_range": model.init_stddev,
+        "embd_pdrop": model.dropout,
+        "resid_pdrop": model.dropout,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": "float32",
+    }
+
+
+def without_folders(config: Config) -> Config:
+    """Return a config whose paths are file names.
+
+    Folders would tell strangers how the user's disk is laid out; those of strangers could make a
+    command open any file.
+    """
+    paths = {"data.path": config.data.path, "train.init_from": config.train.init_from}
+    return config.replace({name: Path(path).name for name, path in paths.items()})

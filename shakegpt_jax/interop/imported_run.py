@@ -1,0 +1,75 @@
+"""A model of another tool, and the run folder that is made of it."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shakegpt_jax.checkpoints.reader import Metrics
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
+from shakegpt_jax.checkpoints.writer import CheckpointWriter
+from shakegpt_jax.config import Config
+from shakegpt_jax.errors import SaveError, UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImportedModel:
+    """What the checkpoint of an imported run holds."""
+
+    metadata: RunMetadata
+    params: Any  # pytree of float32 NumPy arrays
+    step: int  # 1 if it is not known
+    metrics: Metrics | None  # validation metrics, if this package measured them
+    origin: str  # a phrase that says where it comes from
+
+
+def is_step(value: Any) -> bool:
+    """Return whether a value can be the step of a checkpoint."""
+    return type(value) is int and 1 <= value < 2**31
+
+
+def foreign_metadata(model: dict[str, Any], vocabulary: str, step: int, name: str) -> RunMetadata:
+    """Return the metadata of a model that another tool trained on an unknown text.
+
+    Fields that `model` lacks have their defaults. Errors name the file `name`.
+    """
+    try:
+        changes = {f"model.{field}": value for field, value in model.items()}
+        config = Config().replace(changes | {"train.num_steps": step})
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    return RunMetadata(config, "".join(sorted(vocabulary)), text_sha256="")
+
+
+def check_new(workdir: str) -> Path:
+    """Return the run folder to create; raises a `UserError` if something is there already."""
+    folder = os.path.expanduser(workdir)
+    if os.path.lexists(folder):
+        raise UserError(f"{workdir} exists already; choose another --workdir, or remove it")
+    return Path(folder)
+
+
+def write_run(model: ImportedModel, folder: Path) -> None:
+    """Write a run folder with one checkpoint, without optimizer state. All of it or nothing.
+
+    Raises:
+        UserError: if the folder cannot be created.
+        SaveError: if the checkpoint cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        right = "choose another --workdir"
+        raise UserError(f"cannot create the run folder {folder}: {reason}; {right}") from error
+    try:
+        with CheckpointWriter(folder, 1, _fail) as checkpoints:
+            checkpoints.save(model.step, model.params, None, model.metrics, model.metadata)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    raise SaveError(message)
