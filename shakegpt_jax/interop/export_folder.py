@@ -6,7 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.inference.language_model import LanguageModel
@@ -90,11 +89,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
     """
     safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
-    step: int | None = None
-    metrics: Metrics = {}
-    if lm.checkpoint:
-        step = int(lm.checkpoint.name)
-        metrics = CheckpointReader(lm.checkpoint.parents[1]).metrics(step)
+    step, metrics = lm.step, lm.metrics
     weights = safetensors.save(parameters(lm), {"format": "pt"})  # written in the way of PyTorch
     files = json_files(lm, step, metrics, hashlib.sha256(weights).hexdigest())
     texts = {name: to_json(content) for name, content in files.items()}

@@ -14,7 +14,7 @@ from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.gpt2_names import gpt2_names
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
@@ -58,7 +58,7 @@ def json_files(
         CONFIG: _config(lm) | {RUN_ENTRY: entry},
         "generation_config.json": {
             "do_sample": True,
-            "temperature": defaults.TEMPERATURE,
+            "temperature": TEMPERATURE,
             "top_k": 0,  # without it, transformers samples from the 50 most probable characters
             "max_length": lm.config.model.block_size,
         },
