@@ -3,21 +3,22 @@
 from shakegpt_jax.cli.command import run_command, use_compilation_cache
 
 _MAX_SAMPLES = 100_000  # per batch
-_OPTIONS = ("temperature", "top_k", "top_p", "stop", "window_stride", "draft")
 
 
 def main() -> None:
     """Parse the arguments, generate and print."""
     import json
+    import math
     import sys
 
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.data.text import decode_text, read_text
-    from shakegpt_jax.inference import defaults
+    from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
 
     parser = ArgumentParser(
         "python -m shakegpt_jax.generate", "Generate text with a trained model."
     )
+    parser.usage = f"{parser.prog} [PROMPT] [options]"
     parser.add_run()
     parser.add_step()
     add = parser.add_argument
@@ -25,17 +26,18 @@ def main() -> None:
     prompt.add_argument(
         "--prompt",
         action=StoreOnce,
-        help=f"text to continue ({defaults.PROMPT}); -: standard input",
+        help=f"text to continue ({PROMPT}); -: standard input",
     )
+    prompt.add_argument("text", metavar="PROMPT", nargs="?", help="the same as --prompt PROMPT")
     prompt.add_argument(
         "--prompt_file", metavar="FILE", type=named, action=StoreOnce, help="UTF-8 file to continue"
     )
-    add("--max_new_tokens", type=int, default=defaults.MAX_NEW_TOKENS, help="(%(default)s)")
-    add("--temperature", type=float, default=defaults.TEMPERATURE, help="0: greedy (%(default)s)")
+    add("--max_new_tokens", type=int, default=MAX_NEW_TOKENS, help="(%(default)s)")
+    add("--temperature", type=float, default=TEMPERATURE, help="0: greedy (%(default)s)")
     add("--top_k", type=int, help="sample from the k most probable characters")
     add("--top_p", type=float, help="sample from the smallest set with probability p")
     add("--stop", action="append", default=[], metavar="TEXT", help="stop before it; repeatable")
-    add("--seed", type=int, default=defaults.SEED, help="random seed (%(default)s)")
+    add("--seed", type=int, default=SEED, help="random seed (%(default)s)")
     add("--num_samples", type=int, default=1, help="with seeds SEED, SEED + 1, ... (%(default)s)")
     add("--window_stride", type=int, help="characters to drop when the window is full; 1: exact")
     draft = parser.add_mutually_exclusive_group()
@@ -50,20 +52,24 @@ def main() -> None:
         parser.error(f"--num_samples is {args.num_samples}; it must be from 1 to {_MAX_SAMPLES}")
     if args.seed >= 0 and args.seed + args.num_samples > 2**32:
         parser.error(f"--seed plus --num_samples is over {2**32}")
-    text = args.prompt if args.prompt_file is None else read_text(args.prompt_file)
-    if args.prompt == "-":
+    text = args.prompt if args.text is None else args.text
+    if args.prompt_file is not None:
+        text = read_text(args.prompt_file)
+    elif text == "-":
         if sys.stdin is None:
             parser.error("--prompt is -, but standard input is closed")
         text = decode_text(sys.stdin.buffer.read(), "standard input")
 
     from shakegpt_jax.inference.language_model import load
+    from shakegpt_jax.inference.sampling import Sampling
     from shakegpt_jax.reporting.terminal import print_samples
 
     use_compilation_cache()
     lm = load(args.workdir or "", step=args.step)
     text = lm.default_prompt() if text is None else text
     seeds = [args.seed + i for i in range(args.num_samples)]
-    options = {name: getattr(args, name) for name in _OPTIONS}
+    names = (*Sampling._fields, "stop", "window_stride", "draft")
+    options = {name: getattr(args, name) for name in names}
     chunks = lm.stream([text] * len(seeds), args.max_new_tokens, seed=seeds, **options)
     print(lm.checkpoint, file=sys.stderr)
     if not args.json:
@@ -72,8 +78,8 @@ def main() -> None:
     for seed, pieces in zip(seeds, zip(*chunks, strict=True), strict=True):
         new = "".join(pieces)
         log_probability = float(lm.score(text + new)[-len(new) :].sum()) if new else 0.0
-        sample = {"prompt": text, "text": new, "log_probability": log_probability, "seed": seed}
-        print(json.dumps(sample))
+        known = log_probability if math.isfinite(log_probability) else None
+        print(json.dumps({"prompt": text, "text": new, "log_probability": known, "seed": seed}))
 
 
 if __name__ == "__main__":

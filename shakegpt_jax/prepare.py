@@ -5,6 +5,7 @@ from shakegpt_jax.cli.command import run_command
 
 def main() -> None:
     """Parse the arguments, prepare the text and say how to train from it."""
+    import functools
     import os
     import shlex
 
@@ -32,10 +33,14 @@ def main() -> None:
 
     console = Console(stderr=True)
     columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    notes: list[str] = []
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         sizes = [os.path.getsize(book) for book in args.books if os.path.exists(book)]
         task = bar.add_task("", total=2 * sum(sizes))  # two passes
-        text, existed = prepare_text(args.books, args.output, lambda n: bar.advance(task, n))
+        advance = functools.partial(bar.advance, task)
+        text, existed = prepare_text(args.books, args.output, advance, notes.append)
+    for note in notes:
+        print(note)
     print(
         f"{args.output} {'holds this text already' if existed else 'is ready'}: "
         f"{len(text.ids):,} characters, {text.tokenizer.vocab_size} distinct"

@@ -131,10 +131,42 @@ def test_refuses_missing_file_and_folder(tmp_path):
         read_text(str(tmp_path))
 
 
-def test_normalizes_line_ends_and_byte_order_mark(tmp_path):
+@pytest.mark.parametrize("size", [1, 2, 3, 1_000])
+@pytest.mark.parametrize(
+    ("raw", "text", "changes"),
+    [
+        ("a\nb\u2028c\x0c", "a\nb\u2028c\x0c", None),
+        ("a\r\nb\r\n", "a\nb\n", r"2 \r\n became \n"),
+        (
+            "\ufeffa\r\nb\rc\nd\r",
+            "a\nb\nc\nd\n",
+            r"1 \r\n became \n, 2 \r became \n, the byte-order mark at the start was dropped",
+        ),
+        (
+            "\ufeff\ufeffa\ufeff",
+            "\ufeffa\ufeff",
+            "the byte-order mark at the start was dropped, 2 U+FEFF inside the text stayed",
+        ),
+        ("\r\ufeffa", "\n\ufeffa", r"1 \r became \n, 1 U+FEFF inside the text stayed"),
+    ],
+)
+def test_changes_line_ends_and_byte_order_mark_and_says_so(
+    tmp_path, monkeypatch, raw, text, changes, size
+):
+    monkeypatch.setattr("shakegpt_jax.data.text._PIECE_BYTES", size)
+    path, said = tmp_path / "text.txt", []
+    path.write_bytes(raw.encode())
+    assert read_text(str(path), said.append) == decode_text(raw.encode(), "-") == text
+    assert said == ([f"{path}: {changes}"] if changes else [])
+
+
+def test_a_corpus_notes_what_reading_changed(tmp_path, text):
     path = tmp_path / "text.txt"
-    path.write_bytes("\ufeffa\r\nb\rc\nd".encode())
-    assert read_text(str(path)) == "a\nb\nc\nd"
-    assert decode_text("\ufeffa\r\nb".encode(), "standard input") == "a\nb"
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    assert load_corpus(str(path), 8).note == rf"{path}: {text.count(chr(10)):,} \r\n became \n"
+    assert load_corpus("", 8).note == ""
+
+
+def test_refuses_input_that_is_not_utf8():
     with pytest.raises(UserError, match="standard input is not UTF-8"):
         decode_text(b"\xff", "standard input")

@@ -62,7 +62,9 @@ def test_limits_and_defaults_are_those_of_python_and_of_the_server(lm):
 
 
 def test_facts_of_a_model_without_checkpoint_or_text(lm):
-    facts = page_facts(dataclasses.replace(lm, checkpoint=None, text_sha256=""))
+    facts = page_facts(
+        dataclasses.replace(lm, checkpoint=None, step=None, metrics={}, text_sha256="")
+    )
     assert (facts["name"], facts["step"], facts["loss"]) == ("model", None, None)
     shakespeare = dataclasses.replace(lm, text_sha256=TINY_SHAKESPEARE_SHA256)
     assert page_facts(shakespeare)["text"] == "Shakespeare's plays (Tiny Shakespeare)"

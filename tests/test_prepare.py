@@ -105,6 +105,11 @@ def test_the_command_prepares_and_says_so(tmp_path, text_file, command, monkeypa
         "two books is ready: 40,000 characters, 58 distinct\n"
         "Train: python run_train.py --config.data.path='two books'\n"
     )
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    _, out, _ = command("prepare", text_file, "windows.txt", "--output", "noted")
+    assert out.splitlines()[0] == (
+        r"windows.txt: 2 \r\n became \n, the byte-order mark at the start was dropped"
+    )
     before = state(tmp_path)
     code, out, err = command("prepare", text_file, text_file, "--output", "two books")
     assert (code, err) == (0, "") and "two books holds this text already" in out

@@ -171,6 +171,18 @@ def test_top_k_keeps_k_characters_when_logits_are_equal():
     assert set(chosen.tolist()) == {0, 1}
 
 
+def test_rows_with_their_own_options_are_sampled_as_alone():
+    keys = jax.random.split(jax.random.key(0), 3)
+    noise, logits = jax.random.gumbel(keys[0], (6, VOCAB)), jax.random.normal(keys[1], (6, VOCAB))
+    rows = [Sampling(0.0), Sampling(1.0), Sampling(0.7, 3), None, Sampling(1.2, None, 0.6)]
+    rows.append(Sampling.of(VOCAB, 2.0, 10**12, 0.9))
+    found = sample_token(noise, logits, Sampling.stack(rows, VOCAB)).tolist()
+    for row, sampling in enumerate(rows):
+        if sampling:
+            alone = sample_token(noise[row : row + 1], logits[row : row + 1], sampling)
+            assert [found[row]] == alone.tolist()
+
+
 def test_other_lengths_and_sampling_options_do_not_recompile(trained):
     generate(*trained, [[1, 2]], 40, sampling=Sampling(1.0, 2, 0.5))
     sizes = prefill._cache_size(), decode._cache_size()

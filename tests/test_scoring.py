@@ -1,10 +1,14 @@
+import json
 import math
+import statistics
 
 import numpy as np
 import pytest
 from fakes import PositionModel
 
+from shakegpt_jax.checkpoints.reader import is_valid_metrics
 from shakegpt_jax.inference.scoring import character_losses, evaluate, next_logits
+from shakegpt_jax.reporting.metrics import MetricsRow, TrainMetrics
 
 
 @pytest.mark.parametrize("length", [2, 4, 5, 6, 9, 10, 200])
@@ -47,8 +51,29 @@ def test_summary_of_known_probabilities():
     assert result.loss == pytest.approx(mean, rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(mean), rel=1e-6)
     assert result.bits_per_character == pytest.approx(mean / math.log(2), rel=1e-6)
-    spread = math.sqrt((3 * (right - mean) ** 2 + (wrong - mean) ** 2) / 4)
-    assert result.standard_error == pytest.approx(spread / 2, rel=1e-5)
+    expected = statistics.stdev([wrong, right, right, right]) / 2  # of a sample
+    assert result.standard_error == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_standard_error_of_one_character_is_unknown(tmp_path):
+    model = PositionModel(block_size=1, vocab_size=2)
+    one = evaluate(model, {}, np.array([1, 0], np.uint8))
+    assert (one.count, one.standard_error) == (1, None)
+    assert is_valid_metrics(one.to_dict()) and "standard_error" not in one.to_dict()
+    row = MetricsRow.create(
+        TrainMetrics(
+            step=1,
+            seconds=1.0,
+            characters_per_second=1.0,
+            train_loss=1.0,
+            learning_rate=1.0,
+            gradient_norm=1.0,
+        ),
+        one,
+        train_time=1.0,
+        wall_time=1.0,
+    )
+    assert MetricsRow.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
 @pytest.mark.parametrize(("length", "stride"), [(1, None), (4, None), (9, None), (23, 2)])

@@ -24,7 +24,8 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.windows import gather_windows
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
-from shakegpt_jax.inference.defaults import PROMPT, choose_prompt
+from shakegpt_jax.inference import PROMPT
+from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
 from shakegpt_jax.reporting.terminal import Progress

@@ -25,27 +25,21 @@ class Corpus:
     train_ids: np.ndarray  # (n_train,)
     val_ids: np.ndarray  # (n_val,)
     sha256: str  # of the text in UTF-8
+    note: str = ""  # what reading the file changed
 
 
 def load_corpus(path: str, block_size: int, characters: str = "") -> Corpus:
     """Read a text and split it: a file, which is tokenized, or a folder of prepared ids.
 
     Both forms of a text give the same ids and the same digest. Those of a folder stay on disk,
-    unless `characters` has some that the text lacks.
-
-    Args:
-        path: the file or folder; empty for Tiny Shakespeare.
-        block_size: characters per window.
-        characters: those that belong to the vocabulary besides the characters of the text.
-
-    Raises:
-        UserError: see `read_text`, `load_prepared` and `split`; also if the text has only one
-            distinct character.
+    unless `characters`, which join the vocabulary, has some that the text lacks. An empty path is
+    Tiny Shakespeare.
     """
+    note: list[str] = []
     if os.path.isdir(os.path.expanduser(path)):
         tokenizer, ids, digest = load_prepared(path)
     else:
-        text = read_text(path)
+        text = read_text(path, note.append)
         tokenizer = CharTokenizer.from_text(text)
         ids, digest = tokenizer.encode(text), hashlib.sha256(text.encode()).hexdigest()
     if tokenizer.vocab_size < 2:
@@ -53,11 +47,11 @@ def load_corpus(path: str, block_size: int, characters: str = "") -> Corpus:
     wider = CharTokenizer.from_text(tokenizer.vocabulary + characters)
     if wider != tokenizer:
         tokenizer, ids = wider, _translate(ids, wider.encode(tokenizer.vocabulary))
-    return Corpus(tokenizer, *split(ids, block_size), digest)
+    return Corpus(tokenizer, *split(ids, block_size), digest, "".join(note))
 
 
 def _translate(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Replace each id by its entry in a table, in pieces: NumPy would copy ids to 8 bytes each."""
+    """Compute table[ids] in pieces: NumPy would copy all ids to 8 bytes each."""
     translated = np.empty(len(ids), table.dtype)
     for start in range(0, len(ids), _PIECE_IDS):
         piece = slice(start, start + _PIECE_IDS)
@@ -66,17 +60,9 @@ def _translate(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split a text: the first 90% for training, the rest for validation.
+    """Split the (n,) ids of a text into views: the first 90% for training, the rest to validate.
 
-    Args:
-        ids: (n,) the whole text.
-        block_size: characters per window. Each split must hold one window and its target.
-
-    Returns:
-        Views of the training and the validation ids.
-
-    Raises:
-        UserError: if the text is too short or too long.
+    Each must hold a window of `block_size` characters and its target.
     """
     cut = int(len(ids) * TRAIN_FRACTION)
     shortest = min(cut, len(ids) - cut)
@@ -91,16 +77,10 @@ def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread_pieces(ids: np.ndarray, most: int, block_size: int) -> list[np.ndarray]:
-    """Choose evenly spread pieces of a text that stand for all of it in an evaluation.
+    """Sample a text for an evaluation: up to 64 evenly spread pieces, or all if it is short.
 
-    Args:
-        ids: (n,) the text.
-        most: how many characters to score, at least one window; 0: all.
-        block_size: characters per window.
-
-    Returns:
-        The text itself if it is short enough; else copies of up to 64 pieces. Each is whole
-        windows and a target, so that a character has as much context as in all of the text.
+    Each piece is whole windows and a target, so that a character has as much context as in all of
+    the text. At most `most` characters are scored, but at least one window; 0: all.
     """
     if not most or len(ids) - 1 <= most:
         return [ids]

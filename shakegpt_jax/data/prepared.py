@@ -33,27 +33,22 @@ class PreparedText(NamedTuple):
 
 
 def prepare_text(
-    books: Sequence[str], output: str, advance: Callable[[int], object] = lambda n_byte: None
+    books: Sequence[str],
+    output: str,
+    advance: Callable[[int], object] = lambda n_byte: None,
+    report: Callable[[str], object] | None = None,
 ) -> tuple[PreparedText, bool]:
     """Tokenize text files, joined in the order given, in memory that does not grow with them.
 
-    Args:
-        books: UTF-8 text files, each read as `read_text` does.
-        output: folder to create, or one that an earlier call did not finish.
-        advance: called with the number of bytes done, of two passes over the text.
-
-    Returns:
-        The text, and whether `output` held it already.
-
-    Raises:
-        UserError: if a book cannot be read, the text is too long, or `output` cannot be written
-            or holds something else. Nothing is lost then.
+    An interrupted call can be repeated. `advance` gets the number of bytes done, of two passes
+    over the text; `report` is that of `read_text`. Returns the text, and whether `output` held it
+    already.
     """
     folder = Path(os.path.expanduser(output))
     finished = (folder / _METADATA).exists()
     if not finished:
         _check_unfinished(folder, output)
-    vocabulary, digest = _scan(books, advance)
+    vocabulary, digest = _scan(books, advance, report)
     if finished:
         prepared = load_prepared(output)
         if prepared.sha256 != digest:
@@ -75,7 +70,6 @@ def prepare_text(
 
 
 def _check_unfinished(folder: Path, output: str) -> None:
-    """Check that a folder without metadata does not exist or holds nothing but unfinished files."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{output} is a file; --output must be a folder")
     files = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -83,12 +77,16 @@ def _check_unfinished(folder: Path, output: str) -> None:
         raise UserError(f"{output} holds other files ({others[0]}); choose another --output")
 
 
-def _scan(books: Sequence[str], advance: Callable[[int], object]) -> tuple[str, str]:
+def _scan(
+    books: Sequence[str],
+    advance: Callable[[int], object],
+    report: Callable[[str], object] | None,
+) -> tuple[str, str]:
     """Return the vocabulary of a text and its SHA-256 in UTF-8."""
     digest, n_character = hashlib.sha256(), 0
     seen = np.zeros(sys.maxunicode + 1, bool)
     for book in books:
-        for piece in read_pieces(book):
+        for piece in read_pieces(book, report):
             n_character += len(piece)
             if n_character > MAX_CHARACTERS:
                 raise UserError(f"the text has more than {MAX_CHARACTERS:,} characters")
@@ -144,11 +142,7 @@ def _create(path: Path) -> Iterator[BinaryIO]:
 
 
 def load_prepared(path: str) -> PreparedText:
-    """Map a prepared text into memory, after its digests have been verified.
-
-    Raises:
-        UserError: if the folder is unfinished, corrupt or not a prepared text.
-    """
+    """Map a prepared text into memory, after its digests have been verified."""
     folder = Path(os.path.expanduser(path))
     try:
         metadata = json.loads((folder / _METADATA).read_bytes())

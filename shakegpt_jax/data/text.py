@@ -1,30 +1,30 @@
-"""Reading text: the bundled Tiny Shakespeare or a UTF-8 file."""
+r"""Reading text: the bundled Tiny Shakespeare or a UTF-8 file.
+
+One rule for every file: a byte-order mark at its start is dropped, the line endings `\r\n` and
+`\r` become `\n`, and every other character is kept.
+"""
 
 import codecs
-import contextlib
 import hashlib
 import importlib.metadata
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from shakegpt_jax.errors import UserError
 
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _PIECE_BYTES = 2**20  # of text decoded at a time
+_MARK = "\ufeff"  # the byte-order mark
 
 MAX_CHARACTERS = 2**31 - 1  # of a text: the starts of windows are int32
 
 
 def tiny_shakespeare() -> str:
-    """Return Tiny Shakespeare: 1,115,394 characters, 65 of them distinct.
+    """Return Tiny Shakespeare (Andrej Karpathy, char-rnn): 1,115,394 characters, 65 distinct.
 
-    The wheel of dm-sonnet, a dependency for this reason alone, carries the text as three data
-    files. None of its code is imported. Source of the text: Andrej Karpathy, char-rnn.
-
-    Raises:
-        UserError: if the files are missing or differ from the original.
+    The wheel of dm-sonnet carries it as three data files. None of its code is imported.
     """
     remedy = "reinstall it: pip install --force-reinstall --no-deps dm-sonnet==1.23"
     parts = [f"sonnet/examples/data/ts.{part}.txt" for part in ("train", "valid", "test")]
@@ -38,60 +38,27 @@ def tiny_shakespeare() -> str:
     return raw.decode()
 
 
-def read_text(path: str) -> str:
-    r"""Read a UTF-8 text file. Drops a byte-order mark; `\r\n` and `\r` become `\n`.
+def read_text(path: str, report: Callable[[str], object] | None = None) -> str:
+    """Read a UTF-8 text file, or Tiny Shakespeare if `path` is empty.
 
     Args:
-        path: the file; empty for Tiny Shakespeare.
+        path: the file.
+        report: called with a line that says what was changed, if anything was.
 
     Raises:
         UserError: if the file does not exist, cannot be read, is empty or is not UTF-8.
     """
-    if not path:
-        return tiny_shakespeare()
-    with open_text(path) as file:
-        raw = file.read()
-    return decode_text(raw, path)
+    return "".join(read_pieces(path, report)) if path else tiny_shakespeare()
 
 
-def read_pieces(path: str) -> Iterator[str]:
-    """Read a UTF-8 text file as `read_text` does, in pieces of bounded size.
-
-    Raises:
-        UserError: see `read_text`.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-    n_character, ended = 0, False
-    with open_text(path) as file:
-        while not ended:
-            raw = file.read(_PIECE_BYTES)
-            ended = not raw
-            try:
-                piece = newlines.decode(raw, final=ended)
-            except UnicodeDecodeError as error:  # its object ends where the file was read to
-                raise _not_utf8(path, error, file.tell() - len(error.object)) from error
-            n_character += len(piece)
-            yield piece
-    if not n_character:
-        raise UserError(f"{path} is empty; give UTF-8 text")
-
-
-@contextlib.contextmanager
-def open_text(path: str) -> Iterator[BinaryIO]:
-    """Open a text file for reading bytes.
-
-    Raises:
-        UserError: if the file does not exist or cannot be read.
-    """
+def read_pieces(path: str, report: Callable[[str], object] | None = None) -> Iterator[str]:
+    """Read a UTF-8 text file as `read_text` does, in pieces of bounded size."""
     try:
         file = Path(path).expanduser()
-        if file.exists() and not (
-            file.is_file() or file.is_dir()
-        ):  # reading a device may never finish
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a device may never end
             raise UserError(f"{path} is not a regular file; give a UTF-8 text file")
         with file.open("rb") as opened:
-            yield opened
+            yield from _decode(iter(lambda: opened.read(_PIECE_BYTES), b""), path, report)
     except FileNotFoundError as error:
         raise UserError(f"no such file: {path}; give a UTF-8 text file") from error
     except IsADirectoryError as error:
@@ -103,24 +70,43 @@ def open_text(path: str) -> Iterator[BinaryIO]:
 
 
 def decode_text(raw: bytes, name: str) -> str:
-    """Decode UTF-8 text as `read_text` does.
+    """Decode UTF-8 text as `read_text` does; `name` says where it is from."""
+    return "".join(_decode([raw], name))
 
-    Args:
-        raw: the bytes.
-        name: where they are from, for error messages.
 
-    Raises:
-        UserError: if they are empty or not UTF-8.
-    """
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(name, error, len(raw) - len(error.object)) from error
-    if not text:
+def _decode(
+    pieces: Iterable[bytes], name: str, report: Callable[[str], object] | None = None
+) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    n_byte = n_character = n_carriage = n_pair = n_mark = 0
+    started = marked = False
+    last = b""
+    for raw in itertools.chain(pieces, [b""]):  # the last one ends the text
+        n_byte += len(raw)
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:  # its object ends where the pieces do
+            at = n_byte - len(error.object) + error.start
+            what = f"{error.reason} at byte {at} (0x{error.object[error.start]:02x})"
+            raise UserError(f"{name} is not UTF-8: {what}") from error
+        if text and not started:
+            started, marked = True, text[0] == _MARK
+            text = text.removeprefix(_MARK)
+        n_carriage += raw.count(b"\r")
+        n_pair += raw.count(b"\r\n") + (last == b"\r" and raw[:1] == b"\n")
+        n_mark += text.count(_MARK)
+        last = raw[-1:]
+        text = newlines.decode(text, final=not raw)
+        n_character += len(text)
+        yield text
+    if not n_character:
         raise UserError(f"{name} is empty; give UTF-8 text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _not_utf8(name: str, error: UnicodeDecodeError, offset: int) -> UserError:
-    where = f"byte {offset + error.start} (0x{error.object[error.start]:02x})"
-    return UserError(f"{name} is not UTF-8: {error.reason} at {where}")
+    changes = {
+        f"{n_pair:,} \\r\\n became \\n": n_pair,
+        f"{n_carriage - n_pair:,} \\r became \\n": n_carriage - n_pair,
+        "the byte-order mark at the start was dropped": marked,
+        f"{n_mark:,} U+FEFF inside the text stayed": n_mark,
+    }
+    if report and any(changes.values()):
+        report(f"{name}: {', '.join(what for what, n in changes.items() if n)}")

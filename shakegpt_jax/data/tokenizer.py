@@ -27,13 +27,9 @@ class CharTokenizer:
         return len(self.vocabulary)
 
     def encode(self, text: str) -> np.ndarray:
-        """Convert text to ids.
+        """Convert text to (len(text),) ids of the smallest unsigned type that holds all.
 
-        Returns:
-            (len(text),) of the smallest unsigned type that holds every id.
-
-        Raises:
-            UserError: naming each character outside the vocabulary and its first position.
+        A `UserError` names the characters outside the vocabulary and their first positions.
         """
         ids = self._ids.take(code_points(text))
         if len(unknown := np.flatnonzero(ids < 0)):
@@ -50,14 +46,7 @@ class CharTokenizer:
         return ids.astype(np.min_scalar_type(self.vocab_size - 1))
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
-        """Convert ids to text.
-
-        Args:
-            ids: (n,) integers in [0, vocab_size).
-
-        Raises:
-            UserError: if an id is outside that range.
-        """
+        """Convert (n,) ids in [0, vocab_size) to text."""
         ids = np.asarray(ids, np.int64)
         if len(bad := ids[(ids < 0) | (ids >= self.vocab_size)]):
             raise UserError(f"id {bad[0]} is outside the vocabulary's [0, {self.vocab_size})")

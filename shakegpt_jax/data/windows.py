@@ -13,16 +13,7 @@ _ROUNDS = 32  # of a permutation; after them, the place of an index is uniform u
 
 
 def gather_windows(ids: jax.Array, starts: jax.Array, block_size: int) -> jax.Array:
-    """Gather windows on the device.
-
-    Args:
-        ids: (n,) on the device.
-        starts: (...) start of each window, in [0, n - block_size).
-        block_size: T.
-
-    Returns:
-        (..., T + 1), of the type of `ids`.
-    """
+    """Gather the (..., T + 1) windows with (...) starts from the (n,) ids on the device."""
     gather = jnp.vectorize(
         lambda start: jax.lax.dynamic_slice(ids, (start,), (block_size + 1,)), signature="()->(t)"
     )
@@ -30,11 +21,7 @@ def gather_windows(ids: jax.Array, starts: jax.Array, block_size: int) -> jax.Ar
 
 
 def split_windows(windows_BxT1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split windows of T + 1 characters into inputs and targets.
-
-    Returns:
-        (B, T) int32 each; targets[:, i] follows inputs[:, i] in the text.
-    """
+    """Split windows into (B, T) int32 inputs and targets, the characters that follow them."""
     windows_BxT1 = windows_BxT1.astype(jnp.int32)
     return windows_BxT1[:, :-1], windows_BxT1[:, 1:]
 
@@ -50,17 +37,8 @@ def shuffled_starts(
     """Return the starts of a step that visits a text without replacement, epoch after epoch.
 
     Each epoch cuts the text at a random offset into adjacent windows, in random order, and leaves
-    out fewer than 2 * T characters at its ends. After 2**32 windows the order repeats.
-
-    Args:
-        key: random key of all steps.
-        step: the step.
-        n: characters of the text.
-        batch_size: B.
-        block_size: T.
-
-    Returns:
-        (B,), in [0, n - T).
+    out fewer than 2 * T characters at its ends. After 2**32 windows the order repeats. The key is
+    that of all steps.
     """
     # One fewer than fit, so that the borders of windows can be anywhere.
     n_windows = max(1, n // block_size - 1)
@@ -77,16 +55,11 @@ def shuffled_starts(
 
 
 def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
-    """Return where a random permutation moves an index.
+    """Return where a random permutation of [0, n) moves a () int32 index.
 
     Unlike `jax.random.permutation`, it does not store the permutation, which may be of as many
     windows as a long text has. Each round pairs the indices and swaps about half of the pairs: the
     swap-or-not shuffle of Hoang, Morris and Rogaway 2012.
-
-    Args:
-        key: random key of the permutation.
-        index: () int32 in [0, n).
-        n: number of indices.
     """
     sum_key, swap_key = jax.random.split(key)
     sums = jax.random.randint(sum_key, (_ROUNDS,), 0, n)  # of the indices of a pair, modulo n
@@ -101,19 +74,7 @@ def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
 
 
 def gather_on_host(ids: np.ndarray, starts_KxB: np.ndarray, block_size: int) -> np.ndarray:
-    """Gather the windows of several steps.
-
-    Args:
-        ids: (n,) in memory, or mapped from the start of a file.
-        starts_KxB: start of each window, in [0, n - block_size).
-        block_size: T.
-
-    Returns:
-        (K, B, T + 1), of the type of `ids`.
-
-    Raises:
-        OSError: if the file is no longer what it was.
-    """
+    """Gather (K, B, T + 1) windows from (n,) ids in memory, or mapped from the start of a file."""
     if not isinstance(ids, np.memmap):
         return np.lib.stride_tricks.sliding_window_view(ids, block_size + 1)[starts_KxB]
     windows_KxBxT1 = np.empty((*starts_KxB.shape, block_size + 1), ids.dtype)

@@ -9,8 +9,8 @@ import numpy as np
 from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.data.text import read_text
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.arguments import require
 from shakegpt_jax.inference.language_model import LanguageModel, load
+from shakegpt_jax.inference.sampling import require
 from shakegpt_jax.inference.scoring import character_losses
 from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
 from shakegpt_jax.reporting.terminal import format_duration
@@ -44,7 +44,7 @@ class RunEvaluation:
         found = self.evaluation
         return [
             f"{found.loss:.4f}",
-            f"{found.standard_error:.4f}",
+            "" if found.standard_error is None else f"{found.standard_error:.4f}",
             f"{found.perplexity:.3f}",
             f"{self.parameters:,}",
             str(self.step),
@@ -54,10 +54,11 @@ class RunEvaluation:
 
     def __str__(self) -> str:
         """Return one line per value."""
+        error = self.evaluation.standard_error
         lines = {
             "checkpoint": self.checkpoint,
             "loss": f"{self.evaluation.loss:.4f} nats/character",
-            "standard error": f"{self.evaluation.standard_error:.4f}",
+            "standard error": "unknown for one character" if error is None else f"{error:.4f}",
             "perplexity": f"{self.evaluation.perplexity:.4f}",
             "bits per character": f"{self.evaluation.bits_per_character:.4f}",
             "count": str(self.evaluation.count)
@@ -90,17 +91,16 @@ class Selection:
     def summarize(self, losses: np.ndarray) -> RunEvaluation:
         """Summarize the (count,) losses of the text, and search for copies if that was chosen."""
         lm, corpus = self.lm, self.corpus
-        assert lm.checkpoint  # load() sets it
-        saved_step = int(lm.checkpoint.name)
+        assert lm.step is not None  # load() sets it
         copies = {}
         if self.memorization:
             assert corpus  # select() has loaded it
             copies = longest_copies(lm, corpus.train_ids, corpus.val_ids)
         return RunEvaluation(
             checkpoint=str(lm.checkpoint),
-            step=saved_step,
+            step=lm.step,
             parameters=lm.n_params,
-            train_time=_train_time(self.workdir, saved_step),
+            train_time=_train_time(self.workdir, lm.step),
             evaluation=Evaluation.from_losses(losses),
             sampled_from=self.n_character if len(self.pieces[0]) < self.n_character else None,
             copies=copies,

@@ -15,23 +15,16 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
-from shakegpt_jax.inference import defaults
-from shakegpt_jax.inference.arguments import (
-    as_integer,
-    as_number,
-    as_seeds,
-    as_texts,
-    require,
-)
+from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
 from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
-from shakegpt_jax.inference.sampling import Sampling, truncate_at_stops
+from shakegpt_jax.inference.sampling import Sampling, as_integer, require, truncate_at_stops
 from shakegpt_jax.inference.scoring import character_losses, next_logits
 from shakegpt_jax.model.gpt import GPT, abstract_params
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.sharding import on_one_device
 
-_MAX_TEMPERATURE = 1e6  # above, sampling is nearly uniform
+_LONGEST_PROMPT = 20  # characters, of one that is taken from the text
 
 Prompt = TypeVar("Prompt", str, list[str])
 
@@ -46,6 +39,12 @@ class LanguageModel:
     config: Config
     text_sha256: str  # of the training text in UTF-8; empty: unknown
     checkpoint: Path | None = None  # where it was loaded from
+    step: int | None = None  # of that checkpoint
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # on the validation split
+
+    def __post_init__(self) -> None:
+        if self.model.config != self.config.model:
+            raise ValueError("model.config and config.model differ")
 
     def __repr__(self) -> str:
         """Return the shape and the checkpoint, without the weights."""
@@ -69,12 +68,12 @@ class LanguageModel:
     def generate(
         self,
         prompt: Prompt,
-        max_new_tokens: int = defaults.MAX_NEW_TOKENS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         *,
-        temperature: float = defaults.TEMPERATURE,
+        temperature: float = TEMPERATURE,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int | Sequence[int] = defaults.SEED,
+        seed: int | Sequence[int] = SEED,
         stop: Sequence[str] = (),
         window_stride: int | None = None,
         draft: bool | None = None,
@@ -125,37 +124,27 @@ class LanguageModel:
     def stream(
         self,
         prompts: Sequence[str],
-        max_new_tokens: int = defaults.MAX_NEW_TOKENS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         *,
-        temperature: float = defaults.TEMPERATURE,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | Sequence[int] = defaults.SEED,
+        seed: int | Sequence[int] = SEED,
         stop: Sequence[str] = (),
         window_stride: int | None = None,
         draft: bool | None = None,
+        **sampling: Any,
     ) -> Iterator[list[str]]:
-        """Continue each prompt and yield the characters as soon as they are generated.
+        """Continue a list of prompts; yield one new piece of text per prompt as it is generated.
 
-        Arguments and errors are those of `generate`, with a list of prompts.
-
-        Yields:
-            One new piece of text per prompt.
+        Arguments and errors are those of `generate`.
         """
-        prompts = as_texts("prompts", prompts)
+        prompts = _as_texts("prompts", prompts)
         stop = [stop] if isinstance(stop, str) else stop
-        stops = as_texts("stop", stop) if stop else ()
+        stops = _as_texts("stop", stop) if stop else ()
         n_time = self.config.model.block_size
         if window_stride is None:
             window_stride = default_window_stride(n_time)
-        right = f"a number from 0 to {_MAX_TEMPERATURE}"
-        sampling = Sampling(
-            as_number("temperature", temperature, 0, _MAX_TEMPERATURE, right),
-            top_k if top_k is None else min(as_integer("top_k", top_k, 1), self.model.vocab_size),
-            top_p if top_p is None else as_number("top_p", top_p, 1e-30, 1, "in (0, 1]"),
-        )
+        options = Sampling.of(self.model.vocab_size, **sampling)
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
-        seeds = as_seeds(seed, len(prompts))
+        seeds = _as_seeds(seed, len(prompts))
         n_new = as_integer("max_new_tokens", max_new_tokens, 1)
         window_stride = as_integer("window_stride", window_stride, 1, n_time)
         require(draft is None or isinstance(draft, bool), "draft", draft, "True, False or None")
@@ -166,7 +155,7 @@ class LanguageModel:
         if isinstance(ngram, UserError):
             raise ngram
         chunks = generate_ids(
-            self.model, self.params, ids, seeds, n_new, sampling, window_stride, ngram
+            self.model, self.params, ids, seeds, n_new, options, window_stride, ngram
         )
         pieces = ([self.tokenizer.decode(row) for row in chunk] for chunk in chunks)
         return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
@@ -203,7 +192,7 @@ class LanguageModel:
         """
         require(isinstance(text, str | list | tuple), "text", text, "a text or a list of texts")
         if not isinstance(text, str):
-            return [self.logits(each, stride=stride) for each in as_texts("text", text)]
+            return [self.logits(each, stride=stride) for each in _as_texts("text", text)]
         require(len(text) >= 1, "the text's length", len(text), "1 or more")
         ids, stride = self.tokenizer.encode(text), self.check_stride(stride)
         return next_logits(self.model, self.params, ids, stride=stride)
@@ -255,15 +244,15 @@ class LanguageModel:
             UserError: if the text is needed and `load_corpus` fails.
         """
         vocabulary = self.tokenizer.vocabulary
-        if set(defaults.PROMPT) <= set(vocabulary):
-            return defaults.PROMPT
+        if set(PROMPT) <= set(vocabulary):
+            return PROMPT
         try:
             val_ids = self.load_corpus().val_ids
         except UserError as error:
             raise UserError(
                 f"the model cannot encode the default prompt; give one ({error})"
             ) from error
-        return defaults.choose_prompt(vocabulary, self.tokenizer.decode(val_ids[:1_000]))
+        return choose_prompt(vocabulary, self.tokenizer.decode(val_ids[:1_000]))
 
     def load_corpus(self, path: str | None = None) -> Corpus:
         """Load the text that the model was trained on.
@@ -286,6 +275,33 @@ class LanguageModel:
         if self.text_sha256 and corpus.sha256 != self.text_sha256:
             raise UserError(f"{path} is not the text that the model was trained on, or has changed")
         return corpus
+
+
+def choose_prompt(vocabulary: str, val_text: str) -> str:
+    """Return PROMPT, or the beginning of a line of `val_text` if a character is not known."""
+    if set(PROMPT) <= set(vocabulary):
+        return PROMPT
+    _, _, from_next_line = val_text.partition("\n")  # the first line may lack its beginning
+    lines = [line for line in (from_next_line or val_text).split("\n") if line.strip()]
+    return (lines or [val_text])[0][:_LONGEST_PROMPT]
+
+
+def _as_seeds(seed: Any, count: int) -> list[int]:
+    """Return one seed per prompt, from one seed for all or a sequence of them."""
+    several = isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) == 1
+    seeds = [*seed] if several else [seed] * count
+    if len(seeds) != count:
+        raise UserError(f"seed has {len(seeds)} values; give one, or one per prompt ({count})")
+    return [as_integer("seed", each, 0, 2**32 - 1) for each in seeds]
+
+
+def _as_texts(name: str, value: Any) -> Sequence[str]:
+    """Check that a value is a list of one non-empty text or more."""
+    are_texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+    require(are_texts, name, value, "a list of texts")
+    require(len(value) > 0, name, value, "one text or more")
+    require(all(value), name.removesuffix("s"), "", "one character or more")
+    return value
 
 
 def load(
@@ -327,5 +343,13 @@ def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) 
     model = GPT(config.model, tokenizer.vocab_size)
     abstract = on_one_device(abstract_params(config.model, tokenizer.vocab_size))
     params = checkpoints.restore(step, {"params": abstract})["params"]
-    path = checkpoints.path(step)
-    return LanguageModel(model, params, tokenizer, config, metadata.text_sha256, path)
+    return LanguageModel(
+        model,
+        params,
+        tokenizer,
+        config,
+        metadata.text_sha256,
+        checkpoints.path(step),
+        step,
+        checkpoints.metrics(step),
+    )

@@ -3,12 +3,18 @@
 Axes: B rows, T characters, V vocabulary.
 """
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference import TEMPERATURE
+
+_MAX_TEMPERATURE = 1e6  # above, sampling is nearly uniform
 
 
 class Sampling(NamedTuple):
@@ -21,6 +27,28 @@ class Sampling(NamedTuple):
     temperature: float | np.ndarray = 1.0  # divides the logits; 0: the most probable character
     top_k: int | np.ndarray | None = None  # sample from the k most probable characters; None: all
     top_p: float | np.ndarray | None = None  # from the smallest set with probability p; None: all
+
+    @classmethod
+    def of(
+        cls, vocab_size: int, temperature: Any = TEMPERATURE, top_k: Any = None, top_p: Any = None
+    ) -> "Sampling":
+        """Check the options of a user. A `UserError` starts with the name of the option."""
+        right = f"a number from 0 to {_MAX_TEMPERATURE}"
+        return cls(
+            as_number("temperature", temperature, 0, _MAX_TEMPERATURE, right),
+            None if top_k is None else min(as_integer("top_k", top_k, 1), vocab_size),
+            None if top_p is None else as_number("top_p", top_p, 1e-30, 1, "in (0, 1]"),
+        )
+
+    @classmethod
+    def stack(cls, rows: "Sequence[Sampling | None]", vocab_size: int) -> "Sampling":
+        """Return the options of B rows as arrays; None is an unused row, which costs nothing."""
+        off = cls(0.0, vocab_size, np.inf)
+        values = [
+            [default if row is None or row[i] is None else row[i] for row in rows]
+            for i, default in enumerate(off)
+        ]
+        return cls(*map(np.asarray, values, (np.float32, np.int32, np.float32)))
 
 
 def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
@@ -50,7 +78,6 @@ def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling
 
 
 def _any_filtered(sampling: Sampling, vocab_size: int) -> jax.Array:
-    """Return whether the top-k or the top-p of any row excludes characters."""
     top_k = vocab_size if sampling.top_k is None else sampling.top_k
     top_p = jnp.inf if sampling.top_p is None else sampling.top_p
     return jnp.any(top_k < vocab_size) | jnp.any(top_p < jnp.inf)
@@ -77,11 +104,7 @@ def _by_row(option: jax.Array | float) -> jax.Array:
 
 
 def gumbel_noise(keys_B: jax.Array, indices_BxT: jax.Array, vocab_size: int) -> jax.Array:
-    """Draw the noise of characters by their index in the continuation, each row from its key.
-
-    Returns:
-        (B, T, V) standard Gumbel noise.
-    """
+    """Draw the (B, T, V) noise of characters by their index in the continuation of each row."""
 
     def draw(key: jax.Array, index: jax.Array) -> jax.Array:
         return jax.random.gumbel(jax.random.fold_in(key, index), (vocab_size,))
@@ -92,16 +115,7 @@ def gumbel_noise(keys_B: jax.Array, indices_BxT: jax.Array, vocab_size: int) -> 
 def truncate_at_stops(
     chunks: Iterable[list[str]], stops: Sequence[str], count: int
 ) -> Iterator[list[str]]:
-    """Truncate each text of a batch at its first stop string; end when all are truncated.
-
-    Args:
-        chunks: one new piece of text per row.
-        stops: non-empty stop strings.
-        count: number of rows.
-
-    Yields:
-        One piece per row, without stop strings and what follows them.
-    """
+    """Truncate each of `count` texts as `StopFilter` does; end when all are truncated."""
     filters = [StopFilter(stops) for _ in range(count)]
     for chunk in chunks:
         yield [each.feed(piece) for each, piece in zip(filters, chunk, strict=True)]
@@ -111,9 +125,10 @@ def truncate_at_stops(
 
 
 class StopFilter:
-    """Passes generated text on up to the first stop string.
+    """Passes generated text on up to the stop string that is complete first.
 
-    Text that may be the beginning of a stop string is held back until the next piece decides.
+    If several are complete at the same character, the longest counts. Text that may be the
+    beginning of a stop string is held back, so the result does not depend on the pieces.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -127,10 +142,10 @@ class StopFilter:
         if self.stopped:
             return ""
         text = self._held + piece
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if found:
+        ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if ends:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(ends)[1]]
         n_held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held]
@@ -145,3 +160,33 @@ def _overlap(text: str, stop: str) -> int:
     """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def require(holds: bool, name: str, value: object, right: str) -> None:
+    """Raise a `UserError` unless a condition holds; `right` completes "it must be ..."."""
+    if not holds:
+        raise UserError(f"{name} is {value!r}; it must be {right}")
+
+
+def as_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """Check an integer of Python, NumPy or JAX, not a boolean, and its range."""
+    right = f"{least} or more" if most is None else f"from {least} to {most}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    is_integer = number is not None and not isinstance(value, bool)
+    require(is_integer, name, value, f"a whole number, {right}")
+    require(least <= number and (most is None or number <= most), name, number, right)  # type: ignore[operator]
+    return number  # type: ignore[return-value]
+
+
+def as_number(name: str, value: Any, least: float, most: float, right: str) -> float:
+    """Check a number of Python, NumPy or JAX, not a boolean; `right` says what is accepted."""
+    is_number = not isinstance(value, bool | str | bytes) and np.ndim(value) == 0
+    try:
+        number = float(value) if is_number else None
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    require(number is not None and least <= number <= most, name, value, right)
+    return number  # type: ignore[return-value]

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics
+from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError, os_errors_name
-from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.interop.gpt2 import HEAD, gpt2_names
 from shakegpt_jax.interop.huggingface_tokenizer import tokenizer_json
@@ -80,11 +80,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
     safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
     weights = safetensors.save(_state_dict(lm), {"format": "pt"})
-    step: int | None = None
-    metrics: Metrics = {}
-    if lm.checkpoint:
-        step = int(lm.checkpoint.name)
-        metrics = CheckpointReader(lm.checkpoint.parents[1]).metrics(step)
+    step, metrics = lm.step, lm.metrics
     contents = _json_files(lm, step, metrics, hashlib.sha256(weights).hexdigest())
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
     texts[_CARD] = model_card(lm, folder.name, step, metrics)
@@ -134,7 +130,7 @@ def _json_files(
         CONFIG: _gpt2_config(lm) | {RUN_ENTRY: metadata.to_json() | entry},
         _GENERATION: {
             "do_sample": True,
-            "temperature": defaults.TEMPERATURE,
+            "temperature": TEMPERATURE,
             "top_k": 0,  # without it, transformers samples from the 50 most probable characters
             "max_length": lm.config.model.block_size,
         },

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
 
 _METRICS = ("loss", "perplexity", "bits_per_character")
@@ -103,7 +103,7 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
         figures="\n".join(f"| {name} | {value} |" for name, value in figures),
         folder=_quote(folder),
         prompt=_quote(_prompt(lm)[:half]),
-        temperature=defaults.TEMPERATURE,
+        temperature=TEMPERATURE,
         window=window,
         longest=max(1, window - 1),
         half=half,

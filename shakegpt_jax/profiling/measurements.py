@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
-from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.decoding import prefill
 from shakegpt_jax.inference.sampler import generate_ids
 from shakegpt_jax.inference.sampling import Sampling
@@ -151,7 +151,7 @@ def measure_prefill(model: GPT, params: Any, batch_size: int) -> Measurement:
     n_time = model.config.block_size
     window_BxT = np.zeros((batch_size, n_time), np.int32)
     context_lengths_B, seeds_B = np.full(batch_size, n_time), np.arange(batch_size, dtype=np.uint32)
-    sampling = Sampling(defaults.TEMPERATURE)
+    sampling = Sampling(TEMPERATURE)
     seconds = median_seconds(
         lambda: prefill(model, params, window_BxT, context_lengths_B, seeds_B, 0, sampling)[1]
     )
@@ -164,7 +164,7 @@ def measure_sampling(model: GPT, params: Any, batch_size: int) -> Measurement:
     """Time generating from one character until the window is full, prefill included."""
     prompts, seeds = [np.zeros(1, np.int32)] * batch_size, list(range(batch_size))
     n_new = model.config.block_size
-    sampling = Sampling(defaults.TEMPERATURE)
+    sampling = Sampling(TEMPERATURE)
 
     def generate() -> int:
         chunks = generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2)

@@ -18,7 +18,7 @@ class Evaluation:
     """Summary of how well a model predicts a text."""
 
     loss: float  # mean negative log-probability, nats per character
-    standard_error: float  # of the loss, treating characters as independent
+    standard_error: float | None  # of the loss, characters being independent; None: one character
     perplexity: float  # exp(loss)
     bits_per_character: float  # loss / ln 2
     count: int  # characters scored
@@ -27,16 +27,20 @@ class Evaluation:
     def from_losses(cls, losses: np.ndarray) -> Self:
         """Summarize (count,) losses in nats. Sums are taken in float64."""
         losses = losses.astype(np.float64)
-        loss = float(losses.mean())
+        n, loss = len(losses), float(losses.mean())
         with np.errstate(over="ignore"):
             perplexity = float(np.exp(loss))
         return cls(
             loss=loss,
-            standard_error=float(losses.std() / math.sqrt(len(losses))),
+            standard_error=float(losses.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
             perplexity=perplexity,
             bits_per_character=loss / math.log(2),
-            count=len(losses),
+            count=n,
         )
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the numbers that are known."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class TrainMetrics:
     skipped_updates: int = 0  # excluded from the means
 
 
-_OPTIONAL = ("train_loss", "gradient_norm", "train_time", "wall_time")
+_OPTIONAL = ("train_loss", "gradient_norm", "val_standard_error", "train_time", "wall_time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -89,10 +89,11 @@ class Progress:
             figures += f" ({self._speed / self._peak:.0%} of peak)"
         self._bar.update(self._task, completed=row.step, figures=figures)
         if row.evaluation:
+            error = row.evaluation.standard_error
             figures += (
-                f", validation loss {row.evaluation.loss:.4f} ± "
-                f"{row.evaluation.standard_error:.4f}, "
-                f"perplexity {row.evaluation.perplexity:.3f}, "
+                f", validation loss {row.evaluation.loss:.4f}"
+                + ("" if error is None else f" ± {error:.4f}")
+                + f", perplexity {row.evaluation.perplexity:.3f}, "
                 f"{row.evaluation.bits_per_character:.3f} bits/character"
             )
         elif not self._bar.disable or time.monotonic() - self._last_line < _PLAIN_LINE_EVERY:

@@ -232,14 +232,6 @@ def _power_of_two(n: int) -> int:
 
 
 def _sampling(rows: Sequence[Row | None], vocab_size: int) -> Sampling:
-    """Return the options of rows as arrays; free slots have some that cost nothing."""
-    temperature = np.zeros(len(rows), np.float32)
-    top_k = np.full(len(rows), vocab_size, np.int32)
-    top_p = np.full(len(rows), np.inf, np.float32)
-    for slot, row in enumerate(rows):
-        if row:
-            request = row.job.request
-            temperature[slot] = request.temperature
-            top_k[slot] = min(request.top_k or vocab_size, vocab_size)
-            top_p[slot] = np.inf if request.top_p is None else request.top_p
-    return Sampling(temperature, top_k, top_p)
+    requests = [row.job.request if row else None for row in rows]
+    options = [r and Sampling.of(vocab_size, r.temperature, r.top_k, r.top_p) for r in requests]
+    return Sampling.stack(options, vocab_size)

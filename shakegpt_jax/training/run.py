@@ -1,7 +1,6 @@
 """The training run: when to evaluate, save, report and stop."""
 
 import contextlib
-import dataclasses
 import math
 import shlex
 import time
@@ -15,7 +14,7 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError
-from shakegpt_jax.inference.defaults import choose_prompt
+from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, TrainMetrics
 from shakegpt_jax.reporting.terminal import Progress, format_duration
@@ -66,6 +65,8 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     ):
         primary_first(lambda: stack.enter_context(run_lock(workdir)))
         _check_shared(workdir)
+        if corpus.note:
+            progress.note(corpus.note)
         config = adapt_to_cpu(config, corpus, progress.note)
         if 0 < config.train.eval_characters < len(corpus.val_ids) - 1:
             progress.note(
@@ -207,7 +208,7 @@ class TrainingRun:
         """Start saving the state, unless a checkpoint of this step exists."""
         self.checkpoints.wait()
         if self.step > self.checkpoints.latest_step:
-            metrics = dataclasses.asdict(self.evaluation) if self.evaluation else None
+            metrics = self.evaluation.to_dict() if self.evaluation else None
             self.trainer.save(self.checkpoints, self.step, metrics)
 
     def show_sample(self) -> None:

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference import defaults
+from shakegpt_jax.inference import MAX_NEW_TOKENS, SEED, TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.sampler import default_window_stride
 
@@ -33,10 +32,6 @@ def page_facts(lm: LanguageModel) -> dict[str, Any]:
         form, where top-k and top-p are off; `limits`.
     """
     shape = lm.config.model
-    step, loss = None, None
-    if lm.checkpoint is not None:
-        step = int(lm.checkpoint.name)
-        loss = CheckpointReader(lm.checkpoint.parents[1]).metrics(step).get("loss")
     return {
         "name": lm.name,
         "vocabulary": lm.tokenizer.vocabulary,
@@ -46,14 +41,14 @@ def page_facts(lm: LanguageModel) -> dict[str, Any]:
         "width": shape.n_embd,
         "window": shape.block_size,
         "window_stride": default_window_stride(shape.block_size),
-        "step": step,
-        "loss": loss,
+        "step": lm.step,
+        "loss": lm.metrics.get("loss"),
         "prompt": _prompt(lm),
         "text": _text(lm),
         "defaults": {
-            "temperature": defaults.TEMPERATURE,
-            "seed": defaults.SEED,
-            "length": defaults.MAX_NEW_TOKENS,
+            "temperature": TEMPERATURE,
+            "seed": SEED,
+            "length": MAX_NEW_TOKENS,
         },
         "limits": LIMITS,
     }

@@ -1,0 +1,31 @@
+import dataclasses
+
+import pytest
+
+import shakegpt_jax
+from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.reporting.metrics import read_metrics
+
+
+def test_the_prompt_needs_no_flag(finished, command):
+    args = ("--workdir", finished, "--max_new_tokens", 20)
+    expected = (0, shakegpt_jax.load(finished).generate("First", 20) + "\n")
+    assert command("generate", "First", *args)[:2] == expected
+    assert command("generate", *args, "First")[:2] == expected
+    code, _, err = command("generate", "First", "--prompt", "First", *args)
+    assert code == 2 and "not allowed with argument" in err
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_model_knows_its_step_and_its_validation_metrics(finished, step):
+    lm = shakegpt_jax.load(finished, step=step)
+    (row,) = (row for row in read_metrics(finished) if row.step == step)
+    assert (lm.step, lm.metrics) == (step, dataclasses.asdict(row.evaluation))
+
+
+def test_the_config_of_a_model_is_that_of_its_run(finished):
+    lm = shakegpt_jax.load(finished)
+    assert lm.model.config is lm.config.model
+    other = GPT(dataclasses.replace(lm.config.model, activation="gelu_exact"), lm.model.vocab_size)
+    with pytest.raises(ValueError, match=r"model\.config and config\.model differ"):
+        dataclasses.replace(lm, model=other)
