@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fakes import SmallFiles
 
+from shakegpt_jax.cli.command import dump_json
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting.metrics import (
     Evaluation,
@@ -30,8 +31,16 @@ def train_metrics(step: int, seconds: float = 1.0) -> TrainMetrics:
 
 
 def row(step: int, evaluation: Evaluation | None = None) -> MetricsRow:
-    times = {"train_time": 1.5 * step, "wall_time": 2.0 * step}
-    return MetricsRow.create(train_metrics(step), evaluation, **times)
+    return MetricsRow(
+        step=step,
+        characters_per_second=5.0,
+        train_loss=3.0,
+        learning_rate=1e-3,
+        gradient_norm=0.5,
+        evaluation=evaluation,
+        train_time=1.5 * step,
+        wall_time=2.0 * step,
+    )
 
 
 def write(workdir, rows: list[MetricsRow]) -> list[str]:
@@ -151,8 +160,22 @@ def test_rows_that_could_not_be_written_are_written_later(tmp_path):
     assert rows[1].evaluation == EVALUATION
 
 
-def test_huge_loss_has_infinite_perplexity():
-    assert Evaluation.from_losses(np.full(3, 800.0)).perplexity == math.inf
+def test_an_infinite_perplexity_is_null_on_disk(tmp_path):
+    huge = Evaluation.from_losses(np.full(3, 800.0))
+    assert huge.perplexity == math.inf
+    log = MetricsFile(tmp_path, 0, 0.0, pytest.fail)
+    log.append(train_metrics(1), huge)
+    log.flush()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["val_loss"] == 800 and line["val_perplexity"] is None
+    assert read_metrics(tmp_path)[0].evaluation == huge
+
+
+def test_json_is_strict_however_deep():
+    values = {"a": [math.nan, (1.5, -math.inf)], "b": {"c": math.inf}, "d": "NaN", "e": [True, 3]}
+    expected = {"a": [None, [1.5, None]], "b": {"c": None}, "d": "NaN", "e": [True, 3]}
+    for indent in (None, 2):
+        assert json.loads(dump_json(values, indent), parse_constant=pytest.fail) == expected
 
 
 def test_sums_are_exact_over_a_million_characters():

@@ -6,6 +6,8 @@ moment, and JAX only after their arguments are parsed.
 
 import importlib
 import io
+import json
+import math
 import os
 import signal
 import sys
@@ -41,6 +43,19 @@ def use_compilation_cache() -> None:
 def printable(text: str) -> str:
     """Escape what could steer a terminal, such as control characters in a file of others."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def dump_json(value: Any, indent: int | None = None) -> str:
+    """Return strict JSON, with null for infinite numbers and NaN, which JSON cannot express."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from shakegpt_jax.cli.command import dump_json
 from shakegpt_jax.errors import UserError
 
 
@@ -56,7 +57,14 @@ class TrainMetrics:
     skipped_updates: int = 0  # excluded from the means
 
 
-_OPTIONAL = ("train_loss", "gradient_norm", "val_standard_error", "train_time", "wall_time")
+_OPTIONAL = (
+    "train_loss",
+    "gradient_norm",
+    "val_standard_error",
+    "val_perplexity",  # infinite
+    "train_time",
+    "wall_time",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,44 +81,27 @@ class MetricsRow:
     train_time: float | None  # seconds of the run so far in training steps, if known
     wall_time: float | None  # seconds of the run so far, compilation, evaluation, saving included
 
-    @classmethod
-    def create(
-        cls,
-        train: TrainMetrics,
-        evaluation: Evaluation | None,
-        *,
-        train_time: float | None,
-        wall_time: float | None,
-    ) -> Self:
-        """Combine the metrics of a dispatch, of an evaluation and the two times."""
-        fields = {k: v for k, v in dataclasses.asdict(train).items() if k != "seconds"}
-        return cls(**fields, evaluation=evaluation, train_time=train_time, wall_time=wall_time)
-
     def to_json(self) -> dict[str, Any]:
         """Return a flat JSON object, evaluation metrics with the prefix `val_`."""
         row: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "evaluation":
-                validation = dataclasses.asdict(value) if value else {}
-                row |= {f"val_{name}": figure for name, figure in validation.items()}
-            elif field.name != "skipped_updates" or value:
-                row[field.name] = value
+        for name, value in vars(self).items():
+            if name == "evaluation":
+                row |= {f"val_{key}": each for key, each in vars(value).items()} if value else {}
+            elif name != "skipped_updates" or value:
+                row[name] = value
         return row
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
-        """Read the result of `to_json`.
-
-        Raises:
-            ValueError: if a value is missing or is not a finite number.
-        """
+        """Read a row; raises a ValueError if a value is missing or is not a finite number."""
         numbers = [v for k, v in row.items() if v is not None or k not in _OPTIONAL]
         if not all(type(v) in (int, float) and -math.inf < v < math.inf for v in numbers):
             raise ValueError("not a row of finite numbers")
         if type(row.get("step")) is not int:
             raise ValueError("its step is not a whole number")
         validation = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
+        if validation.get("perplexity", 0) is None:
+            validation["perplexity"] = math.inf
         names = {field.name for field in dataclasses.fields(cls)}
         try:
             return cls(
@@ -179,15 +170,15 @@ class MetricsFile:
             workdir: the run folder.
             step: where the run resumes; 0 starts a new file.
             started: `time.perf_counter()` when this process started the run.
-            report: called with a line about corrupt rows; they are dropped and the file is kept.
+            report: called with a line if there are corrupt rows; they are dropped, and the file
+                is kept beside.
             writes: False: leave the file to another process, and keep only new rows.
         """
-        self._writes = writes
-        self._path = Path(workdir) / _FILE_NAME
+        self._writes, self._path = writes, Path(workdir) / _FILE_NAME
         rows, corrupt = _read(self._path) if step and writes else ([], [])
         if corrupt:  # must not block training
             aside = self._path.with_suffix(".jsonl.corrupt")
-            with aside.open("ab") as file:  # after the rows of an earlier time
+            with aside.open("ab") as file:
                 file.write(self._path.read_bytes())
             report(
                 f"{self._path}, line {corrupt[0]} is not a row of metrics; continuing without it, "
@@ -198,20 +189,23 @@ class MetricsFile:
         self._train_time, wall_time = times.get(step, (None, None)) if step else (0.0, 0.0)
         self._started = None if wall_time is None else started - wall_time
         self._n_flushed = len(self.rows)
-        if not writes:
-            return
-        text = "".join(map(_line, self.rows))
-        self._size = len(text.encode())
-        replacement = self._path.with_suffix(".tmp")
-        replacement.write_text(text)
-        replacement.replace(self._path)
+        text = _lines(self.rows)
+        self._size = len(text)
+        if writes:
+            replacement = self._path.with_suffix(".tmp")
+            replacement.write_bytes(text)
+            replacement.replace(self._path)
 
     def append(self, train: TrainMetrics, evaluation: Evaluation | None) -> MetricsRow:
         """Add a row, to be written by `flush`, and return it."""
         if self._train_time is not None:
             self._train_time += train.seconds
-        wall_time = None if self._started is None else time.perf_counter() - self._started
-        row = MetricsRow.create(train, evaluation, train_time=self._train_time, wall_time=wall_time)
+        row = MetricsRow(
+            **{name: value for name, value in vars(train).items() if name != "seconds"},
+            evaluation=evaluation,
+            train_time=self._train_time,
+            wall_time=None if self._started is None else time.perf_counter() - self._started,
+        )
         self.rows.append(row)
         return row
 
@@ -226,7 +220,7 @@ class MetricsFile:
         if not self._path.exists():  # someone removed it: write what is still to come
             self._path.touch()
             self._size = 0
-        new = "".join(map(_line, self.rows[self._n_flushed :])).encode()
+        new = _lines(self.rows[self._n_flushed :])
         with self._path.open("r+b") as file:
             file.truncate(self._size)  # drop what a failed write left behind
             file.seek(self._size)
@@ -235,5 +229,5 @@ class MetricsFile:
         self._n_flushed = len(self.rows)
 
 
-def _line(row: MetricsRow) -> str:
-    return json.dumps(row.to_json(), allow_nan=False) + "\n"
+def _lines(rows: list[MetricsRow]) -> bytes:
+    return "".join(dump_json(row.to_json()) + "\n" for row in rows).encode()
