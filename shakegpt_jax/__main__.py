@@ -29,9 +29,8 @@ def _dispatch() -> None:
         print("usage: shakegpt COMMAND [options]\n\ncommands:")
         for command, meaning in COMMANDS.items():
             print(f"  {command:<14}{meaning}")
-        print(
-            "\nshakegpt COMMAND --help lists the options of a command; --version prints the version"
-        )
+        print("\nshakegpt COMMAND --help lists the options of a command.")
+        print("shakegpt --version prints the version.")
         return
     if name == "__version":
         from shakegpt_jax import __version__
