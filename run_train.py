@@ -1,4 +1,4 @@
-"""Train a model: python run_train.py --config configs/cpu.py [--config.train.num_steps=500 ...]."""
+"""Train a model from a checkout, as `shakegpt train` does from anywhere."""
 
 from shakegpt_jax.cli.command import run_command
 from shakegpt_jax.train import main

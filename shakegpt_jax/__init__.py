@@ -8,6 +8,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from shakegpt_jax.errors import CorruptCheckpointError, UserError
     from shakegpt_jax.inference.language_model import LanguageModel, load

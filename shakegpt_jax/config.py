@@ -1,8 +1,4 @@
-"""Run configuration: every setting with its default, its meaning and the values it accepts.
-
-The dataclasses are mutable while a config file and the command line fill them in.
-`Config.freeze()` validates them and makes them immutable.
-"""
+"""Run configuration: every setting with its default, its meaning and the values it accepts."""
 
 import dataclasses
 import difflib
@@ -14,17 +10,32 @@ from shakegpt_jax.errors import UserError
 # Fields added after the first release. Older checkpoints lack them, and their defaults keep the old
 # behavior. List every new field here.
 _ADDED_FIELDS = {
-    "model.remat",
-    "model.activation",
-    "data.replacement",
-    "optimizer.adam_weight_decay",
-    "optimizer.decay",
-    "optimizer.nesterov",
-    "train.accumulate_steps",
-    "train.eval_characters",
-    "train.init_from",
-    "train.target_loss",
-    "mesh.tensor",
+    "model": "remat activation",
+    "data": "replacement",
+    "optimizer": "adam_weight_decay decay nesterov",
+    "train": "accumulate_steps eval_characters init_from target_loss",
+    "mesh": "tensor",
+}
+
+# What other programs call a field; names that are spelt alike are found without this table.
+_SYNONYMS = {
+    "n_layer": "depth num_hidden_layers",
+    "n_embd": "width dim d_model hidden hidden_size embed_dim",
+    "block_size": "context context_length ctx n_ctx seq_len sequence_length window",
+    "compute_dtype": "dtype precision",
+    "path": "data text file dataset",
+    "batch_size": "batch bs",
+    "name": "optimizer",
+    "learning_rate": "lr max_lr",
+    "final_learning_rate": "min_lr final_lr",
+    "decay": "schedule scheduler lr_schedule",
+    "b1": "beta1 momentum",
+    "b2": "beta2",
+    "eps": "epsilon",
+    "clip_norm": "grad_clip max_grad_norm",
+    "weight_decay": "wd",
+    "accumulate_steps": "grad_accum",
+    "num_steps": "steps iters max_iters iterations epochs",
 }
 
 
@@ -61,7 +72,7 @@ def _field(default: Any, meaning: str, rule: Rule) -> Any:
 
 
 class _Section:
-    """Base class of dataclasses that can be frozen. Frozen ones are safe static jit arguments."""
+    """A dataclass that can be frozen, which makes it a safe static argument of jit."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
@@ -194,7 +205,7 @@ class MeshConfig(_Section):
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Config(_Section):
-    """Complete configuration of a run."""
+    """Complete configuration of a run: mutable until `freeze` validates it."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -202,46 +213,39 @@ class Config(_Section):
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The sections by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def fields(self) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
         """Yield the path ("model.n_layer"), the dataclass field and the value of every setting."""
-        for section in dataclasses.fields(self):
-            values = getattr(self, section.name)
-            for field in dataclasses.fields(values):
-                yield f"{section.name}.{field.name}", field, getattr(values, field.name)
+        for name, section in self.sections.items():
+            for field in dataclasses.fields(section):
+                yield f"{name}.{field.name}", field, getattr(section, field.name)
 
     def copy(self) -> "Config":
         """Return a copy that is not frozen."""
-        sections = [getattr(self, section.name) for section in dataclasses.fields(self)]
-        return Config(*map(dataclasses.replace, sections))
+        return Config(*map(dataclasses.replace, self.sections.values()))
 
     def freeze(self) -> "Config":
-        """Validate the config and make it immutable.
-
-        Returns:
-            This config.
+        """Validate the config, make it immutable and return it.
 
         Raises:
             UserError: if a value is not accepted. Names the field and the accepted values.
         """
         validate(self)
-        for section in (*(getattr(self, f.name) for f in dataclasses.fields(self)), self):
+        for section in (*self.sections.values(), self):
             object.__setattr__(section, "_frozen", True)
         return self
 
     def set(self, path: str, text: str) -> None:
-        """Set a field from the text of a command-line flag.
-
-        Args:
-            path: the field, such as "model.n_layer".
-            text: its value, converted to the type of the field.
-
-        Raises:
-            UserError: if there is no such field or the text does not have its type.
-        """
+        """Set a field, such as "model.n_layer", from text of its type."""
         known = {path: (type(value), field) for path, field, value in self.fields()}
         if path not in known:
-            near = difflib.get_close_matches(path, known, n=1) or ["one of " + ", ".join(known)]
-            raise UserError(f"no config field {path}; did you mean {near[0]}?")
+            near = [f"{each} ({known[each][1].metadata['meaning']})" for each in near_fields(path)]
+            advice = f"did you mean {' or '.join(near)}?" if near else "train --help lists all"
+            raise UserError(f"no config field {path}; {advice}")
         kind, field = known[path]
         try:
             value = _BOOLEANS[text.lower()] if kind is bool else kind(text)
@@ -249,14 +253,10 @@ class Config(_Section):
             right = field.metadata["rule"].description
             raise UserError(f"config.{path} is {text!r}; it must be {right}") from error
         section, name = path.split(".")
-        setattr(getattr(self, section), name, value)
+        setattr(self.sections[section], name, value)
 
     def replace(self, changes: dict[str, Any]) -> "Config":
-        """Return a frozen copy with other values, by path: `{"model.n_layer": 6}`.
-
-        Raises:
-            UserError: if a field does not exist or a value is not accepted.
-        """
+        """Return a frozen copy with other values, such as `{"model.n_layer": 6}`."""
         values = self.to_dict()
         for path, value in changes.items():
             section, _, name = path.partition(".")
@@ -269,67 +269,76 @@ class Config(_Section):
 
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> "Config":
-        """Build a frozen config from the result of `to_dict`.
-
-        Raises:
-            UserError: if a section or field is unknown or missing, or a value is not accepted.
-        """
+        """Return the frozen config that `to_dict` of this or an older version wrote."""
         config = cls()
-        sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
+        config.train.eval_characters = 0  # all, as before there was a choice
+        sections = config.sections
         if not isinstance(values, dict):
             raise UserError(f"the config is {values!r}, not one mapping per section")
-        for section_name, fields in values.items():
-            if section_name not in sections:
-                raise UserError(f"unknown config section {section_name}; there are {[*sections]}")
+        for name, fields in values.items():
+            if name not in sections:
+                raise UserError(f"unknown config section {name}; there are {', '.join(sections)}")
             if not isinstance(fields, dict):
-                raise UserError(f"config.{section_name} is {fields!r}, not a mapping of its fields")
-            section = sections[section_name]
-            names = {field.name for field in dataclasses.fields(section)}
-            added = {name for name in names if f"{section_name}.{name}" in _ADDED_FIELDS}
-            if missing := names - fields.keys() - added:
-                raise UserError(f"config.{section_name} lacks {', '.join(sorted(missing))}")
-            for name, value in fields.items():
-                setattr(section, name, value)
-            if section_name == "train" and "eval_characters" not in fields:
-                section.eval_characters = 0  # all, as before there was a choice
+                raise UserError(f"config.{name} is {fields!r}, not a mapping of its fields")
+            needed = vars(sections[name]).keys() - _ADDED_FIELDS[name].split()
+            if missing := needed - fields.keys():
+                raise UserError(f"config.{name} lacks {', '.join(sorted(missing))}")
+            for field, value in fields.items():
+                setattr(sections[name], field, value)
         if missing := sections.keys() - values.keys():
             raise UserError(f"the config lacks {', '.join(sorted(missing))}")
         return config.freeze()
 
 
-def validate(config: Config) -> None:
-    """Check every value of a config.
+def near_fields(path: str) -> list[str]:
+    """Return the fields that an unknown path may mean: by name, by synonym, by spelling."""
+    meant: dict[str, list[str]] = {}
+    for each, field, _ in Config().fields():
+        for word in (field.name, *_SYNONYMS.get(field.name, "").split()):
+            meant.setdefault(word, []).append(each)
+    name = path.rpartition(".")[2].lower()
+    words = [name] if name in meant else difflib.get_close_matches(name, meant, n=1)
+    return [each for word in words for each in meant[word]]
 
-    Raises:
-        UserError: naming the field, its value and the accepted values.
-    """
+
+def validate(config: Config) -> None:
+    """Raise a `UserError` that names a field, its value and the accepted values, if one is bad."""
+
+    def require(holds: bool, path: str, right: str) -> None:
+        if not holds:
+            raise UserError(f"config.{path} is {values[path]!r:.80}; it must be {right}")
+
+    values = {path: value for path, _, value in config.fields()}
     for path, field, value in config.fields():
         rule, kind = field.metadata["rule"], type(field.default)
-        if type(value) not in (kind, int if kind is float else kind) or not rule.accepts(value):
-            raise UserError(f"config.{path} is {value!r:.80}; it must be {rule.description}")
+        is_kind = type(value) in (kind, int if kind is float else kind)
+        require(is_kind and rule.accepts(value), path, rule.description)
     opt = config.optimizer
-    if opt.final_learning_rate > opt.learning_rate:
-        right = f"at most learning_rate ({opt.learning_rate})"
-        raise UserError(
-            f"config.optimizer.final_learning_rate is {opt.final_learning_rate}; it must be {right}"
-        )
-    if opt.name != "muon" and opt.adam_weight_decay:
-        right = f"0 with {opt.name}, which takes weight_decay"
-        raise UserError(
-            f"config.optimizer.adam_weight_decay is {opt.adam_weight_decay}; it must be {right}"
-        )
-    if opt.name == "muon" and opt.nesterov:
-        right = "False with muon, which always has it"
-        raise UserError(f"config.optimizer.nesterov is True; it must be {right}")
+    require(
+        opt.final_learning_rate <= opt.learning_rate,
+        "optimizer.final_learning_rate",
+        f"at most learning_rate ({opt.learning_rate})",
+    )
+    require(
+        opt.name == "muon" or not opt.adam_weight_decay,
+        "optimizer.adam_weight_decay",
+        f"0 with {opt.name}, which takes weight_decay",
+    )
+    require(
+        not (opt.name == "muon" and opt.nesterov),
+        "optimizer.nesterov",
+        "False with muon, which always has it",
+    )
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")
-    if config.data.batch_size % config.train.accumulate_steps:
-        right = f"a divisor of data.batch_size ({config.data.batch_size})"
-        raise UserError(
-            f"config.train.accumulate_steps is {config.train.accumulate_steps}; it must be {right}"
-        )
-    model = config.model
-    if model.n_embd % model.n_head:
-        right = f"a multiple of n_head ({model.n_head})"
-        raise UserError(f"config.model.n_embd is {model.n_embd}; it must be {right}")
+    require(
+        config.data.batch_size % config.train.accumulate_steps == 0,
+        "train.accumulate_steps",
+        f"a divisor of data.batch_size ({config.data.batch_size})",
+    )
+    require(
+        config.model.n_embd % config.model.n_head == 0,
+        "model.n_embd",
+        f"a multiple of n_head ({config.model.n_head})",
+    )

@@ -1,4 +1,4 @@
-"""Train a model. `python run_train.py` in a checkout is the same command."""
+"""Train a model."""
 
 from shakegpt_jax.cli.command import STARTED, run_command, use_compilation_cache
 

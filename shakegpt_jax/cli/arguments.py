@@ -1,17 +1,20 @@
 """Command-line arguments."""
 
 import argparse
-from collections.abc import Sequence
+import difflib
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shakegpt_jax.config import Config
-from shakegpt_jax.configs import config_path, load_config
+from shakegpt_jax.config import Config, near_fields
+from shakegpt_jax.configs import NAMES, load_config
 from shakegpt_jax.errors import UserError
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser whose errors are `UserError`s, with arguments that commands share."""
+
+    _example = ""  # of an option, for a value that stands alone
 
     def __init__(self, prog: str, description: str = "", **options: Any):
         super().__init__(
@@ -30,6 +33,7 @@ class ArgumentParser(argparse.ArgumentParser):
             action=StoreOnce,
             help="run folder; default: the newest in runs/",
         )
+        self._example = "--workdir RUN, and a text with spaces is quoted"
 
     def add_runs(self, *, positional: bool = False) -> None:
         """Add --workdir: which trained runs; `positional`: also without the flag."""
@@ -45,6 +49,7 @@ class ArgumentParser(argparse.ArgumentParser):
             type=named,
             help="run folder, or folder of runs; may be repeated; default: the newest in runs/",
         )
+        self._example = "--workdir RUN"
 
     def add_step(self) -> None:
         """Add --step: which checkpoint of the run."""
@@ -75,56 +80,70 @@ class ArgumentParser(argparse.ArgumentParser):
             help="after how long without a sign a process is lost (30)",
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments."""
+        return self._complete(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments, options also between those without a name."""
+        return self._complete(*self.parse_known_intermixed_args(args, namespace))
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
         raise UserError(f"{message} (--help lists the arguments)")
+
+    def _complete(self, args: argparse.Namespace, unknown: list[str]) -> argparse.Namespace:
+        """Return the arguments, or say what the first unknown one may mean."""
+        if not unknown:
+            return args
+        option = unknown[0].partition("=")[0]
+        if not option.startswith("-"):
+            example = self._example and f"; a value follows an option, as in {self._example}"
+            self.error(f"unexpected argument {unknown[0]!r}{example}")
+        name = option.lstrip("-")
+        known = re.findall(r"^ +(?:-h, )?--(\w+)(?!\S)", self.format_help(), re.MULTILINE)
+        near = [each for each in known if each.startswith(name)]
+        near = near or difflib.get_close_matches(name, known, n=1)
+        if not near and "config" in known:
+            near = [f"config.{field}" for field in near_fields(name)]
+        advice = f"; did you mean --{' or --'.join(near)}?" if near else ""
+        self.error(f"no option {option}{advice}")
 
 
 class ConfigArgumentParser(ArgumentParser):
     """A parser with --config and one --config.section.field argument per config field."""
 
-    def parse_config(
-        self, argv: Sequence[str] | None = None
-    ) -> tuple[argparse.Namespace, Config, str]:
-        """Parse the arguments; --help prints the fields with the values of the config and exits.
-
-        Args:
-            argv: the arguments; None for those of the process.
+    def parse_config(self) -> tuple[argparse.Namespace, Config, str]:
+        """Parse the arguments; --help shows the values of the config.
 
         Returns:
-            The other arguments, the frozen config, and the name of its file without folder and
-            suffix.
-
-        Raises:
-            UserError: if an argument or a value is invalid or the config file cannot be loaded.
+            The other arguments, the frozen config, and its name.
         """
         # --config comes first: the file's values are the defaults of the other arguments.
         file_parser = ArgumentParser(self.prog, add_help=False)
         for parser in (file_parser, self):
-            parser.add_argument("--config", metavar="FILE", help="config file (configs/cpu.py)")
-        path = file_parser.parse_known_args(argv)[0].config
-        path = config_path("cpu" if path is None else path)
-        config = load_config(path)
-        group = self.add_argument_group("config fields, with the values of the config file")
+            help_text = f"{', '.join(NAMES)}, or a Python file (cpu)"
+            parser.add_argument("--config", metavar="CONFIG", default="cpu", help=help_text)
+        source = file_parser.parse_known_args()[0].config
+        config = load_config(source)
+        self._example = "--config cpu"
+        group = self.add_argument_group("config fields, with the values of the config")
         for name, field, value in config.fields():
             meaning = f"{field.metadata['meaning']} ({value!r})".replace("%", "%%")
             group.add_argument(f"--config.{name}", metavar="VALUE", help=meaning)
-        args, unknown = self.parse_known_args(argv)
+        args, unknown = self.parse_known_args()
         for argument in unknown:
             if argument.startswith("--config."):
                 config.set(argument.removeprefix("--config.").partition("=")[0], "")
-            self.error(f"unrecognized argument {argument!r}")
+        self._complete(args, unknown)
         for name, _, _ in config.fields():
             if (text := vars(args)[f"config.{name}"]) is not None:
                 config.set(name, text)
-        return args, config.freeze(), Path(path).stem
+        return args, config.freeze(), Path(source).stem
 
 
 class StoreOnce(argparse.Action):
-    """Stores a value, and rejects a repeated option, where argparse would keep the last value.
-
-    A parser with such an option can parse once.
-    """
+    """Stores a value, and rejects a repeated option, of which argparse would keep the last."""
 
     _used = False
 

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,7 +17,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,18 +26,16 @@ STARTED = time.perf_counter()  # about when the process started
 
 
 def use_compilation_cache() -> None:
-    """Cache compiled programs in the user's cache folder, which makes the next start faster.
-
-    `JAX_COMPILATION_CACHE_DIR` selects another folder; an empty string disables the cache.
-    """
+    """Cache compiled programs, unless JAX_COMPILATION_CACHE_DIR says where, or "" for nowhere."""
     import jax
 
     # A folder that cannot be written only costs time.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "shakegpt_jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if os.path.isabs(caches):  # it is not where the user has no home
+            jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "shakegpt_jax"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def printable(text: str) -> str:
@@ -59,18 +57,12 @@ def _finite(value: Any) -> Any:
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run the `main` of a command and exit.
+    """Run the `main` of a command and exit, with the codes that docs/runs.md lists.
 
-    The exit codes; nonzero ones come with one line on standard error unless noted:
-
-    - 0: success, or a closed pipe;
-    - 1: the operating system reports an error (a full disk), or checkpoints cannot be saved;
-    - 2: a `UserError`, or too little memory;
-    - 3: a `DivergedError`;
-    - 128 plus the signal number: a `StoppedBySignalError`. A signal outside training has the same
-      code and prints nothing.
+    Options may be spelt with dashes instead of underscores.
     """
     exit_on_signal()
+    sys.argv[1:] = _with_underscores(sys.argv[1:])
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # closed by the shell
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -92,13 +84,43 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         print(f"error: {printable(reason)}", file=sys.stderr)
         _discard_output()
         sys.exit(1)
-    except (MemoryError, RuntimeError) as error:  # JAX raises a RuntimeError
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError, AssertionError) as error:
+        if not (problem := _describe(error)):
             raise
-        reason = str(error).split("\n")[0] or "out of memory"
-        print(f"error: not enough memory for these sizes: {reason}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
+
+
+def _with_underscores(arguments: list[str]) -> list[str]:
+    """Spell the names of options as they are declared: --top_k for --top-k, and --top-k=5."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    option = re.compile(r"\A--[a-z][\w.-]*(?=\Z|=)")
+    spelt = [
+        option.sub(lambda name: f"--{name[0][2:].replace('-', '_')}", argument, count=1)
+        for argument in arguments[:end]
+    ]
+    return spelt + arguments[end:]
+
+
+def _describe(error: Exception) -> str | None:
+    """Return what JAX could not do on this machine; None: it is a fault of the program."""
+    if isinstance(error, MemoryError) or re.search(
+        "RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE
+    ):
+        reason = str(error).split("\n")[0] or "out of memory"
+        return f"not enough memory for these sizes: {reason}"
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        import jax
+
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError):
+            return (
+                f"JAX_PLATFORMS is {platforms!r}, which JAX cannot use here; unset it, so that JAX "
+                "chooses, or set it to cpu (for NVIDIA GPUs: pip install 'shakegpt-jax[cuda12]')"
+            )
+    return None
 
 
 def _discard_output() -> None:
@@ -148,17 +170,9 @@ def record_signal() -> Iterator[StopSignal]:
 
 
 def import_extra(module: str, *, extra: str) -> Any:
-    """Import a module of an optional package.
-
-    Args:
-        module: its name, such as "safetensors.numpy".
-        extra: what installs the package.
-
-    Raises:
-        UserError: if it is not installed.
-    """
+    """Import a module of an optional package, which `extra` installs, or raise a `UserError`."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
-        raise UserError(f"this needs {package}: pip install -e '.[{extra}]'") from error
+        raise UserError(f"this needs {package}: pip install 'shakegpt-jax[{extra}]'") from error

@@ -1,6 +1,5 @@
-"""Configs of the package, and loading one: a Python file that defines get_config()."""
+"""The package's own configs, and loading a config: a Python file that defines get_config()."""
 
-import re
 import runpy
 from pathlib import Path
 
@@ -8,28 +7,25 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 
 _FOLDER = Path(__file__).parent
+NAMES = sorted(path.stem for path in _FOLDER.glob("[a-z]*.py"))
 
 
-def config_path(name: str) -> str:
-    """Return the path of a config: of the package's own by its bare name, such as "cpu"."""
-    known = _FOLDER / f"{name}.py"
-    return str(known) if re.fullmatch(r"[a-z]\w*", name) and known.is_file() else name
-
-
-def load_config(path: str) -> Config:
-    """Run a config file and return its config, not frozen yet.
+def load_config(name: str) -> Config:
+    """Return the config, not frozen yet, of the package by its name, such as "cpu", or of a file.
 
     Raises:
-        UserError: if the file does not exist, fails, or defines no get_config() that returns a
-            `Config`.
+        UserError: if there is no such config, or the file fails or defines no get_config() that
+            returns a `Config`.
     """
-    if not path:
-        raise UserError("--config is empty; give a config file such as configs/cpu.py")
-    if not Path(path).is_file():
-        problem = f"{path!r} is a folder" if Path(path).is_dir() else f"no such file: {path!r}"
-        raise UserError(f"{problem}; give a config file such as configs/cpu.py")
-    if Path(path).suffix != ".py":
-        raise UserError(f"the config {path} does not end in .py; give one such as configs/cpu.py")
+    path = str(_FOLDER / f"{name}.py") if name in NAMES else name
+    if not (path.endswith(".py") and Path(path).is_file()):
+        problem = "is not a Python file" if Path(path).exists() else "does not exist"
+        right = f"give a Python file or one of {', '.join(NAMES)}"
+        if Path(f"{name}.py").is_file():
+            right = f"did you mean {name}.py?"
+        elif Path(name).stem in NAMES:
+            right = f"the package's own is --config {Path(name).stem}"
+        raise UserError(f"the config {name!r} {problem}; {right}")
     try:
         get_config = runpy.run_path(path).get("get_config")  # leaves no __pycache__ behind
         config = get_config() if callable(get_config) else None
