@@ -8,16 +8,23 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from shakegpt_jax.config import require_known_fields
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 from shakegpt_jax.web.page import check_page_path, encode_array, write_page
-from shakegpt_jax.web.page_facts import page_facts
-from shakegpt_jax.web.serving_page import prompt_page
+from shakegpt_jax.web.serving_page import page_facts, prompt_page
 
 MAX_PARAMETERS = 20_000_000  # with more, a browser writes fewer than about 30 characters/s
 
-MODEL_SCRIPTS = ("base64.js", "threefry.js", "sampling.js", "weights.js", "model.js", "offline.js")
+# Of the model: what model.js computes with, and what matters in training alone.
+_FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
+_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
+_NORM = ("scale", "bias")
+_DENSE = ("kernel", "bias")
+_BLOCK = {"ln_1": _NORM, "attn/c_attn": _DENSE, "attn/c_proj": _DENSE}
+_BLOCK |= {"ln_2": _NORM, "mlp/c_fc": _DENSE, "mlp/c_proj": _DENSE}
+_ACTIVATIONS = ("gelu_tanh", "gelu_exact")
 
 
 def offline_page(lm: LanguageModel, *, float32: bool = False) -> str:
@@ -29,33 +36,38 @@ def offline_page(lm: LanguageModel, *, float32: bool = False) -> str:
             which halves the page.
 
     Raises:
-        UserError: if the model is too large for a page, or has weights that float16 cannot hold.
+        UserError: if the model is too large for a page, has a part that the page does not know,
+            or weights that float16 cannot hold.
     """
     if lm.n_params > MAX_PARAMETERS:
         raise UserError(
             f"the model has {lm.n_params:,} parameters; a page can hold {MAX_PARAMETERS:,}, since "
             "a browser is slow with more; python -m shakegpt_jax.serve shows the same page"
         )
-    data = page_facts(lm) | {"model": model_data(lm, float32=float32)}
-    page, _ = prompt_page(data, MODEL_SCRIPTS)
-    return page
+    facts = page_facts(lm) | {"model": model_data(lm, float32=float32)}
+    return prompt_page(facts, "offline_page.js")[0]
 
 
 def model_data(lm: LanguageModel, *, float32: bool = False) -> dict[str, Any]:
-    """Return what `makeBackend` in `offline.js` computes with, beside the facts of the page.
-
-    Returns:
-        `weights`, all numbers in base64; `sizes`, the name and the count of numbers of each
-        parameter in their order; `dtype`; `checksum`, the CRC-32 of their bytes; `activation`;
-        `epsilon` of LayerNorm. Linear layers have one row per output.
-
-    Raises:
-        UserError: see `offline_page`.
-    """
+    """Return what `offline.js` computes with beside the facts; `facts.js` describes it."""
+    shape = lm.config.model
+    require_known_fields(shape, _FIELDS, "a page")
+    if shape.activation not in _ACTIVATIONS:
+        raise UserError(f"a page does not support config.model.activation {shape.activation!r}")
     params = {
-        "/".join(path): np.asarray(param).T if path[-1] == "kernel" else np.asarray(param)
-        for path, param in flatten_dict(lm.params).items()
+        name: np.asarray(param).T if name.endswith("/kernel") else np.asarray(param)
+        for name, param in flatten_dict(lm.params, sep="/").items()
     }
+    known = {"wte/embedding", "wpe/embedding", "lm_head/kernel", "ln_f/scale", "ln_f/bias"}
+    for i in range(shape.n_layer):
+        known |= {f"block_{i}/{layer}/{p}" for layer, names in _BLOCK.items() for p in names}
+    if different := known ^ params.keys():
+        name = min(different)
+        raise UserError(
+            f"a page does not support the parameter {name}"
+            if name in params
+            else f"a page needs the parameter {name}, which the model lacks"
+        )
     numbers = np.concatenate([param.ravel() for param in params.values()])
     with np.errstate(over="ignore"):
         numbers = numbers.astype("<f4" if float32 else "<f2")
@@ -67,7 +79,7 @@ def model_data(lm: LanguageModel, *, float32: bool = False) -> dict[str, Any]:
         "sizes": [(name, param.size) for name, param in params.items()],
         "dtype": "float32" if float32 else "float16",
         "checksum": zlib.crc32(numbers.tobytes()),
-        "activation": lm.config.model.activation,
+        "activation": shape.activation,
         "epsilon": LAYER_NORM_EPSILON,
     }
 
@@ -82,12 +94,7 @@ def check_new_page(path: str, *, force: bool) -> None:
 def export_page(
     lm: LanguageModel, path: str, *, float32: bool = False, force: bool = False
 ) -> dict[str, int]:
-    """Write the page to a file; returns its size in bytes by its name.
-
-    Raises:
-        UserError: if the file cannot be written, or is there already without `force`; see
-            `offline_page` for others.
-    """
+    """Write the page of `offline_page` to a file; returns its size in bytes by its name."""
     page = offline_page(lm, float32=float32)
     check_new_page(path, force=force)
     write_page(page, path)
