@@ -8,27 +8,16 @@ import numpy as np
 from shakegpt_jax.inference.evaluation import Selection
 from shakegpt_jax.inference.scoring import Predictions
 
-# Kinds of character, and what they are called in the report.
-KINDS = (
-    "lower-case letters",
-    "upper-case letters",
-    "letters without case",
-    "digits",
-    "spaces",
-    "newlines",
-    "punctuation and symbols",
-    "others",
+# fmt: off
+KINDS = (  # of character
+    "lower-case letters", "upper-case letters", "letters without case", "digits", "spaces",
+    "newlines", "punctuation and symbols", "others",
 )
+# fmt: on
 _LOWER, _UPPER, _CASELESS, _DIGIT, _SPACE, _NEWLINE, _PUNCTUATION, _OTHER = range(len(KINDS))
-_BY_CATEGORY = {"Ll": _LOWER, "Lu": _UPPER, "Lt": _UPPER}  # the others by their first letter
-_BY_CLASS = {
-    "L": _CASELESS,
-    "M": _CASELESS,  # marks, which modify the letter before
-    "N": _DIGIT,
-    "Z": _SPACE,
-    "P": _PUNCTUATION,
-    "S": _PUNCTUATION,
-}
+# By category of Unicode or its first letter; marks (M) modify the letter before.
+_BY_CATEGORY = {"Ll": _LOWER, "Lu": _UPPER, "Lt": _UPPER, "L": _CASELESS, "M": _CASELESS}
+_BY_CATEGORY |= {"N": _DIGIT, "Z": _SPACE, "P": _PUNCTUATION, "S": _PUNCTUATION}
 _IN_WORDS = "'\N{RIGHT SINGLE QUOTATION MARK}"  # in words, but not letters
 _RANKS = ("first letters of words", "second letters", "third letters", "later letters")
 
@@ -67,10 +56,7 @@ def group_losses(losses: np.ndarray, groups: np.ndarray, n_group: int) -> dict[s
 
 
 def window_positions(n_scored: int, n_time: int, stride: int | None) -> np.ndarray:
-    """Return the positions in the window from which n_scored characters are predicted.
-
-    n_time and stride are those of `character_losses`.
-    """
+    """Return the positions in the window from which `character_losses` predicts."""
     stride = n_time if stride is None else stride
     i = np.arange(n_scored)
     return np.where(i < n_time, i, n_time - stride + (i - n_time) % stride)
@@ -85,7 +71,7 @@ def _kind(character: str) -> int:
     if character in "\n\t":
         return _NEWLINE if character == "\n" else _SPACE
     category = unicodedata.category(character)
-    return _BY_CATEGORY.get(category, _BY_CLASS.get(category[0], _OTHER))
+    return _BY_CATEGORY.get(category, _BY_CATEGORY.get(category[0], _OTHER))
 
 
 def letter_ranks(ids: np.ndarray, vocabulary: str) -> np.ndarray:

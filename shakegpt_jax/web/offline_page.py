@@ -12,32 +12,24 @@ from shakegpt_jax.config import require_known_fields
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
-from shakegpt_jax.web.page import check_page_path, encode_array, write_page
+from shakegpt_jax.web.page import MODEL_FIELDS, check_page_path, encode_array, write_page
 from shakegpt_jax.web.serving_page import page_facts, prompt_page
 
 MAX_PARAMETERS = 20_000_000  # with more, a browser writes fewer than about 30 characters/s
 
-# Of the model: what model.js computes with, and what matters in training alone.
-_FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
-_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
-_NORM = ("scale", "bias")
-_DENSE = ("kernel", "bias")
-_BLOCK = {"ln_1": _NORM, "attn/c_attn": _DENSE, "attn/c_proj": _DENSE}
-_BLOCK |= {"ln_2": _NORM, "mlp/c_fc": _DENSE, "mlp/c_proj": _DENSE}
+# What model.js reads and computes.
+_PARAMS = {"wte/embedding", "wpe/embedding", "lm_head/kernel", "ln_f/scale", "ln_f/bias"}
+_DENSE = ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
+_BLOCK_PARAMS = [f"{norm}/{each}" for norm in ("ln_1", "ln_2") for each in ("scale", "bias")]
+_BLOCK_PARAMS += [f"{dense}/{each}" for dense in _DENSE for each in ("kernel", "bias")]
 _ACTIVATIONS = ("gelu_tanh", "gelu_exact")
 
 
 def offline_page(lm: LanguageModel, *, float32: bool = False) -> str:
-    """Return the page as HTML. It may connect to nothing.
+    """Return the page as HTML. It may connect to nothing, and computes in float32 or better.
 
-    Args:
-        lm: the model. The page computes in float32 at least, whatever its `compute_dtype`.
-        float32: whether to keep the weights as they are; otherwise they are rounded to float16,
-            which halves the page.
-
-    Raises:
-        UserError: if the model is too large for a page, has a part that the page does not know,
-            or weights that float16 cannot hold.
+    The weights are rounded to float16, which halves the page, unless `float32` keeps them. Raises a
+    UserError if the model is too large for a page, or the page could not compute what it computes.
     """
     if lm.n_params > MAX_PARAMETERS:
         raise UserError(
@@ -51,22 +43,18 @@ def offline_page(lm: LanguageModel, *, float32: bool = False) -> str:
 def model_data(lm: LanguageModel, *, float32: bool = False) -> dict[str, Any]:
     """Return what `offline.js` computes with beside the facts; `facts.js` describes it."""
     shape = lm.config.model
-    require_known_fields(shape, _FIELDS, "a page")
+    require_known_fields(shape, MODEL_FIELDS, "a page")
     if shape.activation not in _ACTIVATIONS:
         raise UserError(f"a page does not support config.model.activation {shape.activation!r}")
     params = {
         name: np.asarray(param).T if name.endswith("/kernel") else np.asarray(param)
         for name, param in flatten_dict(lm.params, sep="/").items()
     }
-    known = {"wte/embedding", "wpe/embedding", "lm_head/kernel", "ln_f/scale", "ln_f/bias"}
-    for i in range(shape.n_layer):
-        known |= {f"block_{i}/{layer}/{p}" for layer, names in _BLOCK.items() for p in names}
-    if different := known ^ params.keys():
-        name = min(different)
+    blocks = {f"block_{i}/{each}" for i in range(shape.n_layer) for each in _BLOCK_PARAMS}
+    if different := (_PARAMS | blocks) ^ params.keys():
+        state = "unknown" if min(different) in params else "missing"
         raise UserError(
-            f"a page does not support the parameter {name}"
-            if name in params
-            else f"a page needs the parameter {name}, which the model lacks"
+            f"a page does not support this model: parameter {min(different)} is {state}"
         )
     numbers = np.concatenate([param.ravel() for param in params.values()])
     with np.errstate(over="ignore"):

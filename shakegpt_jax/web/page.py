@@ -19,6 +19,10 @@ import numpy as np
 from shakegpt_jax.cli.command import dump_json
 from shakegpt_jax.errors import UserError
 
+# Of a model: model.js and the attention of the report reproduce them, or they matter in training.
+MODEL_FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
+MODEL_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
+
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.MULTILINE)
 
 
@@ -32,9 +36,8 @@ def render_page(
         style: the CSS file in `static` that comes after `common.css`.
         script: the module in `static` that the page runs.
         title: any text.
-        data: what JSON can hold; the scripts read it from the element `data`. A number that is not
-            finite becomes null.
-        connect: where the scripts may connect to, as a source of the content security policy.
+        data: what the scripts read from the element `data`, for `dump_json`.
+        connect: where the scripts may connect to, as a source of the policy.
     """
     styles, module = _read("common.css") + _read(style), bundle(script)
     policy = (

@@ -27,11 +27,8 @@ from shakegpt_jax.inference.scoring import (
     next_logits,
 )
 from shakegpt_jax.web.breakdown import breakdowns
-from shakegpt_jax.web.page import encode_array, render_page, write_page
-
-# Of the model: with others, `attention_weights` may not be what the model computes.
-_FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
-_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
+from shakegpt_jax.web.page import MODEL_FIELDS, encode_array, render_page, write_page
+from shakegpt_jax.web.serving_page import page_facts
 
 _SHOWN_CHARACTERS = 10_000  # of the text
 _SHOWN_LOGITS = 2**25  # of large vocabularies, fewer characters are shown
@@ -43,13 +40,12 @@ _LOG_PROBABILITY_UNIT = 24 / (2**16 - 1)  # of 16 bits; the smallest is e^-24
 
 
 def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
-    """Evaluate a model on a text, and write a page with the result; an old page is replaced.
+    """Evaluate a model on a text, and write a page with the result; `report.js` describes its data.
 
-    Raises:
-        UserError: if the page cannot be written, or cannot show this model.
+    An old page is replaced. Raises a UserError if the page cannot be written or show the model.
     """
     lm = selection.lm
-    require_known_fields(lm.config.model, _FIELDS, "the report")
+    require_known_fields(lm.config.model, MODEL_FIELDS, "the report")
     parts = [
         character_predictions(lm.model, lm.params, ids, stride=selection.stride)
         for ids in selection.pieces
@@ -61,28 +57,21 @@ def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
             "numbers; a report cannot show them"
         )
     result = selection.summarize(predictions.losses)
-    name, shape = Path(selection.workdir).resolve().name, lm.config.model
+    n_time = lm.config.model.block_size
     data = {
-        "run": {
-            "name": name,
-            "step": result.step,
-            "parameters": result.parameters,
-            "layers": shape.n_layer,
-            "heads": shape.n_head,
-            "window": shape.block_size,
-        },
+        "run": page_facts(lm),
         "text": {
             "name": selection.name,
-            "vocabulary": lm.tokenizer.vocabulary,
             "characters": selection.n_character,
             "pieces": len(selection.pieces),
-            "stride": shape.block_size if selection.stride is None else selection.stride,
+            "stride": n_time if selection.stride is None else selection.stride,
         },
         "evaluation": vars(result.evaluation) | {"accuracy": float(predictions.correct.mean())},
         "shown": show_text(selection),
         **breakdowns(selection, predictions),
     }
-    page, _ = render_page("report.html", "report.css", "report.js", f"{name}: looking inside", data)
+    title = f"{lm.name}: looking inside"
+    page, _ = render_page("report.html", "report.css", "report.js", title, data)
     write_page(page, path)
     return result
 
@@ -120,11 +109,9 @@ def log_probabilities(lm: LanguageModel, ids: np.ndarray, stride: int | None) ->
 
 
 def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
-    """Quantize the distributions to 16 bits, of large vocabularies the most probable characters.
+    """Quantize the negative log-probabilities, of large vocabularies the K smallest, to 16 bits.
 
-    Returns:
-        `size` K; `unit` of the (N, K) negative log-probabilities `values`; `ids`, the (N, K)
-        characters that they belong to, or None if these are all in order.
+    `ids` are the (N, K) characters of the (N, K) `values`, or None if these are all in order.
     """
     size, ids = min(log_probs_NxV.shape[1], _SHOWN_PROBABILITIES), None
     if size < log_probs_NxV.shape[1]:
@@ -141,10 +128,9 @@ def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
 
 
 def split_lines(text: str, starts: Sequence[int], longest: int) -> list[tuple[int, int, int]]:
-    """Split a text of parts that begin at `starts` into lines, and those into pieces.
+    """Split a text of parts that begin at `starts` into lines, and long lines into pieces.
 
-    Returns:
-        Begin of the part, start and end of each line that is not empty, without its newline.
+    Returns the begin of its part, start and end of each that is not empty, without newlines.
     """
     lines = []
     for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
@@ -161,10 +147,8 @@ def encode_attention(
 ) -> dict[str, Any]:
     """Compute the attention of the first lines, each in a window that ends with the line.
 
-    Returns:
-        `lines`: start and end of each line, start of its window, and its offset in `values`:
-        square roots of the (L, H, characters of the line, characters of the window) weights in
-        255ths.
+    `lines` has the start and end of each line, the start of its window, and its offset in `values`:
+    square roots of the (L, H, characters of the line, characters of the window) weights in 255ths.
     """
     shape = lm.config.model
     n_time, n_map = shape.block_size, shape.n_layer * shape.n_head
@@ -192,13 +176,9 @@ def encode_attention(
 
 
 def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[str, Any]:
-    """Find the stretches of the text that stand in the training text.
+    """Find the stretches of the text that stand in the training text, or say why they are unknown.
 
-    Returns:
-        `shortest`, the characters of a stretch; `stretches` of `start`, `end` and `place` in
-        the training text; `whole`, whether all of the text stands there; `problem`, why they are
-        not known; `source`, the run that the model started from, whose text is not compared, or
-        nothing.
+    The text of `source`, the run that the model started from, is not compared.
     """
     known: dict[str, Any] = {"shortest": SHORTEST_STRETCH, "stretches": [], "whole": False}
     known["source"] = Path(selection.lm.config.train.init_from).name

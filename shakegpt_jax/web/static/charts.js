@@ -54,11 +54,11 @@ function chart({ xs, ys, xTicks, yTicks, xLabel, yLabel, digits, description }) 
 }
 
 /**
- * Formats a mean loss with its standard error, which one character does not have.
- * @param {number} mean @param {number} error @param {number} counted @param {number} digits
+ * Formats a mean loss with its standard error, which one character does not have: null.
+ * @param {number} mean @param {number | null} error @param {number} digits
  */
-export function withError(mean, error, counted, digits) {
-  return mean.toFixed(digits) + (counted > 1 ? ` ± ${error.toFixed(digits)}` : "");
+export function withError(mean, error, digits) {
+  return mean.toFixed(digits) + (error === null ? "" : ` ± ${error.toFixed(digits)}`);
 }
 
 /**
@@ -89,7 +89,7 @@ export function showPositions(container, { counts, means, errors }) {
     for (const { read, mean } of points) add("circle", { class: "dot", cx: x(read), cy: y(mean), r: 3 });
   }
   const rows = points.map(({ read, mean, error, counted }) =>
-    [String(read), withError(mean, error, counted, 4), count(counted)]);
+    [String(read), withError(mean, counted > 1 ? error : null, 4), count(counted)]);
   container.append(svg, numbers(["characters read", "loss", "characters scored"], rows));
 }
 
@@ -160,7 +160,7 @@ export function showKinds(container, groupings, whole) {
       whisker.style.width = share(2 * error);
       header.scope = "row";
       body.append(element("tr", "", "", header,
-        element("td", "", withError(mean, error, counted, 3)),
+        element("td", "", withError(mean, counted > 1 ? error : null, 3)),
         element("td", "bar-cell", "", element("div", "meter", "", fill, whisker)),
         element("td", "optional", count(counted)),
         element("td", "optional", percent(counted / whole.count)),

@@ -9,12 +9,13 @@ import { surprise, textView } from "./text_view.js";
 /** @import {Line} from "./attention.js" */
 /** @import {Calibration, Groups, NamedGroups} from "./charts.js" */
 /** @import {Stretch} from "./common.js" */
+/** @import {Facts} from "./facts.js" */
 /**
  * What shakegpt_jax/web/report.py writes. Arrays are in base64.
  * @typedef {object} Report
- * @property {{name: string, step: number, parameters: number, layers: number, heads: number, window: number}} run
- * @property {{name: string, vocabulary: string, characters: number, pieces: number, stride: number}} text
- * @property {{loss: number, standard_error: number, perplexity: number | null, bits_per_character: number,
+ * @property {Facts} run
+ * @property {{name: string, characters: number, pieces: number, stride: number}} text
+ * @property {{loss: number, standard_error: number | null, perplexity: number | null, bits_per_character: number,
  *   count: number, accuracy: number}} evaluation
  * @property {Shown} shown
  * @property {Groups} positions
@@ -27,7 +28,8 @@ import { surprise, textView } from "./text_view.js";
  * @property {string} text
  * @property {number[]} starts of its pieces, whose first characters are not predicted
  * @property {string} losses
- * @property {{size: number, unit: number, values: string, ids: string | null}} distributions
+ * @property {{size: number, unit: number, values: string, ids: string | null}} distributions of each character,
+ *   -log probabilities of the ids in units; null: of all ids in order
  * @property {{lines: Line[], values: string}} attention
  * @property {{shortest: number, stretches: Stretch[], whole: boolean, problem?: string, source: string}} copies
  */
@@ -46,11 +48,11 @@ function showHeader() {
   $("summary").textContent =
     `A character-level GPT of ${count(run.parameters)} parameters (${plural(run.layers, "layer")} of ` +
     `${plural(run.heads, "head")}, window of ${run.window} characters) after ` +
-    `${plural(run.step, "training step")}, evaluated on ${text.name}: ${plural(evaluation.count, "character")}` +
+    `${plural(run.step ?? 0, "training step")}, evaluated on ${text.name}: ${plural(evaluation.count, "character")}` +
     (evaluation.count < text.characters - 1
       ? `, in ${plural(text.pieces, "piece")} spread over ${count(text.characters)}.` : ".");
   const figures = {
-    "loss, nats/character": withError(evaluation.loss, evaluation.standard_error, evaluation.count, 4),
+    "loss, nats/character": withError(evaluation.loss, evaluation.standard_error, 4),
     perplexity: evaluation.perplexity?.toFixed(3) ?? "too large",
     "bits per character": evaluation.bits_per_character.toFixed(3),
     "most probable is right": percent(evaluation.accuracy),
@@ -113,7 +115,7 @@ function isWhole(start, end) {
 }
 
 function showText() {
-  const vocabulary = Array.from(text.vocabulary);
+  const vocabulary = Array.from(run.vocabulary);
   const losses = decodeArray(shown.losses, Float32Array);
   const { size, unit } = shown.distributions;
   const values = decodeArray(shown.distributions.values, Uint16Array);
