@@ -91,6 +91,7 @@ function attentionNote(split) {
 function showNotes() {
   const notes = {
     shown: characters.length === text.characters ? "The whole text is shown."
+      : characters.length === evaluation.count + starts.size ? "All pieces are shown."
       : `The first ${count(characters.length)} characters are shown; the figures cover all ${count(evaluation.count)}.`,
     copies: copiesNote(),
     attention: attentionNote(shown.attention.lines.some(([start, end]) => !isWhole(start, end))),
