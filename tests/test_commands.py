@@ -13,15 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from fakes import one_line
 
 import shakegpt_jax
-from configs import cpu
+from shakegpt_jax.__main__ import COMMANDS
+from shakegpt_jax.cli.command import run_command, use_compilation_cache
+from shakegpt_jax.configs import cpu
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
 from shakegpt_jax.inference import evaluation, language_model, sampler
-from shakegpt_jax.inference.ngram import drafting_pays
 from shakegpt_jax.profiling.measurements import Measurement
 from shakegpt_jax.reporting.terminal import print_table
 
@@ -36,19 +38,6 @@ TINY = [
     "--config.train.eval_every=10",
     "--config.train.sample_length=20",
 ]
-COMMANDS = (
-    "train",
-    "generate",
-    "evaluate",
-    "plot",
-    "prepare",
-    "export",
-    "import_model",
-    "benchmark",
-    "scaling",
-    "plan",
-    "serve",
-)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -89,7 +78,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
 def folder(tmp_path_factory) -> Path:
     """Return a working folder in which the command has trained one run, runs/cpu."""
     folder = tmp_path_factory.mktemp("user")
-    process = start(ROOT / "run_train.py", f"--config={ROOT}/configs/cpu.py", *TINY, cwd=folder)
+    process = start("-m", "shakegpt_jax", "train", "--config=cpu", *TINY, cwd=folder)
     code, out, err = finish(process)
     assert (code, err) == (0, "")
     (folder / "stdout").write_text(out)
@@ -285,8 +274,6 @@ def test_generate_drafts_where_it_pays_or_is_asked_for(here, lm, command, monkey
         assert command(*args)[:2] == (0, text)
         assert command(*args, "--nodraft")[:2] == (0, text)
     assert drafts == [False, True, False, True, False, False, False]
-    code, _, err = command(*args, "--draft", "--nodraft")
-    assert code == 2 and "not allowed with argument" in one_line(err)
     # Without the training text, it draws the same text without drafts, unless asked for them.
     monkeypatch.setattr(language_model, "drafting_pays", lambda *_: True)
     moved = dataclasses.replace(lm, text_sha256="another text")
@@ -296,16 +283,6 @@ def test_generate_drafts_where_it_pays_or_is_asked_for(here, lm, command, monkey
         moved.generate("A", 10, draft=True)
     with pytest.raises(UserError, match="draft is 3; it must be True, False or None"):
         lm.generate("A", 10, draft=3)
-
-
-def test_drafting_pays_for_large_models_and_few_rows():
-    assert drafting_pays(85_000_000, 8, 100, 65)
-    assert drafting_pays(10_700_000, 1, 500, 65)
-    assert not drafting_pays(10_700_000, 1, 400, 65)
-    assert not drafting_pays(400_000, 1, 100_000, 65)
-    assert not drafting_pays(85_000_000, 9, 500, 65)
-    assert not drafting_pays(85_000_000, 1, 20, 65)
-    assert not drafting_pays(85_000_000, 1, 500, 1)
 
 
 def test_plot_writes_an_image(here, command):
@@ -365,14 +342,87 @@ def test_commands_without_a_run_say_how_to_train_one(tmp_path, command, monkeypa
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_fits_80_columns(module, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, err = command(module, "--help")
+    code, out, err = command("__main__", module, "--help")
     assert (code, err) == (0, "")
+    assert out.startswith(f"usage: shakegpt {module} ")
     assert max(map(len, out.splitlines())) <= 80
-    if module in ("train", "benchmark", "scaling", "plan"):
-        assert "--config.model.n_layer VALUE\n" in out
+    if "--config CONFIG" in out:
         assert "number of blocks (2)" in out  # the value in configs/cpu.py
-    else:
-        assert ("--output" if module == "prepare" else "--workdir") in out
+
+
+def test_help_lists_every_command(command):
+    for flags in ([], ["--help"]):
+        code, out, err = command("__main__", *flags)
+        assert (code, err) == (0, "")
+        assert max(map(len, out.splitlines())) <= 80
+        modules = (ROOT / "shakegpt_jax").glob("*.py")
+        commands = {path.stem for path in modules if "\ndef main(" in path.read_text()}
+        assert set(re.findall(r"^  (\w+) ", out, re.MULTILINE)) == commands - {"__main__"}
+    assert command("__main__", "--version")[1] == f"shakegpt-jax {shakegpt_jax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), "9 bytes.\n"),
+        (RuntimeError("INTERNAL: CustomCall failed: Out of memory"), "not enough memory for these"),
+        (MemoryError(), "not enough memory for these sizes: out of memory"),
+    ],
+)
+def test_too_little_memory_is_one_line(problem, message, capsys):
+    def main() -> None:
+        raise problem
+
+    with pytest.raises(SystemExit, match="2"):
+        run_command(main)
+    assert message in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("platforms", ["rocm", "cpuu"])
+def test_names_a_platform_that_jax_cannot_use(folder, platforms):
+    process = start(
+        *("-m", "shakegpt_jax", "evaluate"), cwd=folder, env=environment(JAX_PLATFORMS=platforms)
+    )
+    code, out, err = finish(process)
+    assert (code, out) == (2, "")
+    assert f"JAX_PLATFORMS is {platforms!r}" in one_line(err) and "set it to cpu" in err
+
+
+def test_names_a_platform_for_which_jax_fails_without_a_message(monkeypatch, capsys):
+    """As for JAX_PLATFORMS=cuda without JAX's package for CUDA."""
+
+    def fail() -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setenv("JAX_PLATFORMS", "cuda")
+        patch.setattr("jax.devices", fail)
+        with pytest.raises(SystemExit, match="2"):
+            run_command(fail)
+    assert "JAX_PLATFORMS is 'cuda'" in one_line(capsys.readouterr().err)
+    with pytest.raises(AssertionError):  # where JAX works, it is a fault of the program
+        run_command(fail)
+
+
+def test_works_without_a_home_folder(monkeypatch):
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    before = jax.config.jax_compilation_cache_dir
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_dashes_are_underscores_in_names_of_options_alone(monkeypatch):
+    given = ["--max-new-tokens=5", "--top-k", "3", "--prompt=--a-b c-d", "--a-b c", "-x-y", "--"]
+    spelt = ["--max_new_tokens=5", "--top_k", "3", "--prompt=--a-b c-d", "--a-b c", "-x-y", "--"]
+    monkeypatch.setattr(sys, "argv", ["shakegpt", *given, "--a-b"])
+    with pytest.raises(SystemExit):
+        run_command(lambda: None)
+    assert sys.argv[1:] == [*spelt, "--a-b"]
 
 
 def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
@@ -427,7 +477,8 @@ def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
 
 
 def test_commands_import_jax_only_after_parsing_their_arguments(tmp_path):
-    code = f"import sys; import {', '.join(f'shakegpt_jax.{name}' for name in COMMANDS)}\n"
+    names = ("__main__", *COMMANDS)
+    code = f"import sys; import {', '.join(f'shakegpt_jax.{name}' for name in names)}\n"
     code += "assert not {'jax', 'numpy', 'argparse'} & sys.modules.keys()"
     assert finish(start("-c", code, cwd=tmp_path)) == (0, "", "")
 
@@ -455,8 +506,6 @@ def test_trains_and_evaluates_on_another_text(tmp_path, monkeypatch, command):
     assert json.loads(command("evaluate", *moved)[1])["count"] == 1_999
     code, _, err = command("evaluate", "--workdir=own")
     assert code == 2 and "no such file" in err and "--path" in err
-    code, _, err = command("generate", "--workdir=own")
-    assert code == 2 and "cannot encode the default prompt; give one (no such file" in err
     code, _, err = command("generate", "--workdir=own")
     assert code == 2
     assert "the model cannot encode the default prompt; give one (no such file" in one_line(err)
@@ -512,8 +561,15 @@ def test_exit_code_of_a_signal_and_the_same_command_resumes(tmp_path, number):
     finish(process)
 
 
-@pytest.mark.parametrize("moment", ["argparse", "numpy", "jax._src.xla_bridge", "flax.linen"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("argparse", signal.SIGINT),
+        ("numpy", signal.SIGTERM),
+        ("jax.numpy", signal.SIGTERM),
+        ("flax.linen", signal.SIGINT),
+    ],
+)
 def test_a_signal_at_any_moment_of_the_start_ends_the_command(folder, tmp_path, moment, number):
     training = [ROOT / "run_train.py", *TINY, "--config.train.num_steps=100000"]
     generating = ["-m", "shakegpt_jax.generate", "--max_new_tokens=9999999"]
@@ -555,16 +611,18 @@ def test_wheel_works_outside_the_checkout(tmp_path):
     assert Path(out.strip()).is_relative_to(target)
     static = {path.name for path in (ROOT / "shakegpt_jax" / "web" / "static").iterdir()}
     assert {path.name for path in (target / "shakegpt_jax" / "web" / "static").iterdir()} == static
-    code, out, err = finish(start("-m", "shakegpt_jax.train", "--help", cwd=tmp_path, env=env))
+    shakegpt = [target / "bin" / "shakegpt"]
+    code, out, err = finish(start(*shakegpt, "train", "--help", cwd=tmp_path, env=env))
     assert (code, err) == (0, "")
     shown = re.sub(r"\s+", " ", out)
     for path, field, value in cpu.get_config().fields():
         assert f"--config.{path} VALUE {field.metadata['meaning']} ({value!r})" in shown
-    code, out, err = finish(start("-m", "shakegpt_jax.train", *TINY, cwd=tmp_path, env=env))
+    training = start(*shakegpt, "train", "--config", "cpu", *TINY, cwd=tmp_path, env=env)
+    code, out, err = finish(training)
     assert (code, err) == (0, "")
     assert "runs/cpu/checkpoints/20" in out
-    args = ["-m", "shakegpt_jax.generate", "--max_new_tokens=20"]
-    code, out, err = finish(start(*args, cwd=tmp_path, env=env))
+    generating = start(*shakegpt, "generate", "--max-new-tokens=20", cwd=tmp_path, env=env)
+    code, out, err = finish(generating)
     assert (code, len(out)) == (0, len("O God, O God!") + 21)
 
 
@@ -572,12 +630,10 @@ def test_wheel_works_outside_the_checkout(tmp_path):
 def test_base_config_takes_two_steps_on_a_cpu(tmp_path):
     two_steps = ["--config.data.batch_size=4", "--config.train.num_steps=2", "--workdir=run"]
     two_steps += ["--config.train.eval_characters=8192", "--config.train.sample_length=20"]
-    config = f"--config={ROOT}/configs/base.py"
     env = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     env.pop("XLA_FLAGS", None)  # it compiles faster, but runs slower
-    process = start(ROOT / "run_train.py", config, *two_steps, cwd=tmp_path, env=env)
+    process = start(ROOT / "run_train.py", "--config=base", *two_steps, cwd=tmp_path, env=env)
     code, out, err = finish(process, timeout=400)
     assert (code, err) == (0, "")
     assert "one step takes" in out
-    assert "configs/cpu.py" in out
     assert "step 2/2: loss" in out
