@@ -12,7 +12,7 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(
-        "python -m shakegpt_jax.benchmark",
+        "shakegpt benchmark",
         "Measure a training step, evaluation, prefill and sampling. Compare each with a large "
         "matmul and the memory bandwidth of this machine.",
     )

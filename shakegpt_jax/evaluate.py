@@ -14,7 +14,7 @@ def main() -> None:
     from shakegpt_jax.errors import UserError
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.evaluate",
+        "shakegpt evaluate",
         "Evaluate a trained model on a text, or compare several.",
     )
     parser.add_runs()

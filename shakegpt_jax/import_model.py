@@ -13,7 +13,7 @@ def main() -> None:
     from shakegpt_jax.cli.command import record_signal
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.import_model",
+        "shakegpt import_model",
         "Import a character-level GPT-2 of another tool into a run folder.",
     )
     add = parser.add_argument

@@ -12,7 +12,7 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(
-        "python -m shakegpt_jax.plan",
+        "shakegpt plan",
         "Compile the train step for GPUs that need not be there (with the extra `plan`; otherwise "
         "for virtual CPU devices) and print what it needs. Nothing runs.",
     )

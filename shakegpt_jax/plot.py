@@ -19,7 +19,7 @@ def main() -> None:
     from shakegpt_jax.training.resume import is_locked
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.plot",
+        "shakegpt plot",
         "Plot the metrics of runs in one picture, or convert them for TensorBoard.",
     )
     parser.add_runs(positional=True)

@@ -16,7 +16,7 @@ def main() -> None:
     from shakegpt_jax.data.prepared import prepare_text
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.prepare",
+        "shakegpt prepare",
         "Prepare a text that is too long for memory. Run again after an interruption.",
     )
     add = parser.add_argument

@@ -11,7 +11,7 @@ def main() -> None:
     from shakegpt_jax.cli.command import import_extra
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.serve",
+        "shakegpt serve",
         "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak.",
     )
     parser.add_run()
