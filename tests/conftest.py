@@ -138,20 +138,29 @@ def finished_copy(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Runs the `main` of a command in this process, as a shell would."""
+def run_main(capsys) -> Iterator[Callable[[Callable], tuple[int, str, str]]]:
+    """Runs the `main` of a command in this process; returns exit code and output."""
 
-    def run(module: str, *args: object) -> tuple[int, str, str]:
-        main = importlib.import_module(f"shakegpt_jax.{module}").main
-        monkeypatch.setattr(sys, "argv", [module, *map(str, args)])
+    def run(main: Callable[[], None]) -> tuple[int, str, str]:
         capsys.readouterr()
-        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as ended:
             run_command(main)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
+
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def command(monkeypatch, run_main) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command by the name of its module and its arguments, as a shell would."""
+
+    def run(module: str, *args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, args)])
+        return run_main(importlib.import_module(f"shakegpt_jax.{module}").main)
 
     return run
 

@@ -20,10 +20,10 @@ from fakes import one_line
 
 import shakegpt_jax
 from shakegpt_jax.__main__ import COMMANDS
-from shakegpt_jax.cli.command import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import use_compilation_cache
 from shakegpt_jax.configs import cpu
-from shakegpt_jax.errors import CorruptCheckpointError, UserError
-from shakegpt_jax.inference import evaluation, language_model, sampler
+from shakegpt_jax.errors import DivergedError, SaveError, UserError
+from shakegpt_jax.inference import evaluation
 from shakegpt_jax.profiling.measurements import Measurement
 from shakegpt_jax.reporting.terminal import print_table
 
@@ -100,18 +100,7 @@ def test_training_reports_evaluations_samples_and_the_result(folder):
     out = (folder / "stdout").read_text()
     assert out.count("validation loss") == 3
     assert out.count("O God, O God!") == 3
-    for words in ("best validation loss", "runs/cpu/checkpoints/20", "python -m shakegpt_jax.gen"):
-        assert words in out
-    assert re.search(r"\d+ of 20, after", out)
-
-
-def test_a_finished_run_says_so_and_another_config_is_refused(here, command):
-    code, out, err = command("train", *TINY)
-    assert (code, err) == (0, "")
-    assert "runs/cpu has finished at step 20 of 20" in out
-    code, out, err = command("train", *TINY, "--config.model.n_layer=2")
-    assert (code, out) == (2, "")
-    assert "model.n_layer (saved 1, now 2)" in err
+    assert "best validation loss" in out and "runs/cpu/checkpoints/20" in out
 
 
 def test_evaluate_prints_what_training_reported(here, command):
@@ -257,28 +246,13 @@ def test_generate_ends_at_a_stop_string(here, lm, command):
     assert "".join(p for (p,) in lm.stream(["O God, O God!"], 50, stop=[stop])) == text[13:place]
 
 
-def test_generate_drafts_where_it_pays_or_is_asked_for(here, lm, command, monkeypatch):
-    drafts = []
-
-    def generate_ids(*args):
-        drafts.append(args[-1] is not None)
-        return sampler.generate_ids(*args)
-
-    monkeypatch.setattr(language_model, "generate_ids", generate_ids)
+def test_drafts_do_not_change_the_text(here, lm, command):
     args = ("generate", "--max_new_tokens", "100", "--num_samples", "2")
     _, text, _ = command(*args)
-    for flags in (["--draft"], ["--nodraft"]):
-        assert command(*args, *flags)[:2] == (0, text)
-    for pays in (True, False):
-        monkeypatch.setattr(language_model, "drafting_pays", lambda *_, pays=pays: pays)
-        assert command(*args)[:2] == (0, text)
-        assert command(*args, "--nodraft")[:2] == (0, text)
-    assert drafts == [False, True, False, True, False, False, False]
-    # Without the training text, it draws the same text without drafts, unless asked for them.
-    monkeypatch.setattr(language_model, "drafting_pays", lambda *_: True)
+    for flag in ("--draft", "--nodraft"):
+        assert command(*args, flag)[:2] == (0, text)
     moved = dataclasses.replace(lm, text_sha256="another text")
     assert moved.generate(["O God, O God!"] * 2, 100, seed=[0, 1])[0] in text
-    assert drafts[-1] is False
     with pytest.raises(UserError, match=r"drafting needs the training text: .* is not the text"):
         moved.generate("A", 10, draft=True)
     with pytest.raises(UserError, match="draft is 3; it must be True, False or None"):
@@ -324,11 +298,7 @@ def test_logits_scores_and_evaluation_agree(lm):
 def test_models_have_a_short_repr_and_compare_by_identity(folder, lm):
     assert len(repr(lm)) < 300
     assert f"{lm.n_params:,} parameters" in repr(lm) and str(lm.checkpoint) in repr(lm)
-    assert lm.n_params == 12 * 16**2 + 13 * 16 + (65 + 16 + 2 + 65) * 16
-    again = shakegpt_jax.load(folder / "runs" / "cpu")
-    assert hash(lm) == hash(lm) and lm == lm and lm != again
-    assert issubclass(shakegpt_jax.CorruptCheckpointError, shakegpt_jax.UserError)
-    assert shakegpt_jax.CorruptCheckpointError is CorruptCheckpointError
+    assert lm == lm and lm != shakegpt_jax.load(folder / "runs" / "cpu")
 
 
 def test_commands_without_a_run_say_how_to_train_one(tmp_path, command, monkeypatch):
@@ -357,51 +327,51 @@ def test_help_lists_every_command(command):
         assert max(map(len, out.splitlines())) <= 80
         modules = (ROOT / "shakegpt_jax").glob("*.py")
         commands = {path.stem for path in modules if "\ndef main(" in path.read_text()}
-        assert set(re.findall(r"^  (\w+) ", out, re.MULTILINE)) == commands - {"__main__", "scaling"}
+        assert set(re.findall(r"^  (\w+) ", out, re.MULTILINE)) == commands - {
+            "__main__",
+            "scaling",
+        }
     assert command("__main__", "--version")[1] == f"shakegpt-jax {shakegpt_jax.__version__}\n"
 
 
+TOO_LARGE = "not enough memory for these sizes: "
+
+
 @pytest.mark.parametrize(
-    ("problem", "message"),
+    ("problem", "code", "line"),
     [
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), "9 bytes.\n"),
-        (RuntimeError("INTERNAL: CustomCall failed: Out of memory"), "not enough memory for these"),
-        (MemoryError(), "not enough memory for these sizes: out of memory"),
+        (UserError("\x1b[31m"), 2, r"\x1b[31m"),
+        (SaveError("could not save"), 1, "could not save"),
+        (DivergedError("try a lower rate"), 3, "try a lower rate"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 B\nmore"), 2, f"{TOO_LARGE}RESOURCE_EXHAUSTED: 9 B"),
+        (RuntimeError("INTERNAL: Out of memory"), 2, f"{TOO_LARGE}INTERNAL: Out of memory"),
+        (MemoryError(), 2, f"{TOO_LARGE}out of memory"),
     ],
 )
-def test_too_little_memory_is_one_line(problem, message, capsys):
+def test_exit_codes(problem, code, line, run_main):
     def main() -> None:
         raise problem
 
-    with pytest.raises(SystemExit, match="2"):
-        run_command(main)
-    assert message in one_line(capsys.readouterr().err)
+    assert run_main(main) == (code, "", f"error: {line}\n")
 
 
-@pytest.mark.parametrize("platforms", ["rocm", "cpuu"])
-def test_names_a_platform_that_jax_cannot_use(folder, platforms):
-    process = start(
-        *("-m", "shakegpt_jax", "evaluate"), cwd=folder, env=environment(JAX_PLATFORMS=platforms)
-    )
-    code, out, err = finish(process)
+def test_names_a_platform_that_jax_cannot_use(folder):
+    env = environment(JAX_PLATFORMS="cpuu")
+    code, out, err = finish(start("-m", "shakegpt_jax", "evaluate", cwd=folder, env=env))
     assert (code, out) == (2, "")
-    assert f"JAX_PLATFORMS is {platforms!r}" in one_line(err) and "set it to cpu" in err
+    assert "JAX_PLATFORMS is 'cpuu'" in one_line(err) and "set it to cpu" in err
 
 
-def test_names_a_platform_for_which_jax_fails_without_a_message(monkeypatch, capsys):
-    """As for JAX_PLATFORMS=cuda without JAX's package for CUDA."""
-
-    def fail() -> None:
+def test_names_a_platform_for_which_jax_fails_without_a_message(monkeypatch, run_main):
+    def fail() -> None:  # as JAX does for cuda without its package for CUDA
         raise AssertionError
 
-    with monkeypatch.context() as patch:
-        patch.setenv("JAX_PLATFORMS", "cuda")
-        patch.setattr("jax.devices", fail)
-        with pytest.raises(SystemExit, match="2"):
-            run_command(fail)
-    assert "JAX_PLATFORMS is 'cuda'" in one_line(capsys.readouterr().err)
     with pytest.raises(AssertionError):  # where JAX works, it is a fault of the program
-        run_command(fail)
+        run_main(fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr("jax.devices", fail)
+    code, _, err = run_main(fail)
+    assert code == 2 and "JAX_PLATFORMS is 'cuda'" in one_line(err)
 
 
 def test_works_without_a_home_folder(monkeypatch):
@@ -416,13 +386,12 @@ def test_works_without_a_home_folder(monkeypatch):
     assert jax.config.jax_compilation_cache_dir == before
 
 
-def test_dashes_are_underscores_in_names_of_options_alone(monkeypatch):
-    given = ["--max-new-tokens=5", "--top-k", "3", "--prompt=--a-b c-d", "--a-b c", "-x-y", "--"]
-    spelt = ["--max_new_tokens=5", "--top_k", "3", "--prompt=--a-b c-d", "--a-b c", "-x-y", "--"]
-    monkeypatch.setattr(sys, "argv", ["shakegpt", *given, "--a-b"])
-    with pytest.raises(SystemExit):
-        run_command(lambda: None)
-    assert sys.argv[1:] == [*spelt, "--a-b"]
+def test_dashes_are_underscores_in_names_of_options_alone(monkeypatch, run_main):
+    given = ["--top-k", "3", "--prompt-file=--a-b c-d", "--a-b c", "-x-y", "--", "--a-b"]
+    spelt = ["--top_k", "3", "--prompt_file=--a-b c-d", "--a-b c", "-x-y", "--", "--a-b"]
+    monkeypatch.setattr(sys, "argv", ["shakegpt", *given])
+    run_main(lambda: None)
+    assert sys.argv == ["shakegpt", *spelt]
 
 
 def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
@@ -531,14 +500,6 @@ def test_exit_code_of_a_full_disk(tmp_path):
     assert process.stderr.count("\n") == 1
     assert "this is the third failure in a row" in process.stderr
     assert process.stdout.count("could not save the checkpoint of step") == 2
-
-
-def test_exit_code_of_divergence(tmp_path):
-    args = [*TINY, "--config.optimizer.learning_rate=1e30"]
-    code, _, err = finish(start(ROOT / "run_train.py", *args, cwd=tmp_path))
-    assert code == 3
-    assert err.count("\n") == 1 and "try a lower" in err
-    assert not list(tmp_path.glob("runs/cpu/checkpoints/*"))
 
 
 @pytest.mark.parametrize(
