@@ -136,7 +136,8 @@ class CausalSelfAttention(nn.Module):
                 part.reshape(-1, n_time, n_embd // self.config.n_head)
                 for part in (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
             )
-            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
+            zero = jnp.int32(0)
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, zero)))
             cache = (
                 write(cached.keys_NxSxK, k_NxTxK, cached.starts_N),
                 write(cached.values_NxSxK, v_NxTxK, cached.starts_N),
