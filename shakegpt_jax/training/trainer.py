@@ -124,19 +124,12 @@ class Trainer:
     def _compile(self, lengths: list[int]) -> None:
         with jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
-                self._run_chunk[n] = self._lower(n).compile()
-
-    def _lower(self, n: int) -> jax.stages.Lowered:
-        state, seed = self._chunk.abstract_state, self._seed
-        if self._on_device:
-            return self._chunk.run.lower(state, self._train_ids, seed, n)
-        return self._chunk.run_windows.lower(state, self._windows.abstract(n), seed)
-
-    def _inputs(self, step: int, lengths: list[int]) -> Iterator[jax.Array]:
-        """Yield for each chunk the text to draw from, or its windows."""
-        if self._on_device:
-            return itertools.repeat(self._train_ids, len(lengths))
-        return self._windows.chunks(step, lengths)
+                state, seed = self._chunk.abstract_state, self._seed
+                if self._on_device:
+                    lowered = self._chunk.run.lower(state, self._train_ids, seed, n)
+                else:
+                    lowered = self._chunk.run_windows.lower(state, self._windows.abstract(n), seed)
+                self._run_chunk[n] = lowered.compile()
 
     def initialize(self, source: PretrainedCheckpoint | None = None) -> None:
         """Create the state before the first step, sharded from the start."""
@@ -160,10 +153,13 @@ class Trainer:
         chunks = chunk_lengths(until - step, longest)
         self._compile(chunks)  # a resumed run may have other lengths
         mark = time.perf_counter()
-        pairs = itertools.takewhile(
-            lambda _: not stop(), zip(chunks, self._inputs(step, chunks), strict=True)
-        )
-        dispatched = ((n, self._dispatch(n, inputs)) for n, inputs in pairs)
+        inputs: Iterator[jax.Array]
+        if self._on_device:
+            inputs = itertools.repeat(self._train_ids, len(chunks))
+        else:
+            inputs = self._windows.chunks(step, chunks)
+        pairs = itertools.takewhile(lambda _: not stop(), zip(chunks, inputs, strict=True))
+        dispatched = ((n, self._dispatch(n, each)) for n, each in pairs)
         # A thread reads the clock: on a GPU, the next dispatch blocks for most of a chunk.
         for n, metrics, end in overlap(_fetch, dispatched):
             seconds, mark = end - mark, end
