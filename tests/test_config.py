@@ -186,3 +186,18 @@ def test_refuses_values_that_do_not_go_together(changes, message):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         Config().replace(changes)
     assert len(str(error.value)) < 180
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"), [("adam", "adam_weight_decay", 0.1), ("muon", "nesterov", True)]
+)
+def test_a_checkpoint_may_record_what_its_optimizer_ignored(name, field, value):
+    config = Config()
+    config.optimizer.name = name
+    values = config.freeze().to_dict()
+    values["optimizer"][field] = value
+    with pytest.raises(
+        UserError, match=rf"optimizer\.{field} is {value}; it must be .* with {name}"
+    ):
+        Config.from_dict(values)
+    assert Config.from_dict(values, recorded=True) == config

@@ -199,15 +199,6 @@ def test_finds_another_checkpoint_if_training_replaces_one(other, finished_copy,
     assert source and source.step == 6
 
 
-def test_says_that_training_has_removed_the_checkpoint(other, finished_copy, tmp_path):
-    source = find_pretrained(other.replace({"train.init_from": str(finished_copy)}), "new")
-    assert source
-    shutil.rmtree(source.path)
-    removed = rf"/12 has been removed since this run started: {finished_copy} is still training;"
-    with pytest.raises(UserError, match=removed):
-        source.load(source.metadata.vocabulary, make_mesh(other))
-
-
 @pytest.mark.slow
 def test_commands_use_the_wider_vocabulary(other, tmp_path):
     train(other.freeze(), tmp_path / "run")

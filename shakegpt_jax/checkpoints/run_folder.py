@@ -163,7 +163,7 @@ class RunMetadata:
             )
         if type(version) is not int or version != _FORMAT_VERSION:
             raise UserError(f"its format_version is {version!r}, not {_FORMAT_VERSION}")
-        config = Config.from_dict(metadata.get("config"))
+        config = Config.from_dict(metadata.get("config"), recorded=True)
         vocabulary, digest = metadata.get("vocabulary"), metadata.get("text_sha256")
         if not vocabulary or not isinstance(vocabulary, str):
             raise UserError("its vocabulary is not a text, or empty")

@@ -99,7 +99,7 @@ def _apply_filters(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
 
 def _by_row(option: jax.Array | float) -> jax.Array:
     """Return an option as an array that broadcasts with (B, V)."""
-    option = jnp.asarray(option)
+    option = jnp.asarray(option, jnp.float32)
     return option[:, None] if option.ndim else option
 
 
@@ -107,7 +107,7 @@ def gumbel_noise(keys_B: jax.Array, indices_BxT: jax.Array, vocab_size: int) -> 
     """Draw the (B, T, V) noise of characters by their index in the continuation of each row."""
 
     def draw(key: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.random.gumbel(jax.random.fold_in(key, index), (vocab_size,))
+        return jax.random.gumbel(jax.random.fold_in(key, index), (vocab_size,), jnp.float32)
 
     return jax.vmap(jax.vmap(draw, (None, 0)))(keys_B, indices_BxT)
 

@@ -86,8 +86,8 @@ class QKV(nn.Module):
     def __call__(self, x_BxTxD: jax.Array) -> list[jax.Array]:
         """Map (B, T, D) to three of (B, T, H, K)."""
         n_embd, n_head = self.config.n_embd, self.config.n_head
-        kernel = self.param("kernel", _init(self.config), (n_embd, 3 * n_embd))
-        bias = self.param("bias", nn.initializers.zeros, (3 * n_embd,))
+        kernel = self.param("kernel", _init(self.config), (n_embd, 3 * n_embd), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * n_embd,), jnp.float32)
         x_BxTxD, kernel, bias = nn.dtypes.promote_dtype(
             x_BxTxD, kernel, bias, dtype=compute_dtype(self.config)
         )
@@ -136,7 +136,8 @@ class CausalSelfAttention(nn.Module):
                 part.reshape(-1, n_time, n_embd // self.config.n_head)
                 for part in (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
             )
-            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
+            zero = jnp.int32(0)
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, zero)))
             cache = (
                 write(cached.keys_NxSxK, k_NxTxK, cached.starts_N),
                 write(cached.values_NxSxK, v_NxTxK, cached.starts_N),
@@ -233,7 +234,7 @@ class GPT(nn.Module):
         n_time = idx_BxT.shape[1]
         if n_time > self.config.block_size:
             raise ValueError(f"{n_time} characters exceed block_size {self.config.block_size}")
-        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time)[None])
+        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time, dtype=jnp.int32)[None])
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
         for block in self.block:
             x_BxTxD, _ = block(x_BxTxD, None, train)
@@ -254,7 +255,7 @@ class GPT(nn.Module):
             (B, T, D) float32, and the cache with T more characters in each row.
         """
         n_slot, n_position = cache.keys[0].shape[1], self.config.block_size
-        slots_BxT = cache.lengths_B[:, None] + jnp.arange(idx_BxT.shape[1])[None]
+        slots_BxT = cache.lengths_B[:, None] + jnp.arange(idx_BxT.shape[1], dtype=jnp.int32)[None]
         slots_NxT = jnp.repeat(slots_BxT, self.config.n_head, axis=0)
         mask_NxTxS = jnp.arange(n_slot)[None, None] <= slots_NxT[:, :, None]
         x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.minimum(slots_BxT, n_position - 1))
