@@ -32,6 +32,10 @@ def main() -> None:
     is_folder = os.path.isdir(args.source)
     if is_folder and args.meta:
         parser.error("--meta is for nanoGPT's ckpt.pt; a folder has its own characters")
+    if not is_folder and not os.path.isfile(args.source):
+        parser.error(f"no such file or folder: {args.source}")
+    if not is_folder and not args.meta:
+        parser.error("a ckpt.pt lacks its characters: pass --meta data/shakespeare_char/meta.pkl")
 
     from shakegpt_jax.interop.huggingface_import import read_huggingface
     from shakegpt_jax.interop.imported_run import check_new, write_run
@@ -50,13 +54,13 @@ def main() -> None:
         f"{args.workdir}: {shape.n_layer} layers x {shape.n_embd}, window {shape.block_size}, "
         f"{len(model.metadata.vocabulary)} characters, {shape.activation}"
     )
-    print(f"Generate: python -m shakegpt_jax.generate --workdir {run}")
+    print(f"Generate: shakegpt generate --workdir {run}")
     known = f" --split val --path {shlex.quote(printable(text))}" if text else ""
     options = known if model.metadata.text_sha256 else " --path FILE"
-    print(f"Evaluate: python -m shakegpt_jax.evaluate --workdir {run}{options}")
+    print(f"Evaluate: shakegpt evaluate --workdir {run}{options}")
     names = ("n_layer", "n_head", "n_embd", "block_size", "activation")
     fields = [f"--config.model.{name}={getattr(shape, name)}" for name in names]
-    print(f"Train on: python run_train.py --workdir {run}-tuned \\")
+    print(f"Train on: shakegpt train --workdir {run}-tuned \\")
     print(f"  --config.train.init_from={run} \\\n  {' '.join(fields[:3])} \\")
     print(f"  {' '.join(fields[3:])}")
 

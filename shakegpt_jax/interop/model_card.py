@@ -11,15 +11,6 @@ from shakegpt_jax.inference.language_model import LanguageModel
 
 _METRICS = ("loss", "perplexity", "bits_per_character")
 
-_METADATA = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- character-level
-- shakegpt_jax
-"""
-
 _RESULTS = """\
 model-index:
 - name: {name}
@@ -35,6 +26,12 @@ model-index:
 
 _CARD = """\
 ---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- character-level
+- shakegpt_jax
+{results}---
 
 # {title}
 
@@ -88,17 +85,18 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
     # Names, without the folders of whoever trained the model.
     text = _printable(Path(lm.config.data.path).name) or "Tiny Shakespeare"
     source = _printable(Path(lm.config.train.init_from).name)
-    card = _METADATA
+    results = ""
     if known := [name for name in _METRICS if name in metrics]:
-        card += _RESULTS.format(name=_quote(folder), text=_quote(text))
-        card += "".join(f"    - type: {n}\n      value: {metrics[n]}\n" for n in known)
+        results = _RESULTS.format(name=_quote(folder), text=_quote(text))
+        results += "".join(f"    - type: {n}\n      value: {metrics[n]}\n" for n in known)
     imitated = "its training text" if lm.text_sha256 else "its training text, which is not known"
     if source:
         imitated = f"its training text and that of {_inline(source)}, which it started from"
     figures = _figures(lm, step, metrics, text, source)
     window = lm.config.model.block_size
     half = max(1, window // 2)
-    return card + _CARD.format(
+    return _CARD.format(
+        results=results,
         title=_inline(folder),
         figures="\n".join(f"| {name} | {value} |" for name, value in figures),
         folder=_quote(folder),
