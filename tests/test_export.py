@@ -223,11 +223,15 @@ class RotaryConfig(ModelConfig):
 
 def test_what_gpt_2_cannot_compute_is_refused(lm, tmp_path):
     rotary = dataclasses.replace(lm.config, model=RotaryConfig())
+    model = GPT(rotary.model, lm.model.vocab_size)
     without = {name: module for name, module in lm.params.items() if name != "wpe"}
     block = {"block_0": lm.params["block_0"] | {"rotary": {"scale": np.ones(4)}}}
     nan = {"wpe": {"embedding": lm.params["wpe"]["embedding"].at[3, 2].set(np.nan)}}
     for changed, reason in (
-        ({"config": rotary}, "config.model.rotary is False; GPT-2 does not support it"),
+        (
+            {"config": rotary, "model": model},
+            "config.model.rotary is False; GPT-2 does not support it",
+        ),
         ({"params": without}, "they differ in the parameter wpe.embedding"),
         ({"params": lm.params | block}, "they differ in the parameter block_0.rotary.scale"),
         ({"params": lm.params | nan}, "wpe.embedding has values that are not finite"),

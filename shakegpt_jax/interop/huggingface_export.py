@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.config import Config
@@ -76,10 +75,9 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
     safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
     weights = safetensors.save(_state_dict(lm), {"format": "pt"})
-    step, metrics = lm.step, lm.metrics
-    contents = _json_files(lm, step, metrics, hashlib.sha256(weights).hexdigest())
+    contents = _json_files(lm, hashlib.sha256(weights).hexdigest())
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
-    texts["README.md"] = model_card(lm, folder.name, step, metrics)
+    texts["README.md"] = model_card(lm, folder.name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
@@ -109,14 +107,12 @@ def _state_dict(lm: LanguageModel) -> dict[str, np.ndarray]:
     return state
 
 
-def _json_files(
-    lm: LanguageModel, step: int | None, metrics: Metrics, weights_sha256: str
-) -> dict[str, dict[str, Any]]:
+def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, Any]]:
     vocabulary = lm.tokenizer.vocabulary
     if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
     metadata = RunMetadata(without_folders(lm.config), vocabulary, lm.text_sha256)
-    entry = {"metrics": metrics, "step": step, "weights_sha256": weights_sha256}
+    entry = {"metrics": lm.metrics, "step": lm.step, "weights_sha256": weights_sha256}
     return {
         CONFIG: _gpt2_config(lm) | {ENTRY: metadata.to_json() | entry},
         _GENERATION: {
