@@ -101,9 +101,9 @@ def test_arguments_that_name_no_checkpoint_are_refused(files, refused):
     os.mkfifo("fifo")
     for source in ("none.pt", "fifo", "a\0b", 300 * "x"):
         assert "no such file or folder: " in refused(source, "--meta", "meta.pkl")
-    assert "pass --meta data/shakespeare_char/meta.pkl" in refused("ckpt.pt")
+    assert "ckpt.pt takes --meta data/shakespeare_char/meta.pkl" in refused("ckpt.pt")
     assert "cannot read none.pkl" in refused("ckpt.pt", "--meta", "none.pkl")
-    assert "--meta is for nanoGPT" in refused(".", "--meta", "meta.pkl")
+    assert "a folder takes no --meta" in refused(".", "--meta", "meta.pkl")
 
 
 def test_without_torch_it_says_what_to_install(files, refused, monkeypatch):

@@ -65,7 +65,8 @@ def read_params(
     used = {name for name in names if biased or not name.endswith(".bias")}
     if different := used ^ arrays.keys():
         problem = "has an unknown" if different <= arrays.keys() else "lacks"
-        raise UserError(f"{source} {problem} {min(different - arrays.keys() or different):.80}")
+        name = min(different - arrays.keys() or different)
+        raise UserError(f"{source} {problem} {name:.80}, so it is not a GPT-2 of its config")
     order = np.argsort([ord(c) for c in characters])
     params = {}
     for name, path in names.items():
