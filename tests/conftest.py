@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import nanogpt_checkpoints as nano
 import pytest
 from fakes import one_line
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  # hooks
@@ -184,16 +183,6 @@ def hf(exported: Path, tmp_path: Path, monkeypatch) -> Path:
 def shuffled(text: str) -> str:
     """The vocabulary in an order of another tool."""
     return "".join(random.Random(0).sample(sorted(set(text)), len(set(text))))
-
-
-@pytest.fixture
-def nanogpt_files(tmp_path: Path, monkeypatch, shuffled: str) -> Path:
-    """A working folder with ckpt.pt and meta.pkl of nanoGPT."""
-    monkeypatch.chdir(tmp_path)
-    params = nano.random_params(len(shuffled))
-    nano.write_checkpoint(tmp_path / "ckpt.pt", nano.checkpoint(params, len(shuffled)))
-    nano.write_meta(tmp_path / "meta.pkl", shuffled)
-    return tmp_path
 
 
 @pytest.fixture

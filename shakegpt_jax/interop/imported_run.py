@@ -30,10 +30,7 @@ def is_step(value: Any) -> bool:
 
 
 def foreign_metadata(model: dict[str, Any], vocabulary: str, step: int, name: str) -> RunMetadata:
-    """Return the metadata of a model that another tool trained on an unknown text.
-
-    Fields that `model` lacks have their defaults. Errors name the file `name`.
-    """
+    """Return the metadata of a model that another tool trained; errors name the file `name`."""
     try:
         changes = {f"model.{field}": value for field, value in model.items()}
         config = Config().replace(changes | {"train.num_steps": step})
@@ -51,12 +48,7 @@ def check_new(workdir: str) -> Path:
 
 
 def write_run(model: ImportedModel, folder: Path) -> None:
-    """Write a run folder with one checkpoint, without optimizer state. All of it or nothing.
-
-    Raises:
-        UserError: if the folder cannot be created.
-        SaveError: if the checkpoint cannot be written.
-    """
+    """Write a run folder with one checkpoint, without optimizer state. All of it or nothing."""
     try:
         folder.mkdir(parents=True)
     except (OSError, ValueError) as error:  # ValueError: a null byte
