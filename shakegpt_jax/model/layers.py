@@ -17,20 +17,6 @@ def compute_dtype(config: ModelConfig) -> DTypeLike:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def cast_blocks(params: Any, config: ModelConfig) -> Any:
-    """Cast the linear layers of the blocks to the dtype that they compute in, for decoding.
-
-    They would be cast at every use, for each character; the results are the same.
-    """
-    dtype = compute_dtype(config)
-
-    def cast(path: tuple[jax.tree_util.DictKey, ...], param: jax.Array) -> jax.Array:
-        linear = path[0].key.startswith("block_") and path[1].key in ("attn", "mlp")
-        return param.astype(dtype) if linear and param.dtype != dtype else param
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
 def dot_general(x: jax.Array, w_DxE: jax.Array, dimension_numbers: Any, **_: Any) -> jax.Array:
     """Multiply (..., D) by (D, E): a `dot_general` for `flax.linen.Dense`."""
     # For the gradient of its kernel, Dense contracts rows and positions at once, and XLA copies an
@@ -57,6 +43,20 @@ class Dropout(nn.Module):
         words = jax.random.bits(self.make_rng("dropout"), (*x.shape[:-1], n_word), jnp.uint32)
         bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], 4 * n_word)
         return jnp.where(bytes_[..., : x.shape[-1]] < n_zero, 0, x * (256 / (256 - n_zero)))
+
+
+def cast_blocks(params: Any, config: ModelConfig) -> Any:
+    """Cast the linear layers of the blocks to the dtype that they compute in, for decoding.
+
+    They would be cast at every use, for each character; the results are the same.
+    """
+    dtype = compute_dtype(config)
+
+    def cast(path: tuple[jax.tree_util.DictKey, ...], param: jax.Array) -> jax.Array:
+        linear = path[0].key.startswith("block_") and path[1].key in ("attn", "mlp")
+        return param.astype(dtype) if linear and param.dtype != dtype else param
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 # Mesh axis of each dimension, by the names of the layer and the parameter. Embeddings and head are
