@@ -13,9 +13,7 @@ def main() -> None:
     from shakegpt_jax.data.text import decode_text, read_text
     from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
 
-    parser = ArgumentParser(
-        "python -m shakegpt_jax.generate", "Generate text with a trained model."
-    )
+    parser = ArgumentParser("shakegpt generate", "Generate text with a trained model.")
     parser.usage = f"{parser.prog} [PROMPT] [options]"
     parser.add_run()
     parser.add_step()
