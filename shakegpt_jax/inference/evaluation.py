@@ -152,9 +152,8 @@ def select(
         name = {"train": "the training split", "val": "the validation split"}[split or "val"]
         ids = corpus.train_ids if split == "train" else corpus.val_ids
         most = lm.config.train.eval_characters
-    pieces = spread_pieces(
-        ids, most if characters is None else characters, lm.model.config.block_size
-    )
+    most = most if characters is None else characters
+    pieces = spread_pieces(ids, most, lm.config.model.block_size)
     require(len(ids) >= 2, "the text's length", len(ids), "2 or more")
     stride = lm.check_stride(stride)
     return Selection(workdir, lm, corpus, name, len(ids), pieces, stride, memorization)
