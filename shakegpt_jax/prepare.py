@@ -45,7 +45,7 @@ def main() -> None:
         f"{args.output} {'holds this text already' if existed else 'is ready'}: "
         f"{len(text.ids):,} characters, {text.tokenizer.vocab_size} distinct"
     )
-    print(f"Train: python run_train.py --config.data.path={shlex.quote(args.output)}")
+    print(f"Train: shakegpt train --config.data.path={shlex.quote(args.output)}")
 
 
 if __name__ == "__main__":

@@ -55,11 +55,10 @@ def shuffled_starts(
 
 
 def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
-    """Return where a random permutation of [0, n) moves a () int32 index.
+    """Return where a random permutation of [0, n), which is not stored, moves a () int32 index.
 
-    Unlike `jax.random.permutation`, it does not store the permutation, which may be of as many
-    windows as a long text has. Each round pairs the indices and swaps about half of the pairs: the
-    swap-or-not shuffle of Hoang, Morris and Rogaway 2012.
+    The swap-or-not shuffle (Hoang, Morris and Rogaway 2012): each round pairs the indices and swaps
+    about half of the pairs.
     """
     sum_key, swap_key = jax.random.split(key)
     sums = jax.random.randint(

@@ -152,9 +152,8 @@ def select(
         name = {"train": "the training split", "val": "the validation split"}[split or "val"]
         ids = corpus.train_ids if split == "train" else corpus.val_ids
         most = lm.config.train.eval_characters
-    pieces = spread_pieces(
-        ids, most if characters is None else characters, lm.model.config.block_size
-    )
+    most = most if characters is None else characters
+    pieces = spread_pieces(ids, most, lm.config.model.block_size)
     require(len(ids) >= 2, "the text's length", len(ids), "2 or more")
     stride = lm.check_stride(stride)
     return Selection(workdir, lm, corpus, name, len(ids), pieces, stride, memorization)
@@ -169,9 +168,7 @@ def _train_time(workdir: str | Path, step: int) -> float | None:
 
 
 N_GENERATED = 10_000  # characters to search
-
 SHORTEST_STRETCH = 20  # characters; shorter ones are common phrases
-
 _LONGEST_SEARCH = 2**27  # characters of text; it is held in memory and searched many times
 
 
@@ -193,14 +190,7 @@ class Stretch(NamedTuple):
 
 
 def copied_stretches(text: str, source: str, shortest: int = SHORTEST_STRETCH) -> list[Stretch]:
-    """Return the maximal stretches of `text` that occur in `source`, in order.
-
-    Args:
-        text: the text to search for copies; its distinct stretches are held in memory.
-        source: the text that they may be from.
-        shortest: characters of a stretch, 1 or more. Stretches that are part of another stretch
-            are left out. Others may overlap.
-    """
+    """Return the maximal stretches of `text` that occur in `source`, in order; they may overlap."""
     n_gram = len(text) - shortest + 1
     grams = {text[i : i + shortest] for i in range(n_gram)}
     windows = (source[i : i + shortest] for i in range(len(source) - shortest + 1))
@@ -237,17 +227,9 @@ def _longest_extension(text: str, source: str, start: int, end: int) -> int:
 def longest_copies(lm: LanguageModel, train_ids: np.ndarray, val_ids: np.ndarray) -> dict[str, str]:
     """Find the longest copy of the training text in text that a model generates.
 
-    Args:
-        lm: the model; generates N_GENERATED characters with the default options.
-        train_ids: the text that it was trained on.
-        val_ids: the validation text, a baseline for matches by chance.
-
     Returns:
         `longest_copy`, and `in_validation_text`, the longest copy in as many characters of the
-        validation text.
-
-    Raises:
-        UserError: if the training text is too long to search.
+        validation text: a baseline for matches by chance.
     """
     check_searchable(len(train_ids))
     train_text, val_text = (lm.tokenizer.decode(ids) for ids in (train_ids, val_ids))
