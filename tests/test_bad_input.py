@@ -221,10 +221,20 @@ COMMANDS = [
     ),
     ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be from 1 to 100000"),
     ("benchmark", ["--sample_batch", "1000000"], "--sample_batch is 1000000; it must be from"),
-    ("scaling", ["--plot", "none/a.png"], "cannot write the plot none/a.png: no such folder"),
-    ("scaling", ["--plot="], "argument --plot: the name is empty"),
-    ("scaling", ["--plot", "a.xyz"], "cannot write the plot a.xyz: the format must be one of"),
-    ("scaling", ["--config.data.batch_size=0"], "config.data.batch_size is 0; it must be"),
+    (
+        "benchmark",
+        ["--scaling", "--plot", "none/a.png"],
+        "cannot write the plot none/a.png: no such folder",
+    ),
+    ("benchmark", ["--scaling", "--plot="], "argument --plot: the name is empty"),
+    (
+        "benchmark",
+        ["--scaling", "--plot", "a.xyz"],
+        "cannot write the plot a.xyz: the format must be one of",
+    ),
+    ("benchmark", ["--scaling", "--sample_batch=1"], "--scaling goes without --work and --sample"),
+    ("benchmark", ["--plot=a.png"], "--plot goes with --scaling"),
+    ("benchmark", ["--config.data.batch_size=0"], "config.data.batch_size is 0; it must be"),
 ]
 
 
