@@ -73,9 +73,9 @@ def _print_report(report: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     print(
         f"ceilings: {ceilings['flops_per_second'] / 1e9:,.0f} GFLOP/s in a large matmul, "
-        f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s of memory bandwidth,\n"
-        f"  {ceilings['weights_bytes_per_second'] / 1e9:,.0f} GB/s reading as much as the weights, "
-        f"{ceilings['weights_bytes'] / 1e6:,.1f} MB, which may be cached"
+        f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s reading from memory,\n"
+        f"  {ceilings['weights_bytes_per_second'] / 1e9:,.0f} GB/s reading "
+        f"{ceilings['weights_bytes'] / 1e6:,.1f} MB, as the weights have; a cache may hold them"
     )
     rows = []
     for row in report["results"]:

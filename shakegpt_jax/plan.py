@@ -42,7 +42,9 @@ def main() -> None:
     axes = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     print(f"compiled for {report['compiled_for']}: {axes}")
     if "CPU" in report["compiled_for"]:
-        print("A GPU's program stores and sends less. To compile it: pip install 'shakegpt-jax[plan]'")
+        print(
+            "A GPU's program stores and sends less. To compile it: pip install 'shakegpt-jax[plan]'"
+        )
     print("Attention is in JAX. That of cuDNN, untried without a GPU, needs less memory.")
     print(f"{report['parameters']:,} parameters, batch {report['batch_size']:,}\n")
     parts = [("parameters", "parameter"), ("optimizer", "optimizer")]

@@ -44,68 +44,43 @@ def median_seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
     return statistics.median(seconds)
 
 
-def measure_ceilings(dtype: DTypeLike) -> dict[str, float]:
-    """Measure `flops_per_second` in a large matmul and `bytes_per_second` of the memory.
+def measure_ceilings(dtype: DTypeLike, weights_bytes: int) -> dict[str, float]:
+    """Measure `flops_per_second` in large matmuls and the bytes per second of reading.
 
-    The memory's is the faster of a large copy (bytes read and written) and of reading.
+    `bytes_per_second` is that of a large matrix, which memory bounds. `weights_bytes_per_second`
+    is that of a matrix of `weights_bytes`, which a cache may hold.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    size, n_byte = (2_048, 2**28) if on_cpu else (8_192, 2**30)
-    # To dispatch a call and to wait for it takes 0.5 ms on an NVIDIA H200, as long as the copy.
-    # Calls in a row overlap with it.
-    n_call = 1 if on_cpu else 10
-    square, large = (
-        _random((size, size), dtype),
-        _random((n_byte // jnp.dtype(dtype).itemsize,), dtype),
-    )
-
-    def copy() -> jax.Array:
-        nonlocal large
-        for _ in range(n_call):
-            large = _negate(large)
-        return large
-
-    def multiply() -> jax.Array:
-        return [_multiply(square, square) for _ in range(n_call)][-1]
-
-    copying = 2 * n_call * n_byte / median_seconds(copy)
+    size, n_byte, times = (2_048, 2**28, 1) if _on_cpu() else (8_192, 2**30, 10)
+    square = _random_matrix(size, dtype)
+    seconds = median_seconds(lambda: _multiply(square, square, times))
     return {
-        "flops_per_second": 2 * n_call * size**3 / median_seconds(multiply),
-        "bytes_per_second": max(copying, measure_reading(n_byte, dtype)),
+        "flops_per_second": 2 * times * size**3 / seconds,
+        "bytes_per_second": _measure_reading(n_byte, dtype),
+        "weights_bytes": weights_bytes,
+        "weights_bytes_per_second": _measure_reading(weights_bytes, dtype),
     }
 
 
-def measure_reading(n_byte: int, dtype: DTypeLike) -> float:
-    """Measure the bytes per second at which matrix-vector products read a matrix of a size.
-
-    One that fits into a cache is read faster than the memory allows.
-    """
-    size = max(1, round((n_byte / jnp.dtype(dtype).itemsize) ** 0.5))
-    matrix = _random((size, size), dtype) / size**0.5  # vectors keep their length
-    # Long enough to hide that of a dispatch.
-    times = max(1, (2**30 if jax.default_backend() == "cpu" else 2**35) // matrix.nbytes)
-    return times * matrix.nbytes / median_seconds(lambda: _multiply_often(matrix, matrix[0], times))
+def _measure_reading(n_byte: int, dtype: DTypeLike) -> float:
+    """Return the bytes per second at which matrix-vector products read a matrix of a size."""
+    matrix = _random_matrix(max(1, round((n_byte / jnp.dtype(dtype).itemsize) ** 0.5)), dtype)
+    times = max(1, (2**30 if _on_cpu() else 2**35) // matrix.nbytes)
+    return times * matrix.nbytes / median_seconds(lambda: _multiply(matrix, matrix[0], times))
 
 
-def _random(shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    """Return random numbers: some devices multiply zeros faster."""
-    return jax.random.normal(jax.random.key(0), shape, dtype)
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
-@jax.jit
-def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    return a @ b
+def _random_matrix(size: int, dtype: DTypeLike) -> jax.Array:
+    """Return a matrix that keeps the length of vectors. Some devices multiply zeros faster."""
+    return jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
 
 
+# In one call, since to dispatch it and to wait for it takes 0.5 ms on an NVIDIA H200.
 @functools.partial(jax.jit, static_argnums=2)
-def _multiply_often(matrix: jax.Array, vector: jax.Array, times: int) -> jax.Array:
-    unroll = min(times, 8)
-    return jax.lax.fori_loop(0, times, lambda _, vector: matrix @ vector, vector, unroll=unroll)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _negate(a: jax.Array) -> jax.Array:
-    return -a
+def _multiply(a: jax.Array, b: jax.Array, times: int) -> jax.Array:
+    return jax.lax.fori_loop(0, times, lambda _, b: a @ b, b, unroll=min(times, 8))
 
 
 _MAX_EVALUATED = 2**20  # characters of a long validation split to time
@@ -205,11 +180,9 @@ def weights_bytes(model: GPT, params: Any) -> int:
 def benchmark(
     config: Config, corpus: Corpus, work: Collection[str], sample_batches: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure work: any of "train", "evaluate", "prefill" and "sample".
+    """Measure work, any of "train", "evaluate", "prefill" and "sample", and the ceilings.
 
-    Returns:
-        `machine`; `ceilings`; `results`, a row per kind of work; `peak_memory_bytes` of the
-        device, or of the process on a CPU.
+    `peak_memory_bytes` is that of the device, or of the process on a CPU.
     """
     model = GPT(config.model, corpus.tokenizer.vocab_size)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
@@ -223,11 +196,8 @@ def benchmark(
     if "sample" in work:
         measured += [measure_sampling(model, params, size) for size in sample_batches]
     peak_memory_bytes = _peak_memory_bytes()
-    dtype, n_byte = compute_dtype(config.model), weights_bytes(model, params)
-    ceilings = measure_ceilings(dtype) | {  # last: they need much memory
-        "weights_bytes": n_byte,
-        "weights_bytes_per_second": measure_reading(n_byte, dtype),
-    }
+    # Last: the ceilings need much memory.
+    ceilings = measure_ceilings(compute_dtype(config.model), weights_bytes(model, params))
     return {
         "machine": _machine() | {"attention": "cuDNN" if cudnn_attends(config.model) else "JAX"},
         "ceilings": ceilings,
