@@ -50,7 +50,9 @@ _OPTIONAL |= {"train_time", "wall_time"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _StepMetrics:
+class StepMetrics:
+    """Metrics of several steps."""
+
     step: int  # the last one
     characters_per_second: float
     train_loss: float | None  # mean, nats per character; None if every update was skipped
@@ -60,14 +62,14 @@ class _StepMetrics:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainMetrics(_StepMetrics):
+class TrainMetrics(StepMetrics):
     """Metrics of the steps of one dispatch."""
 
     seconds: float  # duration of the dispatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricsRow(_StepMetrics):
+class MetricsRow(StepMetrics):
     """A row of metrics.jsonl: metrics since the previous row, and cumulative times."""
 
     evaluation: Evaluation | None = None  # of the validation split
