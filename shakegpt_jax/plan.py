@@ -1,14 +1,12 @@
 """Plan a run on GPUs that are not there: memory, collectives, time, largest batch."""
 
-from shakegpt_jax.cli.command import run_command
+from shakegpt_jax.cli.command import dump_json, run_command
 
 _MOST = 1_000
 
 
 def main() -> None:
     """Parse the arguments, compile and print."""
-    import json
-
     from shakegpt_jax.cli.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(
@@ -37,7 +35,7 @@ def main() -> None:
     devices = planned_devices(gpu, args.nodes, args.gpus_per_node)
     report = plan(config, gpu, devices, args.gpus_per_node, args.network * 1e9)
     if args.json:
-        print(json.dumps(report, indent=2))
+        print(dump_json(report, indent=2))
         return
     axes = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     print(f"compiled for {report['compiled_for']}: {axes}")
