@@ -126,6 +126,13 @@ COMMANDS = [
     ("plot", ["--output", "folder"], "cannot write the plot folder: give a file"),
     ("plot", ["--output", "none/a.png"], "cannot write the plot none/a.png: no such folder: none"),
     ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be from 1 to 100000"),
+    (
+        "benchmark",
+        ["--scaling", "--plot", "none/a.png"],
+        "cannot write the plot none/a.png: no such folder",
+    ),
+    ("benchmark", ["--scaling", "--sample_batch=1"], "--scaling goes without --work and --sample"),
+    ("benchmark", ["--plot=a.png"], "--plot goes with --scaling"),
     ("serve", ["--port", "65536"], "--port is 65536; it must be from 0 to 65535"),
     ("serve", ["--host", "http://x"], "'http://x' is not a host; give a name or an address"),
     ("serve", ["--host", "203.0.113.1"], "cannot listen on --host 203.0.113.1 --port 8000: "),

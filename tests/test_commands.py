@@ -22,6 +22,7 @@ import shakegpt_jax
 from shakegpt_jax.__main__ import COMMANDS
 from shakegpt_jax.cli.command import use_compilation_cache
 from shakegpt_jax.configs import cpu
+from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.errors import DivergedError, SaveError, UserError
 from shakegpt_jax.inference import evaluation
 from shakegpt_jax.profiling.measurements import Measurement
@@ -109,6 +110,8 @@ def test_evaluate_prints_what_training_reported(here, command):
     figures = json.loads(out)
     assert figures.pop("checkpoint") == "runs/cpu/checkpoints/20"
     assert figures.pop("step") == 20
+    assert figures.pop("text") == "the validation split of Tiny Shakespeare"
+    assert figures.pop("text_sha256") == TINY_SHAKESPEARE_SHA256
     last = json.loads((here / "runs/cpu/metrics.jsonl").read_text().split("\n")[-2])
     assert figures.pop("train_time") == last["train_time"]
     assert figures.pop("parameters") == 12 * 16**2 + 13 * 16 + (65 + 16 + 2 + 65) * 16
@@ -140,10 +143,11 @@ def test_evaluate_compares_runs_and_lists_the_best_first(here, command, monkeypa
     }
     assert losses["more/b"] < losses["more/a"]
     twice = ["--workdir", "more/a", "--workdir", "more/../more/b", "--workdir", "more/b"]
-    for args in (["--workdir", "more"], twice):
+    for args in (["--workdir", "more"], twice, ["more/a", "more/b"]):
         code, out, err = command("evaluate", "--path", "line.txt", *args)
         assert (code, err) == (0, "")
-        header, *rows = out.splitlines()
+        header, *rows, text_line = out.splitlines()
+        assert text_line == "text: line.txt, 18 characters"
         assert header.split()[:2] == ["run", "loss"] and len(header) <= 80
         expected = [[name, f"{losses[f'more/{name}']:.4f}"] for name in "ba"]
         assert [row.split()[:2] for row in rows] == expected
@@ -170,7 +174,7 @@ def test_evaluate_compares_the_longest_copies(here, command, monkeypatch):
     args = ("evaluate", "--workdir", "copies", "--memorization")
     code, out, _ = command(*args)
     assert code == 0
-    header, *rows = out.splitlines()
+    header, *rows, _ = out.splitlines()
     assert header.endswith("longest copy  in val. text")
     _, out, _ = command(*args, "--json")
     for row, line in zip(rows, out.splitlines(), strict=True):
@@ -397,6 +401,7 @@ def test_dashes_are_underscores_in_names_of_options_alone(monkeypatch, run_main)
 def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     ceilings = {"flops_per_second": 1e12, "bytes_per_second": 1e11}
+    ceilings |= {"weights_bytes": 3_000_000, "weights_bytes_per_second": 1e12}
     measured = [
         Measurement("train step, batch 128", 1234.5, 10**9, flops=1e15, compile_seconds=20.0),
         Measurement("evaluation", 1.2, 1_234_567, flops=1e12),
@@ -416,7 +421,7 @@ def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
     monkeypatch.setattr(
         "shakegpt_jax.profiling.measurements.step_seconds", lambda c: c.data.batch_size * 0.123
     )
-    code, out, _ = command("scaling", *TINY)
+    code, out, _ = command("benchmark", "--scaling", *TINY)
     assert code == 0
     assert len(out.strip().splitlines()) == 5
     for line in (*table.splitlines(), *out.splitlines()):
@@ -428,7 +433,7 @@ def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
     monkeypatch.setattr(
         "shakegpt_jax.profiling.measurements.step_seconds", lambda c: c.model.n_embd**2 * 1e-3
     )
-    code, out, _ = command("scaling", *TINY, "--json", "--plot=growth.png")
+    code, out, _ = command("benchmark", "--scaling", *TINY, "--json", "--plot=growth.png")
     assert code == 0
     growth = json.loads(out)
     assert growth["model.n_embd"] == [
@@ -440,7 +445,7 @@ def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
     # Without matplotlib, it ends before it measures anything.
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr("shakegpt_jax.profiling.measurements.step_seconds", pytest.fail)
-    code, out, err = command("scaling", *TINY, "--plot=growth.png")
+    code, out, err = command("benchmark", "--scaling", *TINY, "--plot=growth.png")
     assert (code, out) == (2, "")
     assert one_line(err).startswith("error: this needs matplotlib")
 
