@@ -173,7 +173,7 @@ COMMANDS = [
     (
         "generate",
         ["--workdir", "no_metadata"],
-        "is missing; the other checkpoints are corrupt too",
+        "is missing; no other checkpoint is intact",
     ),
     ("generate", ["--workdir", "no_params"], "12/params/_METADATA is missing"),
     ("generate", ["--workdir", "no_manifest"], "6/SHA256SUMS is missing"),

@@ -14,6 +14,7 @@ from fakes import one_line
 
 import shakegpt_jax
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
+from shakegpt_jax.errors import SaveError
 
 RUN = Path("new", "run")
 NANO = ("ckpt.pt", "--meta", "meta.pkl")
@@ -64,7 +65,7 @@ def test_a_run_folder_that_cannot_be_written_is_not_left_behind(
     assert (code, out) == (2, "") and "cannot create the run folder file/run" in one_line(err)
 
     def fail(checkpoints: CheckpointWriter, step: int, *args: object) -> None:
-        checkpoints._handle_failure(step, OSError("no space"))
+        raise SaveError(f"could not save the checkpoint of step {step}")
 
     monkeypatch.setattr(CheckpointWriter, "save", fail)
     code, out, err = command("import_model", *NANO, "--workdir", "run")
