@@ -114,36 +114,27 @@ class CheckpointReader:
         try:
             verify_digests(self.path(step), skip)
         except CorruptCheckpointError as error:
-            others = [each for each in checkpoint_steps(self.workdir) if each != step]
-            advice = "no other checkpoint is intact"
-            if intact := [each for each in others if self._is_intact(each)]:
-                advice = (
-                    f"the newest intact checkpoint is that of step {max(intact)}; remove "
-                    f"{self.path(step)} to go on without this one"
-                )
-            raise CorruptCheckpointError(f"{error}; {advice}") from error
+            intact = 0
+            for other in set(checkpoint_steps(self.workdir)) - {step}:
+                with contextlib.suppress(CorruptCheckpointError, OSError):
+                    verify_digests(self.path(other))
+                    intact = max(intact, other)
+            advice = (
+                f"the newest intact checkpoint is that of step {intact}; remove {self.path(step)} "
+                "to go on without this one"
+            )
+            raise CorruptCheckpointError(
+                f"{error}; {advice if intact else 'no other checkpoint is intact'}"
+            ) from error
         except OSError as error:  # not damage: it may be temporary, or a matter of permissions
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    def _is_intact(self, step: int) -> bool:
-        try:
-            verify_digests(self.path(step))
-        except (CorruptCheckpointError, OSError):
-            return False
-        return True
+            name = error.filename or self.path(step)
+            raise UserError(f"cannot read {name}: {error.strerror}") from error
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """Verify and restore arrays with the shardings in `abstract`.
+        """Verify and restore arrays, which must be finite, with the shardings in `abstract`.
 
-        Args:
-            step: the checkpoint.
-            abstract: `params`, `opt_state` or both, each a pytree of `ShapeDtypeStruct` with
-                shardings. Other arrays are neither verified nor read.
-
-        Raises:
-            CorruptCheckpointError: if a file is missing or has changed.
-            UserError: if the arrays in the checkpoint have other shapes or dtypes, or values that
-                are not finite.
+        `abstract` holds `params`, `opt_state` or both, each a pytree of `ShapeDtypeStruct`. Other
+        arrays are neither verified nor read.
         """
         if is_primary():
             self.verify(step, skip=set(ARRAYS) - abstract.keys())
@@ -160,12 +151,11 @@ class CheckpointReader:
                             f"{have.get(leaf, 'missing')} and should be {want.get(leaf, 'absent')}"
                         )
                 restored[name] = ocp.load(path, arrays, checkpointable_name=name)
-        for leaf, array in _leaves(restored).items():
-            if not _is_finite(array):
-                raise UserError(
-                    f"{self.path(step)} cannot be used: {leaf} has non-finite values (NaN or "
-                    "infinity); choose another checkpoint"
-                )
+        if broken := [leaf for leaf, a in _leaves(restored).items() if not _is_finite(a)]:
+            raise UserError(
+                f"{self.path(step)} cannot be used: {broken[0]} has non-finite values (NaN or "
+                "infinity); choose another checkpoint or run"
+            )
         return restored
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from orbax.checkpoint import v1 as ocp
 
@@ -23,7 +23,7 @@ from shakegpt_jax.distributed import highest, is_primary, primary_first
 from shakegpt_jax.errors import SaveError
 
 
-class CheckpointWriter(CheckpointReader, contextlib.AbstractContextManager):
+class CheckpointWriter(CheckpointReader):
     """Writes the checkpoints of a run; a context manager that waits for the last save.
 
     A checkpoint is written to a temporary folder and renamed once it is complete and on disk. One
@@ -49,6 +49,9 @@ class CheckpointWriter(CheckpointReader, contextlib.AbstractContextManager):
         self._log = logging.getLogger("absl")
         self._log_level = self._log.level
         self._log.setLevel(logging.CRITICAL)
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
