@@ -14,7 +14,7 @@ from shakegpt_jax.checkpoints.run_folder import find_run
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
-from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
 from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
@@ -294,15 +294,7 @@ def load(
             right = "'best', 'latest' or a whole number"
             raise UserError(f"step is {step!r}; it must be {right}") from error
     checkpoints = CheckpointReader(find_run(str(workdir)))
-    try:
-        return checkpoints.read_stable(lambda: _load(checkpoints, step))
-    except CorruptCheckpointError as error:
-        steps = checkpoints.steps
-        if len(steps) < 2:
-            raise
-        intact = [each for each in steps if checkpoints.is_intact(each)]
-        advice = f"intact: {intact}" if intact else "the other checkpoints are corrupt too"
-        raise CorruptCheckpointError(f"{error}; {advice}") from error
+    return checkpoints.read_stable(lambda: _load(checkpoints, step))
 
 
 def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) -> LanguageModel:

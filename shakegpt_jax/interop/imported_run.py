@@ -4,13 +4,13 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
-from shakegpt_jax.errors import SaveError, UserError
+from shakegpt_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,12 +56,8 @@ def write_run(model: ImportedModel, folder: Path) -> None:
         right = "choose another --workdir"
         raise UserError(f"cannot create the run folder {folder}: {reason}; {right}") from error
     try:
-        with CheckpointWriter(folder, 1, _fail) as checkpoints:
+        with CheckpointWriter(folder, 1) as checkpoints:
             checkpoints.save(model.step, model.params, None, model.metrics, model.metadata)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _fail(message: str) -> NoReturn:
-    raise SaveError(message)

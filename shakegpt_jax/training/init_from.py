@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from shakegpt_jax.checkpoints.digests import verify_digests
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata, checkpoint_steps, find_run
 from shakegpt_jax.config import Config, ModelConfig
@@ -96,7 +95,7 @@ def _find_best(checkpoints: CheckpointReader) -> PretrainedCheckpoint:
     step = checkpoints.find("best")
     best = PretrainedCheckpoint(checkpoints, step, checkpoints.run_metadata(step))
     if is_primary():
-        verify_digests(best.path, skip=["opt_state"])  # before anything is written
+        checkpoints.verify(step, skip=["opt_state"])  # before anything is written
     return best
 
 

@@ -1,6 +1,5 @@
 """Whether a run may start or resume in a folder: same config and text, one process at a time."""
 
-import contextlib
 import fcntl
 import os
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
-from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.errors import UserError
 
 # Fields that may change when a run resumes. The text is identified by its digest.
 _RESUMABLE = {
@@ -58,17 +57,22 @@ def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> Non
 
 
 def saved_metadata(checkpoints: CheckpointReader) -> RunMetadata | None:
-    """Return the metadata of the newest checkpoint that has any; None without checkpoints."""
-    for step in reversed(checkpoints.steps):
-        with contextlib.suppress(CorruptCheckpointError):  # try an older one
-            if not checkpoints.has_optimizer_state(step):
-                raise UserError(
-                    f"{checkpoints.workdir} holds an imported model, without an optimizer state to "
-                    "resume from; train on in another --workdir, with "
-                    f"--config.train.init_from={checkpoints.workdir}"
-                )
-            return checkpoints.run_metadata(step)
-    return None
+    """Return the metadata of the latest checkpoint; None without checkpoints.
+
+    Raises:
+        UserError: if the model there was imported, so that no run can resume.
+        CorruptCheckpointError: if it is damaged.
+    """
+    if not checkpoints.steps:
+        return None
+    latest = checkpoints.read("latest")
+    if not checkpoints.has_optimizer_state(latest.step):
+        raise UserError(
+            f"{checkpoints.workdir} holds an imported model, without an optimizer state to "
+            "resume from; train on in another --workdir, with "
+            f"--config.train.init_from={checkpoints.workdir}"
+        )
+    return latest.metadata
 
 
 def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:

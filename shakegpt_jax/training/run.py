@@ -77,7 +77,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
                 f"{len(corpus.val_ids):,} validation characters (config.train.eval_characters)"
             )
         check_resumable(CheckpointReader(workdir), run_metadata(config, corpus))
-        with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
+        with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)
             run.start(started, source)
             while not (run.finished or run.stopped):
@@ -200,11 +200,9 @@ class TrainingRun:
             self.trainer.save(self.checkpoints, self.step, metrics)
 
     def finish_saving(self) -> None:
-        """Wait for the last save, trying again until it succeeds or fails for the third time."""
+        """Save the last state, if that has not been done, and wait for it."""
+        self.save()
         self.checkpoints.wait()
-        while self.step > self.checkpoints.latest_step:
-            self.save()
-            self.checkpoints.wait()
         self.metrics.flush()
 
     def describe_stop(self) -> str:
