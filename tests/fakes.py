@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shakegpt_jax.model.gpt import KVCache
+from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.model.gpt import GPT, KVCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,20 @@ class CountingModel(FixedModel):
     def apply(self, variables: dict, x: jax.Array, *cache: KVCache, method: str) -> Any:
         self.traces.append(method)
         return super().apply(variables, x, *cache, method=method)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class ExpertsConfig(ModelConfig):
+    """A config with a field that nobody knows yet."""
+
+    n_expert: int = 4
+
+
+def with_new_field(lm: LanguageModel) -> LanguageModel:
+    config = lm.config.copy()
+    config.model = ExpertsConfig(**dataclasses.asdict(config.model))
+    model = GPT(config.model, lm.model.vocab_size)
+    return dataclasses.replace(lm, config=config, model=model)
 
 
 class SmallFiles:

@@ -11,13 +11,13 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from fakes import SmallFiles, one_line
+from fakes import SmallFiles, one_line, with_new_field
 
 import shakegpt_jax
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.web import offline_page
 from shakegpt_jax.web.offline_page import export_page, model_data
-from shakegpt_jax.web.page_facts import page_facts
+from shakegpt_jax.web.serving_page import page_facts
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +112,17 @@ def test_a_large_model_is_refused_and_serve_is_named(lm, tmp_path, monkeypatch):
         export_page(lm, str(tmp_path / "page.html"))
     assert "python -m shakegpt_jax.serve" in str(e.value)
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_the_scripts_do_not_know_is_refused(lm):
+    with pytest.raises(UserError, match=r"config\.model\.n_expert"):
+        model_data(with_new_field(lm))
+    params = dict(lm.params) | {"router": {"kernel": np.ones((2, 3), np.float32)}}
+    with pytest.raises(UserError, match="parameter router/kernel is unknown"):
+        model_data(dataclasses.replace(lm, params=params))
+    del params["router"], params["ln_f"]
+    with pytest.raises(UserError, match="parameter ln_f/bias is missing"):
+        model_data(dataclasses.replace(lm, params=params))
 
 
 def test_weights_that_float16_cannot_hold_are_refused(lm):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,13 +14,16 @@ import shakegpt_jax
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.sampling import Sampling, sample_token
 from shakegpt_jax.model.gpt import GPT, init_params
-from shakegpt_jax.web.offline_page import MODEL_SCRIPTS, model_data
-from shakegpt_jax.web.page import encode_array
-from shakegpt_jax.web.page_facts import page_facts
+from shakegpt_jax.web.offline_page import model_data
+from shakegpt_jax.web.page import bundle, encode_array
+from shakegpt_jax.web.serving_page import page_facts
 
 pytestmark = pytest.mark.slow
 
-STATIC = Path(shakegpt_jax.__file__).parent / "web" / "static"
+EXPOSED = (
+    "makeBackend, randomBits, foldIn, randomKey, gumbel, gumbelOf, sampleCharacter, widenHalves, "
+    "decodeArray, geluExact, geluTanh"
+)
 GENERATE = """
 const [options, done] = arguments;
 let text = "";
@@ -40,9 +42,9 @@ DAMAGED = (
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory) -> Iterator[Any]:
     """A page with the scripts of the model alone."""
-    scripts = "\n".join((STATIC / name).read_text() for name in MODEL_SCRIPTS)
+    script = f"{bundle('offline.js')}\nObject.assign(window, {{ {EXPOSED} }});"
     page = tmp_path_factory.mktemp("scripts") / "scripts.html"
-    page.write_text(f'<meta charset="utf-8"><script>{scripts}</script>')
+    page.write_text(f'<meta charset="utf-8"><script type="module">{script}</script>')
     with chromium() as chrome:
         go_offline(chrome)
         chrome.set_script_timeout(120)

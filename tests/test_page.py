@@ -19,6 +19,7 @@ from conftest import small_config
 
 import shakegpt_jax
 from shakegpt_jax.training.run import train
+from shakegpt_jax.web.page import bundle
 
 pytestmark = pytest.mark.slow
 
@@ -258,7 +259,8 @@ def test_a_prompt_that_cannot_be_scored_says_so_and_is_not_asked_for_again(chrom
     wait_until(chrome, "document.querySelector('[data-index=\"1\"]').style.length > 0")
     longest = 2**20 // (lm.tokenizer.vocab_size + 1)
     script = (
-        "backend.score('e'.repeat(arguments[0])).then((scores) => arguments[1](scores.length),"
+        f"{bundle('server.js')} makeBackend(JSON.parse($('data').textContent))"
+        ".score('e'.repeat(arguments[0])).then((scores) => arguments[1](scores.length),"
         " (error) => arguments[1](error.message))"
     )
     assert chrome.execute_async_script(script, longest) == longest
@@ -535,7 +537,7 @@ def test_a_link_of_another_model_says_so(chrome, lm):
     wait_until(chrome, "!document.getElementById('problem').hidden")
     assert "another model (other): its text may differ" in shown(chrome, "problem-text")
     # A page whose weights are rounded has another mark.
-    rounded = chrome.execute_script("return modelMark({ ...data, model: { dtype: 'float16' } })")
+    rounded = chrome.execute_script(f"{bundle('link.js')} return modelMark('float16')")
     chrome.get("about:blank")
     chrome.get(link.replace("other.01234567", rounded))
     wait_until(chrome, "!document.getElementById('problem').hidden")
@@ -643,16 +645,17 @@ def test_of_a_large_vocabulary_only_what_the_server_tells_is_kept(chrome):
     script = """
         const [vocabulary, event, done] = arguments, tokens = [];
         window.fetch = async () => new Response(`data: ${event}\\n\\n`);
-        makeBackend({ ...data, vocabulary })
+        makeBackend({ ...JSON.parse($("data").textContent), vocabulary })
           .generate({ prompt: "", maxTokens: 1 }, (more) => tokens.push(...more))
           .then(() => done([[...tokens[0].logProbs.ids], [...tokens[0].logProbs.values]]));
     """
+    script = bundle("server.js") + script
     kept, values = chrome.execute_async_script(script, vocabulary, json.dumps(event))
     assert kept == [17, 2500, 4000]
     assert values == pytest.approx([-0.67, -25.5, -40.5], rel=1e-6)
-    two = "{ ids: [1, 2], values: [-1, -2] }"
-    chrome.execute_script(f"panel.show({{ title: '', character: 'e', logProbs: {two}, note: '' }})")
-    assert "Shown are the 2 most probable of" in shown(chrome, "panel-note")
+    chances = "{ title: '', character: 'e', note: '', logProbs: { ids: [1, 2], values: [-1, -2] } }"
+    chrome.execute_script(f"{bundle('panel.js')} distributionPanel().show({chances})")
+    assert "Only the 2 most probable of" in shown(chrome, "panel-note")
 
 
 def test_the_same_settings_write_the_same_text(chrome, lm):

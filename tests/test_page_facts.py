@@ -11,8 +11,7 @@ import shakegpt_jax
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.serving import requests, verbatim
 from shakegpt_jax.serving.api_error import ApiError
-from shakegpt_jax.web.page_facts import LIMITS, page_facts
-from shakegpt_jax.web.serving_page import serving_page
+from shakegpt_jax.web.serving_page import LIMITS, page_facts, serving_page
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_the_policy_allows_what_is_in_the_page_and_its_server_alone(lm):
     page, policy = serving_page(lm)
     assert page.count(f'content="{policy}"') == 1
     style = re.search("<style>(.*?)</style>", page, re.DOTALL)[1]
-    script = re.search("<script>(.*?)</script>", page, re.DOTALL)[1]
+    script = re.search('<script type="module">(.*?)</script>', page, re.DOTALL)[1]
     digests = [
         f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
         for part in (style, script)

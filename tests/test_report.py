@@ -1,6 +1,7 @@
 """The report of an evaluation: its numbers here, its page in a browser in test_report_page.py."""
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import html
@@ -12,7 +13,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from fakes import PositionModel, one_line
+from fakes import PositionModel, one_line, with_new_field
 
 import shakegpt_jax
 from shakegpt_jax.inference import evaluation
@@ -23,7 +24,7 @@ from shakegpt_jax.inference.scoring import (
     character_predictions,
 )
 from shakegpt_jax.model.gpt import GPT, CausalSelfAttention, init_params
-from shakegpt_jax.web import breakdown, report, shown_text
+from shakegpt_jax.web import breakdown, report
 from shakegpt_jax.web.page import render_page
 
 
@@ -40,12 +41,11 @@ def test_groups_have_the_mean_and_the_standard_error_of_their_losses():
     draw = np.random.default_rng(0)
     losses, groups = draw.exponential(2, 500).astype(np.float32), draw.integers(0, 4, 500)
     found = breakdown.group_losses(losses, groups, 5)
-    for group in range(4):
-        own = losses[groups == group].astype(float)
-        assert found.counts[group] == len(own)
-        assert found.means[group] == pytest.approx(own.mean(), rel=1e-6)
-        assert found.errors[group] == pytest.approx(own.std() / np.sqrt(len(own)), rel=1e-6)
-    assert (found.counts[4], found.means[4], found.errors[4]) == (0, 0, 0)
+    own = [losses[groups == group].astype(float) for group in range(4)]
+    assert found["counts"] == [*map(len, own), 0]
+    assert found["means"] == pytest.approx([*(each.mean() for each in own), 0], rel=1e-6)
+    errors = [each.std(ddof=1) / np.sqrt(len(each)) for each in own]
+    assert found["errors"] == pytest.approx([*errors, 0], rel=1e-6)
 
 
 @pytest.mark.parametrize("stride", [None, 1, 2, 4])
@@ -94,15 +94,15 @@ def test_calibration_is_that_of_a_loop_over_bins():
     error = 0.0
     for m in range(10):
         inside = (confidences > np.float64(m / 10)) & (confidences <= np.float64((m + 1) / 10))
-        assert found.counts[m] == inside.sum()
+        assert found["counts"][m] == inside.sum()
         if inside.any():
             confidence, accuracy = confidences[inside].mean(dtype=float), correct[inside].mean()
-            assert found.confidences[m] == pytest.approx(confidence)
-            assert found.accuracies[m] == pytest.approx(accuracy)
+            assert found["confidences"][m] == pytest.approx(confidence)
+            assert found["accuracies"][m] == pytest.approx(accuracy)
             error += inside.mean() * abs(accuracy - confidence)
-    assert found.error == pytest.approx(error)
-    assert 0.1 < found.error < 0.3  # the mean of c - c^2 is about 1/6
-    assert breakdown.calibrate(np.ones(5), np.ones(5, bool)).error == 0
+    assert found["error"] == pytest.approx(error)
+    assert 0.1 < error < 0.3  # the mean of c - c^2 is 1/6 or so
+    assert breakdown.calibrate(np.ones(5), np.ones(5, bool))["error"] == 0
 
 
 def test_copied_stretches_are_the_maximal_ones_of_brute_force():
@@ -167,9 +167,9 @@ def test_predictions_are_those_of_the_logits(finished, text, stride):
 
 
 def test_the_page_has_what_the_model_predicts(finished, text, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(shown_text, "_SHOWN_CHARACTERS", 500)
+    monkeypatch.setattr(report, "_SHOWN_CHARACTERS", 500)
     find = functools.partial(copied_stretches, shortest=10)
-    monkeypatch.setattr(shown_text, "copied_stretches", find)
+    monkeypatch.setattr(report, "copied_stretches", find)
     page = tmp_path / "report.html"
     code, out, err = command("evaluate", "--workdir", finished, "--html", page)
     assert (code, err) == (0, "")
@@ -215,7 +215,7 @@ def test_of_a_large_vocabulary_the_most_probable_characters_are_kept():
     draw = np.random.default_rng(0)
     logits = draw.normal(0, 3, (7, 300)).astype(np.float32)
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    found = shown_text.encode_distributions(log_probs)
+    found = report.encode_distributions(log_probs)
     assert found["size"] == 100
     ids = decode(found["ids"], "<u4").reshape(7, 100)
     values = -found["unit"] * decode(found["values"], "<u2").reshape(7, 100)
@@ -226,22 +226,52 @@ def test_of_a_large_vocabulary_the_most_probable_characters_are_kept():
 
 def test_long_lines_are_split_and_lines_end_with_their_piece():
     text = "ab\n\nabcdefg\nxy" + "zz\n"
-    lines = shown_text.split_lines(text, [0, 14], 3)
+    lines = report.split_lines(text, [0, 14], 3)
     assert [text[start:end] for _, start, end in lines] == ["ab", "abc", "def", "g", "xy", "zz"]
     assert [begin for begin, _, _ in lines] == [0] * 5 + [14]
 
 
 def test_no_text_can_break_out_of_the_page():
     evil = "</script><script>alert(1)</script><!--<b>&\N{RIGHT-TO-LEFT OVERRIDE}"
-    page, _ = render_page("report.html", report._STYLES, report._SCRIPTS, evil, {"text": evil})
+    page, _ = render_page("report.html", "report.css", "report.js", evil, {"text": evil})
     assert page.isascii() or evil not in page
     assert page_data(page) == {"text": evil}
     assert f"<title>{html.escape(evil)}</title>" in page
     assert page.count("<script") == page.count("</script>") == 2
-    for kind, tag in (("style", "<style>(.*?)</style>"), ("script", "<script>(.*)</script>")):
+    for kind, tag in (
+        ("style", "<style>(.*?)</style>"),
+        ("script", '<script type="module">(.*)</script>'),
+    ):
         (content,) = re.findall(tag, page, re.S)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in page
+
+
+def test_what_a_report_cannot_show_ends_in_one_line(finished, tmp_path, command, monkeypatch):
+    lm, page = shakegpt_jax.load(finished), tmp_path / "report.html"
+    args = ("evaluate", "--workdir", finished, "--html", page)
+
+    def refused(changed):
+        monkeypatch.setattr(evaluation, "load", lambda *args, **options: changed)
+        code, out, err = command(*args)
+        assert (code, out) == (2, "") and not page.exists()
+        return one_line(err)
+
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.nan), lm.params)
+    line = refused(dataclasses.replace(lm, params=broken))
+    assert "log-probabilities that are not finite numbers" in line
+    assert "config.model.n_expert" in refused(with_new_field(lm))
+
+
+def test_a_perplexity_beyond_all_floats_is_null(finished, tmp_path, command, monkeypatch):
+    lm, page = shakegpt_jax.load(finished), tmp_path / "report.html"
+    params = jax.tree.map(lambda x: x, lm.params)
+    params["lm_head"]["kernel"] = 1e5 * params["lm_head"]["kernel"]
+    sure = dataclasses.replace(lm, params=params)
+    monkeypatch.setattr(evaluation, "load", lambda *args, **options: sure)
+    assert command("evaluate", "--workdir", finished, "--html", page)[0] == 0
+    found = page_data(page.read_text())["evaluation"]
+    assert found["perplexity"] is None and found["loss"] > 1_000
 
 
 @pytest.mark.slow

@@ -1,74 +1,62 @@
 """Losses by position in the window and by kind of character, and calibration by confidence."""
 
 import unicodedata
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-# Kinds of character, and what they are called in the report.
-KINDS = (
-    "lower-case letters",
-    "upper-case letters",
-    "letters without case",
-    "digits",
-    "spaces",
-    "newlines",
-    "punctuation and symbols",
-    "others",
+from shakegpt_jax.inference.evaluation import Selection
+from shakegpt_jax.inference.scoring import Predictions
+
+# fmt: off
+KINDS = (  # of character
+    "lower-case letters", "upper-case letters", "letters without case", "digits", "spaces",
+    "newlines", "punctuation and symbols", "others",
 )
+# fmt: on
 _LOWER, _UPPER, _CASELESS, _DIGIT, _SPACE, _NEWLINE, _PUNCTUATION, _OTHER = range(len(KINDS))
-_BY_CATEGORY = {"Ll": _LOWER, "Lu": _UPPER, "Lt": _UPPER}  # the others by their first letter
-_BY_CLASS = {
-    "L": _CASELESS,
-    "M": _CASELESS,  # marks, which modify the letter before
-    "N": _DIGIT,
-    "Z": _SPACE,
-    "P": _PUNCTUATION,
-    "S": _PUNCTUATION,
-}
-_IN_WORDS = "'\N{RIGHT SINGLE QUOTATION MARK}"  # parts of words that are no letters
-
-N_BIN = 15  # of the reliability diagram, as in Guo et al. 2017
+# By category of Unicode or its first letter; marks (M) modify the letter before.
+_BY_CATEGORY = {"Ll": _LOWER, "Lu": _UPPER, "Lt": _UPPER, "L": _CASELESS, "M": _CASELESS}
+_BY_CATEGORY |= {"N": _DIGIT, "Z": _SPACE, "P": _PUNCTUATION, "S": _PUNCTUATION}
+_IN_WORDS = "'\N{RIGHT SINGLE QUOTATION MARK}"  # in words, but not letters
+_RANKS = ("first letters of words", "second letters", "third letters", "later letters")
 
 
-class Groups(NamedTuple):
-    """Losses of G groups of characters, in nats. Those of an empty group are 0."""
+def breakdowns(selection: Selection, predictions: Predictions) -> dict[str, Any]:
+    """Return losses by position, kind and letter of a word, and the calibration, for JSON."""
+    lm, losses, pieces = selection.lm, predictions.losses, selection.pieces
+    n_time, vocabulary = lm.config.model.block_size, lm.tokenizer.vocabulary
+    positions = np.concatenate(
+        [window_positions(len(ids) - 1, n_time, selection.stride) for ids in pieces]
+    )
+    kinds = character_kinds(vocabulary)[np.concatenate([ids[1:] for ids in pieces])]
+    ranks = np.concatenate([letter_ranks(ids, vocabulary)[1:] for ids in pieces])
+    letters = ranks > 0
+    rank_losses = group_losses(losses[letters], np.minimum(ranks[letters], 4) - 1, len(_RANKS))
+    return {
+        "positions": group_losses(losses, positions, n_time),
+        "kinds": {"names": KINDS} | group_losses(losses, kinds, len(KINDS)),
+        "letters": {"names": _RANKS} | rank_losses,
+        "calibration": calibrate(predictions.confidences, predictions.correct),
+    }
 
-    counts: np.ndarray  # (G,)
-    means: np.ndarray  # (G,)
-    errors: np.ndarray  # (G,) standard errors of the means, treating characters as independent
 
+def group_losses(losses: np.ndarray, groups: np.ndarray, n_group: int) -> dict[str, Any]:
+    """Return counts, means and errors of (n,) losses by their (n,) groups in [0, n_group).
 
-class Calibration(NamedTuple):
-    """Calibration: accuracy of the most probable character by its probability, in M equal bins.
-
-    The reliability diagram and the error are those of Guo et al. 2017, "On Calibration of Modern
-    Neural Networks".
+    Errors are standard errors, treating characters as independent. An empty group has zeros. Sums
+    are taken in float64.
     """
-
-    counts: np.ndarray  # (M,) characters
-    confidences: np.ndarray  # (M,) mean probability of the most probable character
-    accuracies: np.ndarray  # (M,) how often it is right
-    error: float  # expected calibration error: mean of |accuracy - confidence| over characters
-
-
-def group_losses(losses: np.ndarray, groups: np.ndarray, n_group: int) -> Groups:
-    """Summarize (n,) losses by their (n,) groups in [0, n_group). Sums are taken in float64."""
     counts = np.bincount(groups, minlength=n_group)
     divisors = np.maximum(counts, 1)
     means = np.bincount(groups, losses, n_group) / divisors
-    variances = np.bincount(groups, (losses - means[groups]) ** 2, n_group) / divisors
-    return Groups(counts, means, np.sqrt(variances / divisors))
+    squares = np.bincount(groups, (losses - means[groups]) ** 2, n_group)
+    errors = np.sqrt(squares / np.maximum(counts - 1, 1) / divisors)
+    return {"counts": counts.tolist(), "means": means.tolist(), "errors": errors.tolist()}
 
 
 def window_positions(n_scored: int, n_time: int, stride: int | None) -> np.ndarray:
-    """Return the (n_scored,) positions in the window from which characters are predicted.
-
-    Args:
-        n_scored: characters of the text but the first.
-        n_time: characters per window.
-        stride: see `character_losses`.
-    """
+    """Return the positions in the window from which `character_losses` predicts."""
     stride = n_time if stride is None else stride
     i = np.arange(n_scored)
     return np.where(i < n_time, i, n_time - stride + (i - n_time) % stride)
@@ -83,20 +71,13 @@ def _kind(character: str) -> int:
     if character in "\n\t":
         return _NEWLINE if character == "\n" else _SPACE
     category = unicodedata.category(character)
-    return _BY_CATEGORY.get(category, _BY_CLASS.get(category[0], _OTHER))
+    return _BY_CATEGORY.get(category, _BY_CATEGORY.get(category[0], _OTHER))
 
 
 def letter_ranks(ids: np.ndarray, vocabulary: str) -> np.ndarray:
-    """Return for each letter the how manieth of its word it is, from 1, and 0 for other characters.
+    """Return the (n,) positions of letters in their words, from 1; other characters have 0.
 
-    A word is letters, with apostrophes among them or not.
-
-    Args:
-        ids: (n,) the text.
-        vocabulary: the V characters that the ids stand for.
-
-    Returns:
-        (n,) integers.
+    A word is a run of letters and apostrophes.
     """
     letters_V = np.isin(character_kinds(vocabulary), (_LOWER, _UPPER, _CASELESS))
     words_V = letters_V | np.isin(list(vocabulary), list(_IN_WORDS))
@@ -105,15 +86,21 @@ def letter_ranks(ids: np.ndarray, vocabulary: str) -> np.ndarray:
     return np.where(letters_V[ids], letters_before - before_word, 0)
 
 
-def calibrate(confidences: np.ndarray, correct: np.ndarray, n_bin: int = N_BIN) -> Calibration:
+def calibrate(confidences: np.ndarray, correct: np.ndarray, n_bin: int = 15) -> dict[str, Any]:
     """Compare (n,) confidences with whether each of the (n,) predictions was correct.
 
-    Bin m of M holds the confidences in ((m - 1) / M, m / M].
+    The reliability diagram and the expected calibration error, the mean of |accuracy - confidence|
+    over characters, are those of Guo et al. 2017, "On Calibration of Modern Neural Networks". Bin m
+    of M holds the confidences in ((m - 1) / M, m / M].
     """
     confidences = confidences.astype(np.float64)
     bins = np.clip(np.ceil(confidences * n_bin).astype(int) - 1, 0, n_bin - 1)
     counts = np.bincount(bins, minlength=n_bin)
     sums = (np.bincount(bins, values, n_bin) for values in (confidences, correct))
     mean_confidences, accuracies = (total / np.maximum(counts, 1) for total in sums)
-    error = float(counts @ np.abs(accuracies - mean_confidences) / len(confidences))
-    return Calibration(counts, mean_confidences, accuracies, error)
+    return {
+        "counts": counts.tolist(),
+        "confidences": mean_confidences.tolist(),
+        "accuracies": accuracies.tolist(),
+        "error": float(counts @ np.abs(accuracies - mean_confidences) / len(confidences)),
+    }

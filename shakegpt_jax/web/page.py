@@ -1,57 +1,74 @@
-"""One HTML file from a template, styles, scripts and data, that loads nothing else.
+"""One HTML file from a template, styles, a script and data, that loads nothing else.
 
-Its content security policy allows the styles and scripts in the file, and nothing else, except
+Its content security policy allows the styles and the script in the file, and nothing else, except
 connections where the page names a place.
 """
 
 import base64
 import hashlib
 import html
-import json
 import os
+import re
 import string
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shakegpt_jax.cli.command import dump_json
 from shakegpt_jax.errors import UserError
 
-_SUFFIXES = (".html", ".htm")
+# Of a model: model.js and the attention of the report reproduce them, or they matter in training.
+MODEL_FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
+MODEL_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
+
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.MULTILINE)
 
 
 def render_page(
-    template: str,
-    styles: Sequence[str],
-    scripts: Sequence[str],
-    title: str,
-    data: Any,
-    *,
-    connect: str = "'none'",
+    name: str, style: str, script: str, title: str, data: Any, *, connect: str = "'none'"
 ) -> tuple[str, str]:
     """Return a page as HTML, and its content security policy, to send as a header too.
 
     Args:
-        template: file in `static` with the places $policy, $title, $style, $data and $script.
-        styles: CSS files in `static`.
-        scripts: JavaScript files in `static`, in order.
+        name: the template in `static`, with the places $policy, $title, $style, $data and $script.
+        style: the CSS file in `static` that comes after `common.css`.
+        script: the module in `static` that the page runs.
         title: any text.
-        data: anything that JSON can hold; the scripts read it from the element `data`.
-        connect: where the scripts may connect to, as a source of the content security policy.
+        data: what the scripts read from the element `data`, for `dump_json`.
+        connect: where the scripts may connect to, as a source of the policy.
     """
-    style, script = ("\n".join(map(_read, names)) for names in (styles, scripts))
+    styles, module = _read("common.css") + _read(style), bundle(script)
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src '{_digest(styles)}'; script-src '{_digest(module)}'; "
         f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
     # With < escaped, no text can end the element. JSON is ASCII here.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = string.Template(_read(template)).substitute(
-        policy=policy, title=html.escape(title), style=style, script=script, data=text
+    text = dump_json(data).replace("<", "\\u003c")
+    page = string.Template(_read(name)).substitute(
+        policy=policy, title=html.escape(title), style=styles, script=module, data=text
     )
     return page, policy
+
+
+def bundle(script: str) -> str:
+    """Return a module in `static` and all that it imports as one module, without imports.
+
+    An inline script can import nothing under the policy of a page. The modules share one scope, in
+    which a name that two of them define is a syntax error.
+    """
+    done: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        text = _read(name)
+        for imported in _IMPORT.findall(text):
+            if imported not in done:
+                add(imported)
+        done[name] = re.sub("^export ", "", _IMPORT.sub("", text), flags=re.MULTILINE)
+
+    add(script)
+    return "\n".join(done.values())
 
 
 def encode_array(array: np.ndarray) -> str:
@@ -63,7 +80,7 @@ def encode_array(array: np.ndarray) -> str:
 def check_page_path(path: str | Path) -> None:
     """Raise a UserError if a page cannot be written there, as far as can be known before."""
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES or path.is_dir():
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise UserError(f"cannot write the page {path}: give a file such as report.html")
     if not path.parent.is_dir():
         raise UserError(f"cannot write the page {path}: no such folder: {path.parent}")
@@ -73,11 +90,7 @@ def check_page_path(path: str | Path) -> None:
 
 
 def write_page(page: str, path: str | Path) -> None:
-    """Write a page to a file, all of it or nothing.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
+    """Write all of a page to a file, or raise a UserError and write nothing."""
     check_page_path(path)
     target = Path(path).resolve()
     beside = target.with_name(f".page-{os.getpid()}")

@@ -1,107 +1,197 @@
-"""The report of an evaluation as a page: what the model predicts, how well, and how it attends."""
+"""The report of an evaluation as a page: what the model predicts, how well, and how it attends.
 
+Axes: N characters, V vocabulary, K characters of which probabilities are shown, B lines, L layers,
+H heads, T characters per window.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shakegpt_jax.inference.evaluation import RunEvaluation, Selection
-from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.scoring import Predictions, character_predictions
-from shakegpt_jax.web import breakdown
-from shakegpt_jax.web.page import render_page, write_page
-from shakegpt_jax.web.shown_text import show_text
-
-_STYLES = ("characters.css", "report.css")
-_SCRIPTS = (
-    "base64.js",
-    "characters.js",
-    "distribution.js",
-    "charts.js",
-    "attention.js",
-    "report.js",
+from shakegpt_jax.config import require_known_fields
+from shakegpt_jax.errors import UserError
+from shakegpt_jax.inference.evaluation import (
+    SHORTEST_STRETCH,
+    RunEvaluation,
+    Selection,
+    check_searchable,
+    copied_stretches,
 )
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.inference.scoring import (
+    Predictions,
+    attention_weights,
+    character_predictions,
+    next_logits,
+)
+from shakegpt_jax.web.breakdown import breakdowns
+from shakegpt_jax.web.page import MODEL_FIELDS, encode_array, render_page, write_page
+from shakegpt_jax.web.serving_page import page_facts
+
+_SHOWN_CHARACTERS = 10_000  # of the text
+_SHOWN_LOGITS = 2**25  # of large vocabularies, fewer characters are shown
+_SHOWN_PROBABILITIES = 100  # per character, the largest
+_ATTENTION_BYTES = 1_500_000  # of the lines whose attention is shown, but one line at least
+_ATTENTION_BATCH = 2**23  # weights computed at a time
+
+_LOG_PROBABILITY_UNIT = 24 / (2**16 - 1)  # of 16 bits; the smallest is e^-24
 
 
 def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
-    """Evaluate a model on a text, and write a page about it.
+    """Evaluate a model on a text, and write a page with the result; `report.js` describes its data.
 
-    Args:
-        selection: the model and the text.
-        path: the HTML file; replaced if it exists.
-
-    Raises:
-        UserError: if the page cannot be written.
+    An old page is replaced. Raises a UserError if the page cannot be written or show the model.
     """
     lm = selection.lm
+    require_known_fields(lm.config.model, MODEL_FIELDS, "the report")
     parts = [
         character_predictions(lm.model, lm.params, ids, stride=selection.stride)
         for ids in selection.pieces
     ]
     predictions = Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    if not np.isfinite(predictions.losses).all():
+        raise UserError(
+            f"the model in {selection.workdir} gives log-probabilities that are not finite "
+            "numbers; a report cannot show them"
+        )
     result = selection.summarize(predictions.losses)
-    name = Path(selection.workdir).resolve().name
+    n_time = lm.config.model.block_size
     data = {
-        "run": describe_run(name, lm, result),
-        "text": describe_text(selection),
+        "run": page_facts(lm),
+        "text": {
+            "name": selection.name,
+            "characters": selection.n_character,
+            "pieces": len(selection.pieces),
+            "stride": n_time if selection.stride is None else selection.stride,
+        },
         "evaluation": vars(result.evaluation) | {"accuracy": float(predictions.correct.mean())},
         "shown": show_text(selection),
         **breakdowns(selection, predictions),
     }
-    page, _ = render_page("report.html", _STYLES, _SCRIPTS, f"{name}: looking inside", data)
+    title = f"{lm.name}: looking inside"
+    page, _ = render_page("report.html", "report.css", "report.js", title, data)
     write_page(page, path)
     return result
 
 
-def describe_run(name: str, lm: LanguageModel, result: RunEvaluation) -> dict[str, Any]:
-    """Return what the report says about the run."""
+def show_text(selection: Selection) -> dict[str, Any]:
+    """Return the start of the evaluated text with distributions, attention and copies."""
+    lm = selection.lm
+    left = min(_SHOWN_CHARACTERS, _SHOWN_LOGITS // lm.tokenizer.vocab_size)
+    pieces: list[np.ndarray] = []
+    for piece in selection.pieces:
+        if left < 2:
+            break
+        pieces.append(piece[:left])
+        left -= len(pieces[-1])
+    ids = np.concatenate(pieces)
+    starts = np.cumsum([0, *map(len, pieces[:-1])]).tolist()
+    log_probs_NxV = np.concatenate([log_probabilities(lm, p, selection.stride) for p in pieces])
+    text = lm.tokenizer.decode(ids)
+    return {
+        "text": text,
+        "starts": starts,
+        "losses": encode_array(-log_probs_NxV[np.arange(len(ids)), ids]),
+        "distributions": encode_distributions(log_probs_NxV),
+        "attention": encode_attention(lm, ids, text, starts),
+        "copies": find_copies(selection, text, starts),
+    }
+
+
+def log_probabilities(lm: LanguageModel, ids: np.ndarray, stride: int | None) -> np.ndarray:
+    """Return the (N, V) float32 log-probabilities of each character; uniform for the first."""
+    logits_NxV = next_logits(lm.model, lm.params, ids, stride=stride)
+    logits_NxV = np.concatenate([np.zeros_like(logits_NxV[:1]), logits_NxV[:-1]])
+    logits_NxV -= logits_NxV.max(1, keepdims=True)
+    return logits_NxV - np.log(np.exp(logits_NxV).sum(1, keepdims=True))
+
+
+def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
+    """Quantize the negative log-probabilities, of large vocabularies the K smallest, to 16 bits.
+
+    `ids` are the (N, K) characters of the (N, K) `values`, or None if these are all in order.
+    """
+    size, ids = min(log_probs_NxV.shape[1], _SHOWN_PROBABILITIES), None
+    if size < log_probs_NxV.shape[1]:
+        ids_NxK = np.argsort(-log_probs_NxV, 1, kind="stable")[:, :size]
+        log_probs_NxV = np.take_along_axis(log_probs_NxV, ids_NxK, 1)
+        ids = encode_array(ids_NxK.astype(np.uint32))
+    values = np.clip(np.round(-log_probs_NxV / _LOG_PROBABILITY_UNIT), 0, 2**16 - 1)
+    return {
+        "size": size,
+        "unit": _LOG_PROBABILITY_UNIT,
+        "values": encode_array(values.astype(np.uint16)),
+        "ids": ids,
+    }
+
+
+def split_lines(text: str, starts: Sequence[int], longest: int) -> list[tuple[int, int, int]]:
+    """Split a text of parts that begin at `starts` into lines, and long lines into pieces.
+
+    Returns the begin of its part, start and end of each that is not empty, without newlines.
+    """
+    lines = []
+    for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
+        start = begin
+        for line in text[begin:stop].split("\n"):
+            for i in range(start, start + len(line), longest):
+                lines.append((begin, i, min(i + longest, start + len(line))))
+            start += len(line) + 1
+    return lines
+
+
+def encode_attention(
+    lm: LanguageModel, ids: np.ndarray, text: str, starts: Sequence[int]
+) -> dict[str, Any]:
+    """Compute the attention of the first lines, each in a window that ends with the line.
+
+    `lines` has the start and end of each line, the start of its window, and its offset in `values`:
+    square roots of the (L, H, characters of the line, characters of the window) weights in 255ths.
+    """
     shape = lm.config.model
-    return {
-        "name": name,
-        "step": result.step,
-        "parameters": result.parameters,
-        "layers": shape.n_layer,
-        "heads": shape.n_head,
-        "window": shape.block_size,
-    }
+    n_time, n_map = shape.block_size, shape.n_layer * shape.n_head
+    lines: list[tuple[int, int, int, int]] = []
+    offset = 0
+    for begin, start, end in split_lines(text, starts, n_time):
+        begin = max(begin, end - n_time)
+        size = n_map * (end - start) * (end - begin)
+        if lines and offset + size > _ATTENTION_BYTES:
+            break
+        lines.append((start, end, begin, offset))
+        offset += size
+    batch = max(1, _ATTENTION_BATCH // (n_map * n_time**2))
+    values = [np.zeros(0, np.uint8)]
+    for first in range(0, len(lines), batch):
+        some = lines[first : first + batch]
+        idx_BxT = np.zeros((min(batch, len(lines)), n_time), np.int32)  # causal: padding is ignored
+        for row, (_, end, begin, _) in zip(idx_BxT, some, strict=False):
+            row[: end - begin] = ids[begin:end]
+        weights = np.asarray(attention_weights(lm.model, lm.params, idx_BxT))
+        for weights_LxHxTxT, (start, end, begin, _) in zip(weights, some, strict=False):
+            kept = weights_LxHxTxT[:, :, start - begin : end - begin, : end - begin]
+            values.append(np.round(255 * np.sqrt(kept)).astype(np.uint8).ravel())
+    return {"lines": lines, "values": encode_array(np.concatenate(values))}
 
 
-def describe_text(selection: Selection) -> dict[str, Any]:
-    """Return what the report says about the evaluated text."""
-    n_time = selection.lm.config.model.block_size
-    return {
-        "name": selection.name,
-        "vocabulary": selection.lm.tokenizer.vocabulary,
-        "characters": selection.n_character,
-        "pieces": len(selection.pieces),
-        "stride": n_time if selection.stride is None else selection.stride,
-    }
+def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[str, Any]:
+    """Find the stretches of the text that stand in the training text, or say why they are unknown.
 
-
-def breakdowns(selection: Selection, predictions: Predictions) -> dict[str, Any]:
-    """Return losses by position, kind and letter of a word, and the calibration."""
-    lm, losses = selection.lm, predictions.losses
-    n_time, vocabulary = lm.config.model.block_size, lm.tokenizer.vocabulary
-    pieces = selection.pieces
-    positions = np.concatenate(
-        [breakdown.window_positions(len(ids) - 1, n_time, selection.stride) for ids in pieces]
-    )
-    kinds = breakdown.character_kinds(vocabulary)[np.concatenate([ids[1:] for ids in pieces])]
-    ranks = np.concatenate([breakdown.letter_ranks(ids, vocabulary)[1:] for ids in pieces])
-    names = ("first letters of words", "second letters", "third letters", "later letters")
-    letters = ranks > 0
-    calibration = breakdown.calibrate(predictions.confidences, predictions.correct)
-    return {
-        "positions": _to_json(breakdown.group_losses(losses, positions, n_time)),
-        "kinds": {"names": breakdown.KINDS}
-        | _to_json(breakdown.group_losses(losses, kinds, len(breakdown.KINDS))),
-        "letters": {"names": names}
-        | _to_json(
-            breakdown.group_losses(losses[letters], np.minimum(ranks[letters], 4) - 1, len(names))
-        ),
-        "calibration": _to_json(calibration),
-    }
-
-
-def _to_json(values: breakdown.Groups | breakdown.Calibration) -> dict[str, Any]:
-    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in values._asdict().items()}
+    The text of `source`, the run that the model started from, is not compared.
+    """
+    known: dict[str, Any] = {"shortest": SHORTEST_STRETCH, "stretches": [], "whole": False}
+    known["source"] = Path(selection.lm.config.train.init_from).name
+    try:
+        corpus = selection.corpus or selection.lm.load_corpus()
+        check_searchable(len(corpus.train_ids))
+    except UserError as error:
+        return known | {"problem": str(error)}
+    source = selection.lm.tokenizer.decode(corpus.train_ids)
+    parts = [text[i:j] for i, j in zip(starts, [*starts[1:], len(text)], strict=True)]
+    for begin, part in zip(starts, parts, strict=True):
+        known["stretches"] += [
+            {"start": begin + s.start, "end": begin + s.end, "place": s.place}
+            for s in copied_stretches(part, source)
+        ]
+    return known | {"whole": all(part in source for part in parts)}

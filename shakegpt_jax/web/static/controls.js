@@ -1,57 +1,64 @@
-"use strict";
 // The form: what to write, and what is wrong with it.
 
-/** Returns the characters of a text that are not in a vocabulary, each once. */
-function unknownCharacters(text, vocabulary) {
-  const known = new Set(vocabulary);
-  return [...new Set(Array.from(text).filter((character) => !known.has(character)))];
-}
+import { $, input, spokenCharacter } from "./common.js";
+import { ids, limits } from "./facts.js";
+import { lengthReader, readSeed, readTemperature, readTopK, readTopP } from "./link.js";
 
-/** Returns a sentence about unknown characters; empty if there are none. */
-function nameUnknown(characters) {
-  if (!characters.length) return "";
-  const shown = characters.slice(0, 8).map(spokenCharacter).join(", ");
-  const more = characters.length > 8 ? ` and ${characters.length - 8} more` : "";
-  const reason = characters.length > 1 ? "they are not" : "it is not";
+/** @import {Settings} from "./tree.js" */
+
+/**
+ * Returns a sentence about the characters of a text that the model does not know; empty if it knows all.
+ * @param {string} text
+ */
+export function nameUnknown(text) {
+  const unknown = [...new Set(text)].filter((character) => !ids.has(character));
+  if (!unknown.length) return "";
+  const shown = unknown.slice(0, 8).map(spokenCharacter).join(", ");
+  const more = unknown.length > 8 ? ` and ${unknown.length - 8} more` : "";
+  const reason = unknown.length > 1 ? "they are not" : "it is not";
   return `The model does not know ${shown}${more}: ${reason} in its training text.`;
 }
 
 /**
- * Reads and fills the form.
- * @param {string[]} vocabulary
- * @param {() => void} change called when something was typed
+ * Reads and fills the form; calls change(valid) when something was typed.
+ * @param {(valid: boolean) => void} change
  */
-function controlsForm(vocabulary, change) {
-  const fields = {
-    temperature: { id: "temperature", name: "Temperature", read: readTemperature },
-    topK: { id: "top-k", name: "Top-k", read: readTopK, optional: true },
-    topP: { id: "top-p", name: "Top-p", read: readTopP, optional: true },
-    seed: { id: "seed", name: "Seed", read: readSeed },
-    length: { id: "length", name: "Length", read: (text, name) => readLength(text, name, limits.length) },
-  };
-
-  function readField({ id, name, read, optional }, problems) {
-    const text = $(id).value.trim();
+export function controlsForm(change) {
+  /**
+   * @param {string} id @param {string} name @param {(text: string, name: string) => number} read
+   * @param {string[]} problems
+   */
+  function readField(id, name, read, problems, optional = false) {
+    const text = input(id).value.trim();
     try {
-      $(id).removeAttribute("aria-invalid");
+      input(id).removeAttribute("aria-invalid");
       return optional && !text ? null : read(text, name);
     } catch (error) {
-      $(id).setAttribute("aria-invalid", "true");
-      problems.push(`${error.message}${optional ? ", or empty" : ""}.`);
+      input(id).setAttribute("aria-invalid", "true");
+      problems.push(`${/** @type {Error} */ (error).message}${optional ? ", or empty" : ""}.`);
       return null;
     }
   }
 
   /** Returns the settings, the length, and what is wrong with the prompt and with the rest. */
   function read() {
-    const problems = [], values = {};
-    const prompt = $("prompt").value;
-    const unknown = nameUnknown(unknownCharacters(prompt, vocabulary));
-    const promptProblem = prompt ? unknown : "Write a prompt: the model needs one character to go on from.";
-    $("prompt").setAttribute("aria-invalid", Boolean(unknown));
-    for (const [key, field] of Object.entries(fields)) values[key] = readField(field, problems);
-    const { length, ...settings } = values;
-    return { settings: { prompt, ...settings }, length, promptProblem, optionsProblem: problems.join(" ") };
+    /** @type {string[]} */
+    const problems = [];
+    const prompt = input("prompt").value, unknown = nameUnknown(prompt);
+    input("prompt").setAttribute("aria-invalid", String(Boolean(unknown)));
+    const settings = {
+      prompt,
+      temperature: readField("temperature", "Temperature", readTemperature, problems),
+      topK: readField("top-k", "Top-k", readTopK, problems, true),
+      topP: readField("top-p", "Top-p", readTopP, problems, true),
+      seed: readField("seed", "Seed", readSeed, problems),
+    };
+    return {
+      settings: /** @type {Settings} */ (settings), // null where there is a problem
+      length: readField("length", "Length", lengthReader(limits.length), problems),
+      promptProblem: prompt ? unknown : "Write a prompt: the model needs one character to go on from.",
+      optionsProblem: problems.join(" "),
+    };
   }
 
   function showProblems() {
@@ -64,22 +71,24 @@ function controlsForm(vocabulary, change) {
 
   for (const name of ["input", "change"]) $("controls").addEventListener(name, showProblems);
   $("dice").addEventListener("click", () => {
-    $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+    input("seed").value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
     showProblems();
   });
   $("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("controls").requestSubmit();
+    const { key, ctrlKey, metaKey } = event;
+    if (key === "Enter" && (ctrlKey || metaKey)) /** @type {HTMLFormElement} */ ($("controls")).requestSubmit();
   });
 
   return {
     read,
+    /** @param {Settings} settings @param {number | null} length null: as it is */
     fill({ prompt, temperature, topK, topP, seed }, length = null) {
-      $("prompt").value = prompt;
-      $("temperature").value = temperature;
-      $("top-k").value = topK ?? "";
-      $("top-p").value = topP ?? "";
-      $("seed").value = seed;
-      if (length !== null) $("length").value = length;
+      input("prompt").value = prompt;
+      input("temperature").value = String(temperature);
+      input("top-k").value = String(topK ?? "");
+      input("top-p").value = String(topP ?? "");
+      input("seed").value = String(seed);
+      if (length !== null) input("length").value = String(length);
       showProblems();
     },
   };

@@ -1,99 +1,118 @@
-"use strict";
 // The state of a text in the fragment of the address: everything that it takes to write it again.
 
-/** Returns a name of the model and a digest of what tells it apart from others of that name. */
-function modelMark({ name, vocabulary, parameters, layers, window, step, loss, model }) {
+import { codePoint, count } from "./common.js";
+import { facts, limits } from "./facts.js";
+import { N_SAMPLES } from "./samples.js";
+
+/** @import {Change, Settings} from "./tree.js" */
+/** @typedef {{settings: Settings, length: number, changes: Change[], samples: boolean}} Link samples: whether it is the texts of this seed and those after it */
+
+/**
+ * Returns a name of the model and a digest of what tells it apart from others of that name.
+ * @param {string | undefined} dtype of the weights in the page
+ */
+export function modelMark(dtype) {
+  const { name, vocabulary, parameters, layers, window, step, loss } = facts;
+  /** @type {unknown[]} */
+  const known = [vocabulary, parameters, layers, window, step, loss];
+  if (dtype === "float16") known.push(dtype); // rounded: texts may differ
   let digest = 0x811c9dc5; // FNV-1a
-  const facts = [vocabulary, parameters, layers, window, step, loss];
-  if (model && model.dtype !== "float32") facts.push(model.dtype); // rounded: texts may differ
-  for (const character of JSON.stringify(facts)) {
-    digest = Math.imul(digest ^ character.codePointAt(0), 0x01000193) >>> 0;
+  for (const character of JSON.stringify(known)) {
+    digest = Math.imul(digest ^ codePoint(character), 0x01000193) >>> 0;
   }
   return `${name}.${digest.toString(16).padStart(8, "0")}`;
 }
 
-/** Returns what a link that has another mark than this page was made with, in words. */
-function describeMark(mark) {
-  const sibling = ["float16", "float32"].find((dtype) => mark === modelMark({ ...data, model: { dtype } }));
-  if (sibling) return `other (${sibling === "float16" ? "rounded" : "unrounded"}) weights of ${data.name}`;
+/** The mark of the model of this page. */
+export const ownMark = modelMark(facts.model?.dtype);
+
+/** Returns what a link that has another mark than this page was made with, in words. @param {string} mark */
+export function describeMark(mark) {
+  if (mark === modelMark("float16")) return `other (rounded) weights of ${facts.name}`;
+  if (mark === modelMark("float32")) return `other (unrounded) weights of ${facts.name}`;
   return `another model (${mark.slice(0, -9).slice(0, 40)})`;
 }
 
-/**
- * Returns the fragment of a text.
- * @param {{prompt, temperature, topK, topP, seed, length, changes: [number, string][], samples: boolean}} state
- *   changes are the places in the new text where another character was chosen, and that character;
- *   samples: whether it is the texts of this seed and those after it
- */
-function writeLink(state, mark) {
+/** @param {Link} link */
+export function writeLink({ settings, length, changes, samples }) {
+  const { prompt, temperature, topK, topP, seed } = settings;
   const parameters = new URLSearchParams({
-    prompt: state.prompt, temperature: state.temperature, seed: state.seed, length: state.length,
+    prompt, temperature: String(temperature), seed: String(seed), length: String(length),
   });
-  if (state.topK !== null) parameters.set("top_k", state.topK);
-  if (state.topP !== null) parameters.set("top_p", state.topP);
-  for (const [place, character] of state.changes) parameters.append("change", `${place}.${character}`);
-  if (state.samples) parameters.set("samples", N_SAMPLES);
-  parameters.set("model", mark); // last, with a fixed end: a link that was cut off lacks it
-  return "#" + parameters;
+  if (topK !== null) parameters.set("top_k", String(topK));
+  if (topP !== null) parameters.set("top_p", String(topP));
+  for (const [place, character] of changes) parameters.append("change", `${place}.${character}`);
+  if (samples) parameters.set("samples", String(N_SAMPLES));
+  parameters.set("model", ownMark); // last, with a fixed end: a link that was cut off lacks it
+  return `#${parameters}`;
 }
 
-/** Returns the state and the mark of the model in a fragment; throws an Error if it is damaged. */
-function readLink(fragment) {
+/**
+ * Returns the state and the mark of the model in a fragment; throws an Error if it is damaged.
+ * @param {string} fragment
+ * @returns {Link & {mark: string}}
+ */
+export function readLink(fragment) {
   const parameters = new URLSearchParams(fragment.replace(/^#/, ""));
   const known = ["prompt", "temperature", "top_k", "top_p", "seed", "length", "change", "samples", "model"];
   for (const name of parameters.keys()) {
     if (!known.includes(name)) throw new Error(`${name.slice(0, 20)} is not known`);
   }
-  const optional = (name, read) => (parameters.has(name) ? read(only(name), name) : null);
+  /** @param {string} name */
   const only = (name) => {
     const values = parameters.getAll(name);
     if (values.length !== 1) throw new Error(`${name} is ${values.length ? "there twice" : "missing"}`);
     return values[0];
   };
+  /** @param {string} name @param {(text: string, name: string) => number} read */
   const required = (name, read) => read(only(name), name);
+  /** @param {string} name @param {(text: string, name: string) => number} read */
+  const optional = (name, read) => (parameters.has(name) ? required(name, read) : null);
   const mark = only("model");
   if (!/\.[0-9a-f]{8}$/.test(mark)) throw new Error("its end is missing");
-  const state = {
+  const settings = {
     prompt: only("prompt"),
     temperature: required("temperature", readTemperature),
     topK: optional("top_k", readTopK),
     topP: optional("top_p", readTopP),
     seed: required("seed", readSeed),
-    length: required("length", readLength),
-    changes: parameters.getAll("change").map(readChange),
-    samples: optional("samples", readSamples) !== null,
   };
-  if (!state.prompt) throw new Error("prompt is empty");
-  if (state.samples && state.changes.length) throw new Error("samples have no changes");
-  state.changes.forEach(([place], i) => {
-    if (place >= state.length || (i && place <= state.changes[i - 1][0])) {
-      throw new Error("its changes are out of order");
-    }
+  const length = required("length", lengthReader(limits.text));
+  const changes = parameters.getAll("change").map(readChange);
+  const samples = optional("samples", readSamples) !== null;
+  if (!settings.prompt) throw new Error("prompt is empty");
+  if (samples && changes.length) throw new Error("samples have no changes");
+  changes.forEach(([place], i) => {
+    if (place >= length || (i && place <= changes[i - 1][0])) throw new Error("its changes are out of order");
   });
-  return { state, mark };
+  return { settings, length, changes, samples, mark };
 }
 
-function readNumber(text, name, least, most, whole, right) {
-  const plain = whole ? text.trim() : text.trim().replace(",", "."); // some write 0,8
-  const value = Number(plain);
-  const isNumber = /^[0-9.]+(e[+-]?[0-9]+)?$/i.test(plain) && Number.isFinite(value);
-  if (!isNumber || value < least || value > most || (whole && !Number.isInteger(value))) {
-    throw new Error(`${name} must be ${right}`);
-  }
-  return value;
+/**
+ * Returns a function that reads a number from a text, or throws an Error that says what it must be.
+ * @param {number} least @param {number} most @param {boolean} whole @param {string} right what it must be
+ */
+function reader(least, most, whole, right) {
+  return (/** @type {string} */ text, /** @type {string} */ name) => {
+    const plain = whole ? text.trim() : text.trim().replace(",", "."); // some write 0,8
+    const value = Number(plain);
+    const isNumber = /^[0-9.]+(e[+-]?[0-9]+)?$/i.test(plain) && Number.isFinite(value);
+    if (!isNumber || value < least || value > most || (whole && !Number.isInteger(value))) {
+      throw new Error(`${name} must be ${right}`);
+    }
+    return value;
+  };
 }
 
-const readTemperature = (text, name) =>
-  readNumber(text, name, 0, limits.temperature, false, `a number from 0 to ${count(limits.temperature)}`);
-const readTopK = (text, name) => readNumber(text, name, 1, limits.top_k, true, "a whole number, 1 or more");
-const readTopP = (text, name) => readNumber(text, name, 1e-30, 1, false, "above 0, up to 1");
-const readSeed = (text, name) =>
-  readNumber(text, name, 0, limits.seed, true, `a whole number from 0 to ${limits.seed}`);
-const readLength = (text, name, most = limits.text) =>
-  readNumber(text, name, 1, most, true, `a whole number from 1 to ${count(most)}`);
+/** @param {number} most */
+export const lengthReader = (most) => reader(1, most, true, `a whole number from 1 to ${count(most)}`);
+export const readTemperature = reader(0, limits.temperature, false, `a number from 0 to ${count(limits.temperature)}`);
+export const readTopK = reader(1, limits.top_k, true, "a whole number, 1 or more");
+export const readTopP = reader(1e-30, 1, false, "above 0, up to 1");
+export const readSeed = reader(0, limits.seed, true, `a whole number from 0 to ${limits.seed}`);
+const readSamples = reader(N_SAMPLES, N_SAMPLES, true, String(N_SAMPLES));
 
-const readSamples = (text, name) => readNumber(text, name, N_SAMPLES, N_SAMPLES, true, String(N_SAMPLES));
-
+/** @param {string} text @returns {Change} */
 function readChange(text) {
   const [, place, character] = text.match(/^(\d{1,9})\.(.)$/su) ?? [];
   if (character === undefined) throw new Error("a change is not readable");

@@ -1,19 +1,29 @@
-"use strict";
 // The forward pass of shakegpt_jax/model/gpt.py with a cache of keys and values. Sums are taken in
 // float64, JavaScript's only precision, and stored in float32.
+
+/** @typedef {{scale: Float32Array, bias: Float32Array}} Norm */
+/** @typedef {{kernel: Float32Array, bias: Float32Array}} Dense with one row per output */
+/** @typedef {{length: number, keys: Float32Array[], values: Float32Array[]}} Cache of the characters in a window */
 
 const GELU_TANH_SCALE = Math.sqrt(2 / Math.PI);
 
 /**
  * Returns a model.
- * @param {object} shape `layers`, `heads`, `width`, `window`, `activation` and `epsilon`
- * @param {Map<string, Float32Array>} weights by name, linear layers with one row per output
- * @returns an object with `newCache()`, `extend(ids, cache)` and `head(x)`
+ * @param {{layers: number, heads: number, width: number, window: number,
+ *   activation: "gelu_exact" | "gelu_tanh", epsilon: number}} shape
+ * @param {Map<string, Float32Array>} weights by name
  */
-function makeModel({ layers, heads, width, window, activation, epsilon }, weights) {
-  const gelu = activation === "gelu_exact" ? geluExact : geluTanh;
-  const get = (name) => weights.get(name);
+export function makeModel({ layers, heads, width, window, activation, epsilon }, weights) {
+  const gelu = { gelu_exact: geluExact, gelu_tanh: geluTanh }[activation];
+  /** @param {string} name */
+  const get = (name) => {
+    const found = weights.get(name);
+    if (!found) throw new Error(`the model lacks ${name}`);
+    return found;
+  };
+  /** @param {string} name @returns {Norm} */
   const norm = (name) => ({ scale: get(`${name}/scale`), bias: get(`${name}/bias`) });
+  /** @param {string} name @returns {Dense} */
   const dense = (name) => ({ kernel: get(`${name}/kernel`), bias: get(`${name}/bias`) });
   const blocks = Array.from({ length: layers }, (_, i) => ({
     norm1: norm(`block_${i}/ln_1`),
@@ -27,13 +37,16 @@ function makeModel({ layers, heads, width, window, activation, epsilon }, weight
   const [wte, wpe, head] = ["wte/embedding", "wpe/embedding", "lm_head/kernel"].map(get);
   const headLayer = { kernel: head, bias: new Float32Array(head.length / width) };
 
-  /** Returns an empty cache of a window; `length` is the number of characters in it. */
+  /** @returns {Cache} */
   function newCache() {
     const empty = () => blocks.map(() => new Float32Array(window * width));
     return { length: 0, keys: empty(), values: empty() };
   }
 
-  /** Adds characters to a cache that has room for them; returns the last one's (width,) output. */
+  /**
+   * Adds characters to a cache that has room for them; returns the last one's (width,) output.
+   * @param {number[]} ids @param {Cache} cache
+   */
   function extend(ids, cache) {
     const x = new Float32Array(ids.length * width);
     ids.forEach((id, t) => {
@@ -53,7 +66,10 @@ function makeModel({ layers, heads, width, window, activation, epsilon }, weight
     return x.subarray(x.length - width);
   }
 
-  /** Stores keys and values from slot `start` on and attends from each character to all so far. */
+  /**
+   * Stores keys and values from slot `start` on and attends from each character to all so far.
+   * @param {Float32Array} qkv @param {Float32Array} keys @param {Float32Array} values @param {number} start
+   */
   function attend(qkv, keys, values, start) {
     const count = qkv.length / (3 * width);
     const headWidth = width / heads;
@@ -74,7 +90,10 @@ function makeModel({ layers, heads, width, window, activation, epsilon }, weight
           if (scores[s] > largest) largest = scores[s];
         }
         let total = 0;
-        for (let s = 0; s < slots; s++) total += scores[s] = Math.exp(scores[s] - largest);
+        for (let s = 0; s < slots; s++) {
+          scores[s] = Math.exp(scores[s] - largest);
+          total += scores[s];
+        }
         for (let i = 0; i < headWidth; i++) {
           let sum = 0;
           for (let s = 0; s < slots; s++) sum += scores[s] * values[s * width + first + i];
@@ -88,7 +107,7 @@ function makeModel({ layers, heads, width, window, activation, epsilon }, weight
   return {
     newCache,
     extend,
-    /** Maps the output of `extend` to the logits of the next character. */
+    /** Maps the output of `extend` to the logits of the next character. @param {Float32Array} x */
     head: (x) => linear(layerNorm(x, finalNorm, epsilon), headLayer, width),
   };
 }
@@ -96,6 +115,7 @@ function makeModel({ layers, heads, width, window, activation, epsilon }, weight
 /**
  * Multiplies rows of `n` numbers by a layer. It takes four outputs and two rows at a time, so that
  * each number that it reads is used several times.
+ * @param {Float32Array} x @param {Dense} layer @param {number} n
  */
 function linear(x, { kernel, bias }, n) {
   const m = bias.length;
@@ -135,7 +155,10 @@ function linear(x, { kernel, bias }, n) {
   return y;
 }
 
-/** Normalizes each row, of as many numbers as there are scales. */
+/**
+ * Normalizes each row, of as many numbers as there are scales.
+ * @param {Float32Array} x @param {Norm} norm @param {number} epsilon
+ */
 function layerNorm(x, { scale, bias }, epsilon) {
   const n = scale.length;
   const y = new Float32Array(x.length);
@@ -149,18 +172,18 @@ function layerNorm(x, { scale, bias }, epsilon) {
   return y;
 }
 
-/** Adds y to x in place. */
+/** Adds y to x in place. @param {Float32Array} x @param {Float32Array} y */
 function addTo(x, y) {
   for (let i = 0; i < x.length; i++) x[i] += y[i];
 }
 
-/** The tanh approximation of GELU (Hendrycks and Gimpel 2016), as in GPT-2. */
-function geluTanh(x) {
+/** The tanh approximation of GELU (Hendrycks and Gimpel 2016), as in GPT-2. @param {number} x */
+export function geluTanh(x) {
   return 0.5 * x * (1 + Math.tanh(GELU_TANH_SCALE * (x + 0.044715 * x * x * x)));
 }
 
-/** GELU with the error function by formula 7.1.26 of Abramowitz and Stegun: within 1.5e-7. */
-function geluExact(x) {
+/** GELU with the error function by formula 7.1.26 of Abramowitz and Stegun: within 1.5e-7. @param {number} x */
+export function geluExact(x) {
   const z = Math.abs(x) * Math.SQRT1_2;
   const t = 1 / (1 + 0.3275911 * z);
   const series = 1.421413741 + t * (-1.453152027 + t * 1.061405429);

@@ -1,38 +1,50 @@
-"use strict";
 // The backend of a page with the model inside. It works in slices, between which the page handles
 // events and draws.
 
+import { makeModel } from "./model.js";
+import { logSoftmax, sampleCharacter } from "./sampling.js";
+import { foldIn, gumbel, randomKey } from "./threefry.js";
+import { decodeWeights } from "./weights.js";
+
+/** @import {Backend, Facts, ModelData, Token} from "./facts.js" */
+/** @import {Cache} from "./model.js" */
+
 const SLICE = 12; // milliseconds, below the time of a frame
-const SLICE_WEIGHTS = 4e6; // multiplications in one step of a slice, about
+const SLICE_WEIGHTS = 4e6; // multiplications in one step of a slice, approximately
+const DAMAGED = "The model in this file is damaged. Copy the file again, or make it anew with " +
+  "python -m shakegpt_jax.export --format html.";
 
-/**
- * Returns what the page generates, scores and searches with: the model in its own data.
- * @param {object} data facts about the model, and in `model` what it computes with
- */
-function makeBackend(data) {
-  const vocabulary = Array.from(data.vocabulary);
-  const ids = new Map(vocabulary.map((character, id) => [character, id]));
-  const { model, problem } = loadModel(data);
-  const allIds = Uint32Array.from(vocabulary.keys());
-  const atOnce = Math.max(1, Math.floor(SLICE_WEIGHTS / data.parameters));
+/** Returns a backend that computes with the model in the facts. @param {Facts} facts @returns {Backend} */
+export function makeBackend(facts) {
+  const characters = Array.from(facts.vocabulary);
+  const idOf = new Map(characters.map((character, id) => [character, id]));
+  const allIds = Uint32Array.from(characters.keys());
+  const loaded = loadModel(facts);
+  if (!loaded) {
+    const fail = () => Promise.reject(new Error(DAMAGED));
+    return { problem: DAMAGED, generate: fail, score: fail, verbatim: fail };
+  }
+  const model = loaded, atOnce = Math.max(1, Math.floor(SLICE_WEIGHTS / facts.parameters));
 
+  /** @param {string} text */
   function encode(text) {
-    if (problem) throw new Error(problem);
     return Array.from(text, (character, i) => {
-      if (ids.has(character)) return ids.get(character);
-      throw new Error(`The model does not know the character ${i + 1}, “${character}”.`);
+      const id = idOf.get(character);
+      if (id === undefined) throw new Error(`The model does not know the character ${i + 1}, “${character}”.`);
+      return id;
     });
   }
 
   /**
    * Returns the logits of the character text[end]; the cache may hold the context of the one before.
    * Calls pause() between steps.
+   * @param {number[]} text @param {number} end @param {Cache} cache @param {() => Promise<void>} pause
    */
   async function nextLogits(text, end, cache, pause) {
-    const context = contextLength(end, data.window, data.window_stride);
+    const context = contextLength(end, facts.window, facts.window_stride);
     if (context !== cache.length + 1) cache.length = 0;
     const wanted = text.slice(end - context + cache.length, end);
-    let output;
+    let output = new Float32Array();
     for (let start = 0; start < wanted.length; start += atOnce) {
       await pause();
       output = model.extend(wanted.slice(start, start + atOnce), cache);
@@ -41,26 +53,24 @@ function makeBackend(data) {
   }
 
   return {
-    problem, // why nothing can be generated, for people; undefined if all is well
-
-    async generate(options, onCharacters, signal) {
-      const { prompt, maxTokens, temperature, topK, topP, seed, noiseOffset } = options;
+    async generate({ prompt, maxTokens, temperature, topK, topP, seed, noiseOffset }, onTokens, signal) {
       const text = encode(prompt);
       if (!text.length) throw new Error("The prompt is empty: type at least one character.");
       const key = randomKey(seed);
       const cache = model.newCache();
+      /** @type {Token[]} */
       let ready = [];
       const flush = () => {
-        if (ready.length) onCharacters(ready);
+        if (ready.length) onTokens(ready);
         ready = [];
       };
       const pause = makePause(signal, flush);
       for (let i = 0; i < maxTokens; i++) {
         const logits = await nextLogits(text, text.length, cache, pause);
-        const noise = gumbel(foldIn(key, noiseOffset + i), vocabulary.length);
+        const noise = gumbel(foldIn(key, noiseOffset + i), characters.length);
         const id = sampleCharacter(logits, noise, { temperature, topK, topP });
         text.push(id);
-        ready.push({ character: vocabulary[id], logProbs: { ids: allIds, values: logSoftmax(logits) } });
+        ready.push({ character: characters[id], logProbs: { ids: allIds, values: logSoftmax(logits) } });
       }
       flush();
       return "length";
@@ -71,6 +81,7 @@ function makeBackend(data) {
       const all = encode(text);
       const cache = model.newCache();
       const pause = makePause(signal);
+      /** @type {Awaited<ReturnType<Backend["score"]>>} */
       const scores = all.length ? [null] : [];
       for (let n = 1; n < all.length; n++) {
         scores.push({ ids: allIds, values: logSoftmax(await nextLogits(all, n, cache, pause)) });
@@ -84,26 +95,22 @@ function makeBackend(data) {
   };
 }
 
-/** Returns the model in the data of a page once it has computed something, or what is wrong. */
-function loadModel(data) {
+/** Returns the model once it has computed something, or null if it is damaged. @param {Facts} facts */
+function loadModel(facts) {
   try {
-    const model = makeModel({ ...data, ...data.model }, decodeWeights(data.model));
+    const data = /** @type {ModelData} */ (facts.model);
+    const model = makeModel({ ...facts, ...data }, decodeWeights(data));
     const logits = model.head(model.extend([0], model.newCache()));
-    if (logits.length !== Array.from(data.vocabulary).length || logits.some(Number.isNaN)) {
-      throw new Error("the model computes no logits");
-    }
-    return { model };
+    return logits.length === Array.from(facts.vocabulary).length && !logits.some(Number.isNaN) ? model : null;
   } catch {
-    return {
-      problem: "The model in this file is damaged. Copy the file again, or make it anew with " +
-        "python -m shakegpt_jax.export --format html.",
-    };
+    return null;
   }
 }
 
 /**
  * Returns how many of the last characters of a text are context for the next one, as
  * `context_length` in shakegpt_jax/inference/sampler.py.
+ * @param {number} length @param {number} window @param {number} stride
  */
 function contextLength(length, window, stride) {
   if (length <= window) return length;
@@ -113,6 +120,7 @@ function contextLength(length, window, stride) {
 /**
  * Returns a function to await between steps. Once a slice is over it calls `before` and gives way to
  * the events of the page; it rejects when the signal is aborted.
+ * @param {AbortSignal | undefined} signal
  */
 function makePause(signal, before = () => {}) {
   let end = performance.now() + SLICE;
@@ -126,7 +134,7 @@ function makePause(signal, before = () => {}) {
   };
 }
 
-/** Resolves after the events that wait now. setTimeout would wait for 4 ms each time. */
+/** Resolves after the events that wait now. setTimeout would wait for 4 ms each time. @returns {Promise<void>} */
 function nextTask() {
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();

@@ -1,13 +1,14 @@
-"use strict";
 // Sampling of one character, as shakegpt_jax/inference/sampling.py does it, in float32.
+
+/** @import {Sampling} from "./facts.js" */
 
 /**
  * Returns the id of the sampled character: temperature, then top-k, then top-p, then Gumbel-max.
  * @param {Float32Array} logits
  * @param {Float32Array} noise standard Gumbel noise; not used if the temperature is 0
- * @param {{temperature: number, topK: ?number, topP: ?number}} options null turns a rule off
+ * @param {Omit<Sampling, "seed">} options
  */
-function sampleCharacter(logits, noise, { temperature, topK, topP }) {
+export function sampleCharacter(logits, noise, { temperature, topK, topP }) {
   const greedy = Math.fround(temperature) === 0;
   const largest = logits.reduce((a, b) => Math.max(a, b));
   // With a maximum of 0, dividing by a small temperature cannot overflow.
@@ -23,7 +24,10 @@ function sampleCharacter(logits, noise, { temperature, topK, topP }) {
   return noisy.indexOf(noisy.reduce((a, b) => Math.max(a, b)));
 }
 
-/** Drops the characters before which the more probable ones add up to `topP` already. */
+/**
+ * Drops the characters before which the more probable ones add up to `topP` already.
+ * @param {Float32Array} scaled @param {number[]} order @param {number} topP
+ */
 function dropTail(scaled, order, topP) {
   const probabilities = logSoftmax(scaled).map(Math.exp);
   let sum = 0;
@@ -33,8 +37,8 @@ function dropTail(scaled, order, topP) {
   }
 }
 
-/** Returns natural log-probabilities as a Float32Array. */
-function logSoftmax(logits) {
+/** Returns natural log-probabilities. @param {Float32Array} logits */
+export function logSoftmax(logits) {
   const largest = logits.reduce((a, b) => Math.max(a, b));
   const total = logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
   return logits.map((logit) => logit - largest - Math.log(total));

@@ -1,149 +1,176 @@
-"use strict";
-// The version that is shown: its text, its notes and its link. It sets `current` and `search`.
+// The version that is shown: its text, its notes and its link.
 
-let current = null; // the version, or null
-let search = null; // aborts the search for copies of the training text
+import { chancesView } from "./chances.js";
+import { $, count } from "./common.js";
+import { writeLink } from "./link.js";
+import { sameSettings, versionText, versionTree } from "./tree.js";
+import { writeTo } from "./writer.js";
 
-/** Returns the log-probability of a character; -Infinity: it is not among those that are known. */
-const logProbOf = ({ character, logProbs }) => logProbs.values[logProbs.ids.indexOf(ids.get(character))] ?? -Infinity;
+/** @import {controlsForm} from "./controls.js" */
+/** @import {Backend} from "./facts.js" */
+/** @import {Version} from "./tree.js" */
+/** @import {Jobs} from "./writer.js" */
 
 /**
- * Shows a version.
- * @param {Version} version
- * @param {{push: boolean, at: number}} options whether Back returns to what is shown now; the
- *   character whose chances are shown, or -1
+ * @param {Backend} backend @param {Jobs} jobs
+ * @param {ReturnType<typeof controlsForm>} form
+ * @param {() => void} showText shows the card of the text
  */
-function show(version, { push, at = -1 }) {
-  current = version;
-  tree.add(version);
-  tree.show(version);
-  showSamples(false);
-  for (const id of ["problem", "empty"]) $(id).hidden = true;
-  for (const id of ["text", "continue", "versions-card"]) $(id).hidden = false;
-  $("branch-note").hidden = !version.parent;
-  closeChances();
-  view.clear();
-  view.append(Array.from(version.settings.prompt, (character) => ({ character, className: "prompt" })));
-  addTokens(version.tokens, version);
-  view.flush();
-  if (!sameSettings(form.read().settings, version.settings)) form.fill(version.settings);
-  showLink(version.target, push);
-  showNote();
-  colourPrompt();
-  if (at >= 0) {
-    showChances(at, { hold: !SHEET.matches });
-    if (SHEET.matches) closeChances(); // there, the text that is new matters more
+export function versionView(backend, jobs, form, showText) {
+  let current = /** @type {Version | null} */ (null);
+  let search = /** @type {AbortController | null} */ (null); // for copies of the training text
+
+  const chances = chancesView(backend, () => current, (version, index) => {
+    const known = tree.find(version);
+    if (known !== current) select(known ?? version, { at: index });
+  });
+  const tree = versionTree($("versions"), goTo);
+
+  /**
+   * Shows a version.
+   * @param {Version} version @param {boolean} push whether Back returns to what is shown now
+   * @param {number} at the character whose chances are shown, or -1
+   */
+  function show(version, push, at) {
+    current = version;
+    tree.add(version);
+    tree.show(version);
+    showText();
+    for (const id of ["problem", "empty"]) $(id).hidden = true;
+    for (const id of ["text", "continue", "versions-card"]) $(id).hidden = false;
+    $("branch-note").hidden = !version.parent;
+    chances.close();
+    chances.showPrompt(version);
+    chances.append(version.tokens, version);
+    chances.view.flush();
+    if (!sameSettings(form.read().settings, version.settings)) form.fill(version.settings);
+    showLink(version.target, push);
+    showNote();
+    chances.colourPrompt();
+    if (at >= 0) chances.showBranch(at);
+    bringIntoView($("text-card"));
   }
-  bringIntoView($("text-card"));
-}
 
-/** Adds tokens, which the version has already, to its text. */
-function addTokens(tokens, version) {
-  const changed = new Set(version.changes.map(([place]) => place));
-  const start = view.length - version.promptLength;
-  view.append(tokens.map((token, i) => ({
-    character: token.character,
-    logProb: logProbOf(token),
-    className: changed.has(start + i) ? "changed" : "",
-  })));
-}
-
-/** Shows nothing, as at first. */
-function showEmpty() {
-  jobs.stop();
-  current = null;
-  showSamples(false);
-  closeChances();
-  view.clear();
-  for (const id of ["text", "continue", "problem", "branch-note"]) $(id).hidden = true;
-  $("empty").hidden = false;
-  $("plain-text").textContent = $("status").textContent = "";
-  tree.show(null);
-  showNote();
-}
-
-/** Goes to a version, and writes what it lacks; shows it once there is something new to see. */
-async function select(version, { push = true, at = -1 } = {}) {
-  const { target } = version;
-  jobs.stop();
-  const complete = version.tokens.length >= target;
-  if (complete || tree.find(version) === version) show(version, { push, at });
-  if (complete) {
-    settle("Done");
-    return;
-  }
-  const again = () => {
-    version.target = target;
-    select(version, { push, at });
-  };
-  const done = await jobs.run((signal) => writeTo(backend, version, target, (tokens) => {
-    if (current === version) addTokens(tokens, version);
-    else show(version, { push, at });
-  }, signal), again);
-  if (current !== version || jobs.busy) return; // another job took over
-  version.target = version.tokens.length;
-  settle(done ? "Done" : "Stopped");
-}
-
-/** Shows that the version has all of its text. */
-function settle(how) {
-  view.flush();
-  $("plain-text").textContent = versionText(current);
-  if ($("problem").hidden) $("status").textContent = `${how}: ${count(current.tokens.length)} characters.`;
-  showLink(current.tokens.length);
-  tree.show(current);
-  showBusy(false);
-  underlineCopies(current);
-}
-
-async function underlineCopies(version) {
-  const text = versionText(version);
-  search?.abort();
-  search = new AbortController();
-  if (version.found?.text !== text || version.found.problem) {
-    try {
-      version.found = { text, stretches: [], ...(await backend.verbatim(text, search.signal)) };
-    } catch {
-      return; // another text is searched
+  /**
+   * Goes to a version, and writes what it lacks; shows it once there is something new to see.
+   * @param {Version} version @param {{push?: boolean, at?: number}} options
+   */
+  async function select(version, { push = true, at = -1 } = {}) {
+    const { target } = version;
+    jobs.stop();
+    const complete = version.tokens.length >= target;
+    if (complete || tree.find(version) === version) show(version, push, at);
+    if (complete) {
+      settle(version, "Done");
+      return;
     }
+    const done = await jobs.run((signal) => writeTo(backend, version, target, (tokens) => {
+      if (current === version) chances.append(tokens, version);
+      else show(version, push, at);
+    }, signal), () => {
+      version.target = target;
+      select(version, { push, at });
+    });
+    if (current !== version || jobs.busy) return; // another job took over
+    version.target = version.tokens.length;
+    settle(version, done ? "Done" : "Stopped");
   }
-  if (current !== version || versionText(version) !== text) return;
-  view.underline(version.found.stretches);
-  showNote();
+
+  /** Shows that a version has all of its text. @param {Version} version @param {string} how */
+  function settle(version, how) {
+    chances.view.flush();
+    $("plain-text").textContent = versionText(version);
+    if ($("problem").hidden) $("status").textContent = `${how}: ${count(version.tokens.length)} characters.`;
+    showLink(version.tokens.length);
+    tree.show(version);
+    underlineCopies(version);
+  }
+
+  /** @param {Version} version */
+  async function underlineCopies(version) {
+    const text = versionText(version);
+    search?.abort();
+    search = new AbortController();
+    if (version.found?.text !== text || version.found.problem) {
+      try {
+        version.found = { text, ...(await backend.verbatim(text, search.signal)) };
+      } catch {
+        return; // another text is searched
+      }
+    }
+    if (current !== version || versionText(version) !== text) return;
+    chances.view.underline(version.found.stretches ?? []);
+    showNote();
+  }
+
+  /** @param {Version} version */
+  function goTo(version) {
+    select(version);
+    if ($("text-card").getBoundingClientRect().top < 0) $("text-card").scrollIntoView();
+  }
+
+  /** @param {number} length */
+  function showLink(length, push = false) {
+    if (!current) setAddress("#", push);
+    else setAddress(writeLink({ settings: current.settings, changes: current.changes, length, samples: false }), push);
+  }
+
+  /** Says above the text what its looks mean, and below it whether the form is about another text. */
+  function showNote() {
+    const notes = [];
+    let settingsNote = "";
+    if (current) {
+      const { changes, found, settings } = current;
+      notes.push("Grey: your prompt.");
+      if (changes.length) notes.push("Framed: your choices.");
+      if (found?.problem) notes.push(`Copies are not underlined (${found.problem.replace(/\.$/, "")}).`);
+      else if (found?.stretches?.length) {
+        notes.push(`Underlined: ${found.shortest} or more characters as in the training text; click to see where.`);
+      }
+      if (!sameSettings(form.read().settings, settings)) {
+        settingsNote = "The settings above have changed: Generate uses them, Continue keeps those of this text.";
+      }
+    }
+    $("text-note").textContent = notes.join(" ");
+    $("settings-note").textContent = settingsNote;
+  }
+
+  return {
+    chances,
+    find: tree.find,
+    select,
+    goTo,
+    showNote,
+    /** Shows the link of the text in the address; Back returns to the one before. */
+    pushLink: () => showLink(current?.tokens.length ?? 0, true),
+    get current() { return current; },
+    /** Shows nothing, as at first. */
+    showEmpty() {
+      jobs.stop();
+      current = null;
+      showText();
+      chances.close();
+      chances.view.clear();
+      for (const id of ["text", "continue", "problem", "branch-note"]) $(id).hidden = true;
+      $("empty").hidden = false;
+      $("plain-text").textContent = $("status").textContent = "";
+      tree.show(null);
+      showNote();
+    },
+  };
 }
 
-function showLink(length, push = false) {
-  setAddress(writeLink({ ...current.settings, changes: current.changes, length }, mark), push);
-}
-
-/** Puts a link into the address; push: whether Back returns to the one that is there now. */
-function setAddress(link, push) {
+/**
+ * Puts a link into the address.
+ * @param {string} link @param {boolean} push whether Back returns to the one that is there now
+ */
+export function setAddress(link, push) {
   if (push && link !== location.hash) history.pushState(null, "", link);
   else history.replaceState(null, "", link);
 }
 
-/** Says above the text what its looks mean, and below it whether the form is about another text. */
-function showNote() {
-  const notes = [];
-  let settingsNote = "";
-  if (current) {
-    const { changes, found, settings } = current;
-    notes.push("Grey: your prompt.");
-    if (changes.length) notes.push("Framed: what you chose.");
-    if (found?.problem) notes.push(`Copies are not underlined (${found.problem.replace(/\.$/, "")}).`);
-    else if (found?.stretches.length) {
-      notes.push(`Underlined: ${found.shortest} or more characters as in the training text; click to see where.`);
-    }
-    if (!sameSettings(form.read().settings, settings)) {
-      settingsNote = "The settings above have changed: Generate uses them, Continue keeps those of this text.";
-    }
-  }
-  $("text-note").textContent = notes.join(" ");
-  $("settings-note").textContent = settingsNote;
-}
-
-/** Scrolls to a card whose top is far down, as on a phone below the form. */
-function bringIntoView(card) {
+/** Scrolls to a card whose top is far down, as on a phone below the form. @param {HTMLElement} card */
+export function bringIntoView(card) {
   if (card.getBoundingClientRect().top <= 0.6 * innerHeight) return;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   card.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });

@@ -1,22 +1,23 @@
-"use strict";
 // The weights of a model from the data of a page: float16 or float32 in base64.
 
-/**
- * Returns the weights by name as Float32Arrays.
- * @param {object} model `weights` in base64, `checksum`, the CRC-32 of their bytes, `dtype`, and
- *   `sizes`, pairs of a name and its count of numbers in the order of the weights
- * @throws {Error} if they are not what was written
- */
-function decodeWeights({ weights, checksum, dtype, sizes }) {
+import { decodeArray } from "./common.js";
+
+/** @import {ModelData} from "./facts.js" */
+
+/** Returns the weights by name; throws an Error if they are not what was written. @param {ModelData} model */
+export function decodeWeights({ weights, checksum, dtype, sizes }) {
   const bytes = decodeArray(weights, Uint8Array);
   if (crc32(bytes) !== checksum) throw new Error("the weights have changed");
   const numbers = dtype === "float32" ? new Float32Array(bytes.buffer) : widenHalves(bytes);
   let end = 0;
-  return new Map(sizes.map(([name, size]) => [name, numbers.subarray(end, (end += size))]));
+  return new Map(sizes.map(([name, size]) => {
+    end += size;
+    return [name, numbers.subarray(end - size, end)];
+  }));
 }
 
-/** Converts the bytes of float16 numbers with a table of all of them. */
-function widenHalves(bytes) {
+/** Converts the bytes of float16 numbers with a table of all of them. @param {Uint8Array<ArrayBuffer>} bytes */
+export function widenHalves(bytes) {
   const table = Float32Array.from({ length: 2 ** 16 }, (_, half) => {
     const sign = half >> 15 ? -1 : 1;
     const exponent = (half >> 10) & 31;
@@ -30,7 +31,7 @@ function widenHalves(bytes) {
   return numbers;
 }
 
-/** Returns the CRC-32 of bytes, as zlib computes it. */
+/** Returns the CRC-32 of bytes, as zlib computes it. @param {Uint8Array} bytes */
 function crc32(bytes) {
   const table = Int32Array.from({ length: 256 }, (_, byte) => {
     let crc = byte;

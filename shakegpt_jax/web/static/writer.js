@@ -1,23 +1,23 @@
-"use strict";
 // Writing: asks the backend for what versions lack, one job at a time.
 
-/** Returns the text of a version. */
-function versionText({ settings, tokens }) {
-  return settings.prompt + tokens.map((token) => token.character).join("");
-}
+import { limits } from "./facts.js";
+import { branchOff, makeVersion, setLength, versionText } from "./tree.js";
+
+/** @import {Backend, Token} from "./facts.js" */
+/** @import {Change, Settings, Version} from "./tree.js" */
+/** @typedef {ReturnType<typeof jobRunner>} Jobs */
 
 /**
  * Generates until a version has a length; onTokens adds what came, piece by piece.
  * With the noise of its place, a text that goes on is the text that was written at once.
+ * @param {Backend} backend @param {Version} version @param {number} length
+ * @param {(tokens: Token[]) => void} onTokens @param {AbortSignal} signal
  */
-async function writeTo(backend, version, length, onTokens, signal) {
-  const { prompt: _, ...options } = version.settings;
+export async function writeTo(backend, version, length, onTokens, signal) {
   while (version.tokens.length < length) {
     const noiseOffset = version.tokens.length;
-    await backend.generate({
-      prompt: versionText(version), maxTokens: Math.min(length - noiseOffset, limits.length),
-      noiseOffset, ...options,
-    }, (tokens) => {
+    const maxTokens = Math.min(length - noiseOffset, limits.length);
+    await backend.generate({ ...version.settings, prompt: versionText(version), maxTokens, noiseOffset }, (tokens) => {
       if (signal.aborted) return;
       version.tokens.push(...tokens);
       onTokens(tokens);
@@ -26,10 +26,14 @@ async function writeTo(backend, version, length, onTokens, signal) {
   }
 }
 
-/** Returns the version of a link, with what was written before its last change. */
-async function versionOfLink(backend, { length, changes, ...settings }, find, signal) {
-  let version = makeVersion(settings, length);
-  version = find(version) ?? version;
+/**
+ * Returns the version of a link, with what was written before its last change.
+ * @param {Backend} backend @param {{settings: Settings, length: number, changes: Change[]}} link
+ * @param {(version: Pick<Version, "settings" | "changes">) => Version | undefined} find
+ * @param {AbortSignal} signal
+ */
+export async function versionOfLink(backend, { settings, length, changes }, find, signal) {
+  let version = find({ settings, changes: [] }) ?? makeVersion(settings, length);
   for (const [i, [place, character]] of changes.entries()) {
     const known = find({ settings, changes: changes.slice(0, i + 1) });
     if (known) {
@@ -49,8 +53,8 @@ async function versionOfLink(backend, { length, changes, ...settings }, find, si
  * @param {(busy: boolean) => void} onBusy
  * @param {(message: string, again: () => void) => void} onProblem
  */
-function jobRunner(onBusy, onProblem) {
-  let controller = null;
+export function jobRunner(onBusy, onProblem) {
+  let controller = /** @type {AbortController | null} */ (null);
 
   function stop() {
     controller?.abort();
@@ -58,10 +62,14 @@ function jobRunner(onBusy, onProblem) {
     onBusy(false);
   }
 
-  /** Runs work(signal); again() is what "Try again" does. Returns whether it came to its end. */
+  /**
+   * Runs work(signal); again() is what "Try again" does. Returns whether it came to its end.
+   * @param {(signal: AbortSignal) => Promise<void>} work @param {() => void} again
+   */
   async function run(work, again) {
     stop();
-    const own = (controller = new AbortController());
+    const own = new AbortController();
+    controller = own;
     onBusy(true);
     try {
       await work(own.signal);
@@ -69,7 +77,7 @@ function jobRunner(onBusy, onProblem) {
     } catch (error) {
       if (own.signal.aborted) return false;
       own.abort();
-      onProblem(error.message, again);
+      onProblem(error instanceof Error ? error.message : String(error), again);
       return false;
     } finally {
       if (controller === own) {
