@@ -1,6 +1,7 @@
 """Running the application on a port until a signal ends it."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ipaddress
 import socket
@@ -11,7 +12,7 @@ import uvicorn
 
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api import ApiError
 from shakegpt_jax.serving.app import App
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
@@ -90,6 +91,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # More threads would only take turns, and the event loop would have to wait for each.
+        workers = concurrent.futures.ThreadPoolExecutor(2, "worker")
+        asyncio.get_running_loop().set_default_executor(workers)
         for each in sockets or ():
             print(f"Open {address(each)} (Ctrl-C stops the server)", flush=True)
 

@@ -1,0 +1,264 @@
+"""Requests in the shape of OpenAI's `/v1/completions`, their limits, and errors.
+
+The extensions are `top_k`, `noise_offset`, and `logprobs` up to the size of the vocabulary.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from starlette.responses import Response
+
+from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.errors import UserError
+
+# Limits of one request.
+MAX_BODY = 2**20  # bytes
+MAX_TEXTS = 128  # prompts times n
+MAX_PROMPT = 50_000  # characters of all prompts, each counted n times
+MAX_NEW = 10_000  # characters of one text
+MAX_LOG_PROBS = 2**20  # log-probabilities of one answer
+MAX_STOPS, MAX_STOP = 4, 100  # stop strings, and characters of one
+MAX_TEMPERATURE = 1e6
+MAX_NOISE_OFFSET = 2**30
+MAX_SEARCHED = 20_000  # characters to search for in the training text
+
+_SHOWN = 60  # characters of a client's text in a message
+
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """A request that is answered with an error: a message for people, and what clients test."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def to_json(self) -> bytes:
+        """Return the error object of the OpenAI API, in ASCII: it may name lone surrogates."""
+        kinds = {429: "rate_limit_error", 403: "permission_error"}
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = kinds.get(self.status, kind)
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+    def to_response(self, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the HTTP answer."""
+        if self.status in (429, 503):
+            headers = {"retry-after": "2"}  # seconds
+        return Response(self.to_json(), self.status, headers, media_type="application/json")
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How to stream an answer."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # nothing is obfuscated here
+
+
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
+_Zero = Annotated[float, Meta(ge=0, le=0)]
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of a completion request. Fields that are null are left out before."""
+
+    prompt: str | list[int | str | list[int]]
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_TEXTS)] = 1
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = msgspec.field(
+        default_factory=lambda: secrets.randbits(32)
+    )
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_NEW)] = 16
+    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 1.0
+    top_k: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, Meta(ge=1e-30, le=1)] = 1.0  # the least is above 0 in float32
+    noise_offset: Annotated[int, Meta(ge=0, le=MAX_NOISE_OFFSET)] = 0
+    logprobs: Annotated[int, Meta(ge=0)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] = []
+    echo: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    # Accepted with the values that change nothing.
+    best_of: int | None = None
+    frequency_penalty: _Zero = 0.0
+    presence_penalty: _Zero = 0.0
+    logit_bias: Annotated[dict[str, Any], Meta(max_length=0)] = {}
+    suffix: Annotated[str, Meta(max_length=0)] = ""
+    user: str = ""
+
+
+class CompletionRequest(_Body, kw_only=True):
+    """A checked request: `n` texts for each prompt, their options and the shape of the answer."""
+
+    prompts: list[np.ndarray]  # ids of each, at least one
+
+    @property
+    def n_text(self) -> int:
+        """Number of texts in the answer."""
+        return len(self.prompts) * self.n
+
+    @property
+    def include_usage(self) -> bool:
+        """True if a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    def sample_seed(self, sample: int) -> int:
+        """Return the seed of one of the `n` texts: the first has the seed of the request."""
+        if sample == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, sample]).generate_state(1)[0])
+
+
+class SearchRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request to `/v1/verbatim`."""
+
+    text: Annotated[str, Meta(max_length=MAX_SEARCHED)]
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """Return the JSON object in the body of a request, as a struct.
+
+    Raises:
+        ApiError: naming the field that is wrong.
+    """
+    try:
+        value = json.loads(
+            body,
+            object_pairs_hook=_object,
+            parse_float=_number,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError as error:
+        raise ApiError("the body is nested too deeply") from error
+    except ValueError as error:
+        raise ApiError(f"the body is not JSON: {_shorten(str(error))}") from error
+    try:
+        return msgspec.convert(value, kind)
+    except UnicodeEncodeError as error:
+        raise ApiError("the name of a field has a lone surrogate") from error
+    except msgspec.ValidationError as error:
+        raise _named(str(error), value) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object without its nulls, which mean the default everywhere."""
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in given if names.count(name) > 1)
+        raise ApiError(f"the field {_shorten(name)!r} is given more than once", param=name)
+    return {name: value for name, value in pairs if value is not None}
+
+
+def _number(digits: str) -> float:
+    """Return a number; JSON does not distinguish 7.0 from 7."""
+    value = float(digits)
+    return int(value) if value.is_integer() else value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number there")
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.(\w+)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`")
+_WRONG = re.compile(r"(.*) - at `\$\.((\w+).*)`", re.DOTALL)
+
+
+def _named(message: str, body: Any) -> ApiError:
+    """Turn a message of msgspec into an error that names the field and its value."""
+    if match := _UNKNOWN.fullmatch(message):
+        name, parent = match.groups()
+        where = f" in {parent}" if parent else ""
+        text = f"the field {_shorten(name)!r} is not known{where}: leave it out"
+        return ApiError(text, param=parent or name)
+    if match := _MISSING.fullmatch(message):
+        return ApiError(f"{match[1]} is missing", param=match[1])
+    if match := _WRONG.fullmatch(message):
+        wrong, path, name = match.groups()
+        value = body[name]
+        given = "" if isinstance(value, list | dict) else f" is {_shorten(json.dumps(value))}"
+        return ApiError(f"{path}{given}: {wrong}", param=name)
+    return ApiError(f"the body: {message}")
+
+
+def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> CompletionRequest:
+    """Check the body of a completion request for a model with a name.
+
+    Raises:
+        ApiError: naming the field, what was given and what would be right.
+    """
+    given = parse(body, _Body)
+    if given.model not in (None, model_name):
+        message = f"the model {_shorten(given.model)!r} is not served here; use {model_name!r}"
+        raise ApiError(message, status=404, param="model", code="model_not_found")
+    if given.best_of not in (None, given.n):
+        message = f"best_of is {given.best_of}; it must be equal to n ({given.n})"
+        raise ApiError(message, param="best_of")
+    if given.max_tokens == 0 and not given.echo:
+        message = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
+        raise ApiError(message, param="max_tokens")
+    if given.stream_options and not given.stream:
+        raise ApiError("stream_options is only for stream: true", param="stream_options")
+    if (given.logprobs or 0) > tokenizer.vocab_size:
+        message = f"logprobs is {given.logprobs}; it must be from 0 to {tokenizer.vocab_size}"
+        raise ApiError(message, param="logprobs")
+    prompts = _encode(given.prompt, tokenizer)
+    request = CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
+    _check_size(request)
+    return request
+
+
+def _encode(prompt: str | list[Any], tokenizer: CharTokenizer) -> list[np.ndarray]:
+    """Return the ids of each prompt: a text, ids, or a list of either."""
+    several = isinstance(prompt, list) and not all(type(each) is int for each in prompt)
+    encoded = []
+    for each in prompt if several else [prompt]:
+        if not each or isinstance(each, int):
+            given = "empty" if not each else f"{each}, an id in a list of prompts"
+            message = f"a prompt is {given}; it must be a text or a list of ids, 1 or more"
+            raise ApiError(message, param="prompt")
+        if isinstance(each, str):
+            try:
+                encoded.append(tokenizer.encode(each))
+            except UserError as error:
+                raise ApiError(f"the prompt has characters {error}", param="prompt") from error
+            continue
+        if bad := [i for i in each if not 0 <= i < tokenizer.vocab_size]:
+            right = f"ids are from 0 to {tokenizer.vocab_size - 1}"
+            raise ApiError(f"the prompt has the id {bad[0]}; {right}", param="prompt")
+        encoded.append(np.array(each, np.min_scalar_type(tokenizer.vocab_size - 1)))
+    return encoded
+
+
+def _check_size(request: CompletionRequest) -> None:
+    if request.n_text > MAX_TEXTS:
+        message = f"prompts times n is {request.n_text}; it must be at most {MAX_TEXTS}"
+        raise ApiError(message, param="n" if request.n > 1 else "prompt")
+    n_prompt = request.n * sum(map(len, request.prompts))
+    if n_prompt > MAX_PROMPT:
+        message = f"the prompts have {n_prompt} characters in all; at most {MAX_PROMPT} are allowed"
+        raise ApiError(message, param="prompt", code="context_length_exceeded")
+    if request.logprobs is not None:
+        n_character = request.n_text * request.max_tokens + (n_prompt if request.echo else 0)
+        if (total := n_character * (request.logprobs + 1)) > MAX_LOG_PROBS:
+            message = f"the answer would hold {total} log-probabilities, at most {MAX_LOG_PROBS}"
+            raise ApiError(f"{message} are allowed: lower logprobs or max_tokens", param="logprobs")
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
