@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,7 +28,7 @@ MAX_TEMPERATURE = 1e6
 MAX_NOISE_OFFSET = 2**30
 MAX_SEARCHED = 20_000  # characters to search for in the training text
 
-_SHOWN = 60  # characters of a client's text in a message
+_KINDS = {403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
 
 T = TypeVar("T")
 
@@ -44,9 +44,7 @@ class ApiError(Exception):
 
     def to_json(self) -> bytes:
         """Return the error object of the OpenAI API, in ASCII: it may name lone surrogates."""
-        kinds = {429: "rate_limit_error", 403: "permission_error"}
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        kind = kinds.get(self.status, kind)
+        kind = _KINDS.get(min(self.status, 500), "invalid_request_error")
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}).encode()
 
@@ -57,9 +55,7 @@ class ApiError(Exception):
         return Response(self.to_json(), self.status, headers, media_type="application/json")
 
 
-class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """How to stream an answer."""
-
+class _StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool = False
     include_obfuscation: bool = False  # nothing is obfuscated here
 
@@ -69,8 +65,6 @@ _Zero = Annotated[float, Meta(ge=0, le=0)]
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of a completion request. Fields that are null are left out before."""
-
     prompt: str | list[int | str | list[int]]
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_TEXTS)] = 1
@@ -86,7 +80,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] = []
     echo: bool = False
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: _StreamOptions = msgspec.field(default_factory=_StreamOptions)
     # Accepted with the values that change nothing.
     best_of: int | None = None
     frequency_penalty: _Zero = 0.0
@@ -105,16 +99,6 @@ class CompletionRequest(_Body, kw_only=True):
     def n_text(self) -> int:
         """Number of texts in the answer."""
         return len(self.prompts) * self.n
-
-    @property
-    def include_usage(self) -> bool:
-        """True if a stream ends with the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
-
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def sample_seed(self, sample: int) -> int:
         """Return the seed of one of the `n` texts: the first has the seed of the request."""
@@ -136,12 +120,7 @@ def parse(body: bytes, kind: type[T]) -> T:
         ApiError: naming the field that is wrong.
     """
     try:
-        value = json.loads(
-            body,
-            object_pairs_hook=_object,
-            parse_float=_number,
-            parse_constant=_refuse_constant,
-        )
+        value = json.loads(body, object_pairs_hook=_object, parse_float=_number)
     except RecursionError as error:
         raise ApiError("the body is nested too deeply") from error
     except ValueError as error:
@@ -151,49 +130,29 @@ def parse(body: bytes, kind: type[T]) -> T:
     except UnicodeEncodeError as error:
         raise ApiError("the name of a field has a lone surrogate") from error
     except msgspec.ValidationError as error:
-        raise _named(str(error), value) from error
+        message = str(error)
+        if field := re.search(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
+            wrong, name, path = field.groups()
+            given = json.dumps(None if isinstance(value[name], list | dict) else value[name])
+            given = "" if given == "null" else f" is {_shorten(given)}"
+            raise ApiError(f"{name}{path}{given}: {_shorten(wrong)}", param=name) from error
+        field = re.search(r"field `(.*)`", message, re.DOTALL)
+        raise ApiError(f"the body: {_shorten(message)}", param=field and field[1]) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object without its nulls, which mean the default everywhere."""
-    given = dict(pairs)
-    if len(given) < len(pairs):
-        names = [name for name, _ in pairs]
-        name = next(name for name in given if names.count(name) > 1)
-        raise ApiError(f"the field {_shorten(name)!r} is given more than once", param=name)
-    return {name: value for name, value in pairs if value is not None}
+    given: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in given:
+            raise ApiError(f"the field {_shorten(name)!r} is given more than once", param=name)
+        given[name] = value
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _number(digits: str) -> float:
-    """Return a number; JSON does not distinguish 7.0 from 7."""
     value = float(digits)
-    return int(value) if value.is_integer() else value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number there")
-
-
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.(\w+)`)?", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.*)`")
-_WRONG = re.compile(r"(.*) - at `\$\.((\w+).*)`", re.DOTALL)
-
-
-def _named(message: str, body: Any) -> ApiError:
-    """Turn a message of msgspec into an error that names the field and its value."""
-    if match := _UNKNOWN.fullmatch(message):
-        name, parent = match.groups()
-        where = f" in {parent}" if parent else ""
-        text = f"the field {_shorten(name)!r} is not known{where}: leave it out"
-        return ApiError(text, param=parent or name)
-    if match := _MISSING.fullmatch(message):
-        return ApiError(f"{match[1]} is missing", param=match[1])
-    if match := _WRONG.fullmatch(message):
-        wrong, path, name = match.groups()
-        value = body[name]
-        given = "" if isinstance(value, list | dict) else f" is {_shorten(json.dumps(value))}"
-        return ApiError(f"{path}{given}: {wrong}", param=name)
-    return ApiError(f"the body: {message}")
+    return int(value) if value.is_integer() else value  # 7.0 is 7 in JSON
 
 
 def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> CompletionRequest:
@@ -212,37 +171,34 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
     if given.max_tokens == 0 and not given.echo:
         message = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
         raise ApiError(message, param="max_tokens")
-    if given.stream_options and not given.stream:
+    if given.stream_options != _StreamOptions() and not given.stream:
         raise ApiError("stream_options is only for stream: true", param="stream_options")
     if (given.logprobs or 0) > tokenizer.vocab_size:
         message = f"logprobs is {given.logprobs}; it must be from 0 to {tokenizer.vocab_size}"
         raise ApiError(message, param="logprobs")
-    prompts = _encode(given.prompt, tokenizer)
+    prompts: list[Any] = given.prompt if isinstance(given.prompt, list) else [given.prompt]
+    if all(isinstance(each, int) for each in prompts):
+        prompts = [prompts]
+    prompts = [_encode(each, tokenizer) for each in prompts]
     request = CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
     _check_size(request)
     return request
 
 
-def _encode(prompt: str | list[Any], tokenizer: CharTokenizer) -> list[np.ndarray]:
-    """Return the ids of each prompt: a text, ids, or a list of either."""
-    several = isinstance(prompt, list) and not all(type(each) is int for each in prompt)
-    encoded = []
-    for each in prompt if several else [prompt]:
-        if not each or isinstance(each, int):
-            given = "empty" if not each else f"{each}, an id in a list of prompts"
-            message = f"a prompt is {given}; it must be a text or a list of ids, 1 or more"
-            raise ApiError(message, param="prompt")
-        if isinstance(each, str):
-            try:
-                encoded.append(tokenizer.encode(each))
-            except UserError as error:
-                raise ApiError(f"the prompt has characters {error}", param="prompt") from error
-            continue
-        if bad := [i for i in each if not 0 <= i < tokenizer.vocab_size]:
-            right = f"ids are from 0 to {tokenizer.vocab_size - 1}"
-            raise ApiError(f"the prompt has the id {bad[0]}; {right}", param="prompt")
-        encoded.append(np.array(each, np.min_scalar_type(tokenizer.vocab_size - 1)))
-    return encoded
+def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:
+    if not prompt or isinstance(prompt, int):
+        given = "empty" if prompt in ("", []) else f"{prompt}, an id beside other prompts"
+        message = f"a prompt is {given}; it must be a text or a list of ids, not empty"
+        raise ApiError(message, param="prompt")
+    if isinstance(prompt, str):
+        try:
+            return tokenizer.encode(prompt)
+        except UserError as error:
+            raise ApiError(f"the prompt has characters {error}", param="prompt") from error
+    if bad := [i for i in prompt if not 0 <= i < tokenizer.vocab_size]:
+        right = f"ids are from 0 to {tokenizer.vocab_size - 1}"
+        raise ApiError(f"the prompt has the id {bad[0]}; {right}", param="prompt")
+    return np.array(prompt, np.min_scalar_type(tokenizer.vocab_size - 1))
 
 
 def _check_size(request: CompletionRequest) -> None:
@@ -261,4 +217,4 @@ def _check_size(request: CompletionRequest) -> None:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= 80 else text[:80] + "..."

@@ -14,11 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.evaluation import (
-    SHORTEST_STRETCH,
-    check_searchable,
-    copied_stretches,
-)
+from shakegpt_jax.inference import evaluation
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.serving.api import ApiError, SearchRequest, parse, parse_completion
 from shakegpt_jax.serving.delivery import Delivery
@@ -52,11 +48,7 @@ class App:
                 Route("/v1/completions", self._complete, methods=["POST"]),
                 Route("/v1/verbatim", self._find_verbatim, methods=["POST"]),
             ],
-            exception_handlers={
-                ApiError: _answer_api_error,
-                HTTPException: _answer_http_error,
-                Exception: _answer_failure,
-            },
+            exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _answer_error),
         )
         app.router.redirect_slashes = False
         return app
@@ -83,7 +75,6 @@ class App:
         return Delivery(self._engine, parsed, lm.tokenizer, lm.name)
 
     async def _find_verbatim(self, request: Request) -> Response:
-        """Find the stretches of a text in the training text, one request at a time."""
         text = parse(await _read(request), SearchRequest).text
         if self._n_search >= _MAX_SEARCHES:
             message = f"{self._n_search} searches wait; try again later"
@@ -92,38 +83,34 @@ class App:
         try:
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._search_thread, self._search, text)
-            return JSONResponse(found)
         finally:
             self._n_search -= 1
+        return JSONResponse(found)
 
     def _search(self, text: str) -> dict[str, Any]:
         try:
             source = self._training_text
         except UserError as error:
             raise ApiError(f"the training text is not there: {error}", status=404) from error
-        stretches = [
-            {
-                "start": start,
-                "end": end,
-                "place": place,
-                "before": source[max(0, place - _AROUND) : place],
-                "after": source[place + end - start : place + end - start + _AROUND],
-            }
-            for start, end, place in copied_stretches(text, source)
-        ]
-        return {"shortest": SHORTEST_STRETCH, "stretches": stretches}
+        stretches = []
+        for start, end, place in evaluation.copied_stretches(text, source):
+            before = source[max(0, place - _AROUND) : place]
+            after = source[place + end - start : place + end - start + _AROUND]
+            found = {"start": start, "end": end, "place": place, "before": before, "after": after}
+            stretches.append(found)
+        return {"shortest": evaluation.SHORTEST_STRETCH, "stretches": stretches}
 
     @functools.cached_property
     def _training_text(self) -> str:
         train_ids = self._lm.load_corpus().train_ids
-        check_searchable(len(train_ids))
+        evaluation.check_searchable(len(train_ids))
         return self._lm.tokenizer.decode(train_ids)
 
 
 async def _read(request: Request) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() not in ("identity", ""):
-        message = f"the body has the Content-Encoding {encoding[:60]!r}; send it without one"
+    if encoding.lower() != "identity":
+        message = f"the body has Content-Encoding {encoding[:60]!r}; send it without one"
         raise ApiError(message, status=415)
     try:
         async with asyncio.timeout(_READING_SECONDS):
@@ -135,20 +122,14 @@ async def _read(request: Request) -> bytes:
         raise ApiError("the request ended early") from error  # nobody reads this
 
 
-def _answer_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.to_response()
-
-
-def _answer_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = request.url.path
-    message = {
-        404: f"there is nothing at {path[:60]}; see docs/serve.md for the routes",
-        405: f"{path[:60]} does not take {request.method}",
-    }.get(error.status_code, error.detail)
-    return ApiError(message, status=error.status_code).to_response(error.headers)
-
-
-def _answer_failure(request: Request, error: Exception) -> Response:
+def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return error.to_response()
+    if isinstance(error, HTTPException):
+        path = request.url.path[:60]
+        message = {
+            404: f"there is nothing at {path}; see docs/serve.md for the routes",
+            405: f"{path} does not take {request.method}",
+        }.get(error.status_code, error.detail)
+        return ApiError(message, status=error.status_code).to_response(error.headers)
     return ApiError("an error of the server; its log says more", status=500).to_response()

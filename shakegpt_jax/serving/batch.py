@@ -67,7 +67,7 @@ class Batch:
                     continue
                 zeros_N = np.zeros(group, np.int32)
                 windows_NxT = np.zeros((group, n_time), np.int32)
-                sampling = _sampling([None] * group, vocab_size)
+                sampling = Sampling.stack([None] * group, vocab_size)
                 seeds_N = zeros_N.astype(np.uint32)
                 arrays = (windows_NxT, zeros_N + 1, seeds_N, zeros_N)
                 states[group], *_ = self._prefill(*arrays, sampling)
@@ -120,7 +120,7 @@ class Batch:
             lengths_N.astype(np.int32),
             np.array([row.seed for row in rows], np.uint32),
             np.array([row.n_noise for row in rows], np.int32),
-            _sampling(rows, self._lm.tokenizer.vocab_size),
+            Sampling.stack([row.sampling for row in rows], self._lm.tokenizer.vocab_size),
         )
         for row, n_context in zip(rows, lengths_N, strict=True):
             row.room = self.block_size - int(n_context) + 1
@@ -139,7 +139,8 @@ class Batch:
         # Those of a dispatch in each row.
         n_chunk = _power_of_two(self._budget // max(len(slots), _CHEAP_ROWS))
         n_chunk = min(self._longest_chunk, n_chunk)
-        sampling = _sampling(slots, self._lm.tokenizer.vocab_size)
+        options = [row and row.sampling for row in slots]
+        sampling = Sampling.stack(options, self._lm.tokenizer.vocab_size)
         return decode(self._lm.model, self._params, state, sampling, n_chunk, with_log_probs=True)
 
     def _advance(
@@ -234,16 +235,3 @@ def _power_of_two(n: int) -> int:
     """Return the largest power of two up to `n`, at least 1."""
     return 1 << (max(n, 1).bit_length() - 1)
 
-
-def _sampling(rows: Sequence[Row | None], vocab_size: int) -> Sampling:
-    """Return the options of rows as arrays; free slots have some that cost nothing."""
-    temperature = np.zeros(len(rows), np.float32)
-    top_k = np.full(len(rows), vocab_size, np.int32)
-    top_p = np.full(len(rows), np.inf, np.float32)
-    for slot, row in enumerate(rows):
-        if row:
-            request = row.job.request
-            temperature[slot] = request.temperature
-            top_k[slot] = min(request.top_k or vocab_size, vocab_size)
-            top_p[slot] = np.inf if request.top_p == 1 else request.top_p
-    return Sampling(temperature, top_k, top_p)

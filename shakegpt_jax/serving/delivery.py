@@ -74,7 +74,7 @@ class Answer:
     def chunk(self, piece: Piece) -> bytes:
         """Return the next chunk of a stream."""
         choice = self._choice(piece.index, piece.records_T, piece.finish_reason)
-        usage = None if self._request.include_usage else msgspec.UNSET
+        usage = None if self._request.stream_options.include_usage else msgspec.UNSET
         return msgspec.json.encode(_Completion(*self._head, [choice], usage))
 
     def whole(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
@@ -170,7 +170,7 @@ class Delivery:
                     await send_event(await asyncio.to_thread(self._answer.chunk, piece))
                 else:
                     await send_event(self._answer.chunk(piece))
-            if self._request.include_usage:
+            if self._request.stream_options.include_usage:
                 await send_event(self._answer.whole([]))
             await send_event(b"[DONE]")
         except ApiError as error:

@@ -34,28 +34,20 @@ _HEADERS = {
 
 
 def check_origin(text: str) -> str:
-    """Return an origin as browsers send it.
-
-    Raises:
-        UserError: if it is not of the form scheme://host or scheme://host:port.
-    """
-    scheme, separator, host = text.lower().partition("://")
-    if scheme not in ("http", "https") or not separator or not _HOST.fullmatch(host):
+    """Return an origin as browsers send it; UserError if it is malformed."""
+    scheme, _, host = text.lower().partition("://")
+    if scheme not in ("http", "https") or not _HOST.fullmatch(host):
         right = "like https://example.org or http://localhost:3000"
         raise UserError(f"--allow_origin is {text!r}; it must be {right}")
     return text.lower()
 
 
 def check_host(text: str) -> str:
-    """Return a host name as it stands in a Host header, without a port.
-
-    Raises:
-        UserError: if it is not a name or an address.
-    """
+    """Return a host as it stands in a Host header, without a port; UserError if it is malformed."""
     name = text.lower()
-    if ":" in name and _is_address(name):
-        return f"[{name.strip('[]')}]"
-    if ":" in name or not _HOST.fullmatch(name):
+    name = f"[{name}]" if ":" in name and "[" not in name else name
+    match = _HOST.fullmatch(name)
+    if not match or match["name"] != name or (":" in name and not _is_address(name)):
         raise UserError(f"{text!r} is not a host; give a name or an address, without a port")
     return name
 
@@ -69,25 +61,24 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """Refuses requests that are not for this server, and adds headers to all answers."""
+    """Refuses requests that are not for this server, and adds headers to all answers.
+
+    Starlette's TrustedHostMiddleware knows names, but not "any address", and answers in plain text.
+    """
 
     def __init__(
         self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str], *, any_address: bool
     ):
-        """Guard an application.
+        """Guard an application that has `hosts` as names besides those of the loopback interface.
 
-        Args:
-            app: the application.
-            hosts: names that this server has besides those of the loopback interface.
-            origins: origins whose pages may use it besides its own.
-            any_address: accept every IP address as its name; only domain names can be rebound.
+        Pages of `origins` may use it besides its own. With `any_address`, every IP address is
+        accepted as its name, since only domain names can be rebound.
         """
         self._hosts, self._any_address = {*_LOOPBACK, *hosts}, any_address
         self._origins = frozenset(origins)
-        # Without origins, no answer has a CORS header.
         methods = ("GET", "POST")
         cors = CORSMiddleware(app, origins, allow_methods=methods, allow_headers=["*"])
-        self._app = cors if origins else app
+        self._app = cors if origins else app  # without origins, no answer has a CORS header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
@@ -118,7 +109,6 @@ class Guard:
             await self._app(scope, receive_limited, send_with_headers)
 
     def _check(self, headers: Headers) -> None:
-        """Raise an ApiError if a request is not for this server, or too large."""
         hosts = headers.getlist("host")
         host = hosts[0].lower() if len(hosts) == 1 else ""
         if not (match := _HOST.fullmatch(host)):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.inference.sampling import StopFilter
+from shakegpt_jax.inference.sampling import Sampling, StopFilter
 from shakegpt_jax.serving.api import ApiError, CompletionRequest
 
 
@@ -68,6 +68,7 @@ class Row:
     seed: int
     n_noise: int  # index of the next character's noise
     remaining: int  # characters to write
+    sampling: Sampling
     stop: StopFilter
     block_size: int
     room: int = 0  # characters that still fit into the window
@@ -104,6 +105,9 @@ class Row:
 def make_rows(job: Job, block_size: int) -> list[Row]:
     """Return the rows of a job, in the order of the answer."""
     request = job.request
+    top_p = None if request.top_p == 1 else request.top_p  # 1, the default, excludes nothing
+    sampling = Sampling(request.temperature, request.top_k, top_p)
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop
     return [
         Row(
             job=job,
@@ -113,7 +117,8 @@ def make_rows(job: Job, block_size: int) -> list[Row]:
             seed=request.sample_seed(sample),
             n_noise=request.noise_offset,
             remaining=request.max_tokens,
-            stop=StopFilter(request.stops),
+            sampling=sampling,
+            stop=StopFilter(stops),
             block_size=block_size,
         )
         for i, prompt in enumerate(request.prompts)
