@@ -307,10 +307,9 @@ def test_everything_is_compiled_at_the_start():
     )
     lm = make_model(block_size=24)
     engine = Engine(lm, max_batch=4, max_queue=100)
-    engine.warm_up()
+    engine.start(warm_up=True)
     assert compiled
     compiled.clear()
-    engine.start()
     client = Client(engine, lm)
     jobs = [
         client.submit(p, n=k, max_tokens=50, **o) for p in PROMPTS for o in OPTIONS for k in (1, 2)

@@ -485,7 +485,7 @@ def test_without_the_extra_it_says_what_to_install(finished):
         [sys.executable, "-c", block], env=environment(), capture_output=True, text=True
     )
     assert (process.returncode, process.stdout) == (2, "")
-    expected = "error: this needs uvicorn: pip install -e '.[serve]'\n"
+    expected = "error: this needs uvicorn: pip install 'shakegpt-jax[serve]'\n"
     assert process.stderr == expected
 
 

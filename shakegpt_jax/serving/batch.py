@@ -139,7 +139,7 @@ class Batch:
         # Those of a dispatch in each row.
         n_chunk = _power_of_two(self._budget // max(len(slots), _CHEAP_ROWS))
         n_chunk = min(self._longest_chunk, n_chunk)
-        options = [row and row.sampling for row in slots]
+        options = [row.sampling if row else None for row in slots]
         sampling = Sampling.stack(options, self._lm.tokenizer.vocab_size)
         return decode(self._lm.model, self._params, state, sampling, n_chunk, with_log_probs=True)
 
@@ -234,4 +234,3 @@ def _take_rows(state: DecodingState, rows_B: jax.Array) -> DecodingState:
 def _power_of_two(n: int) -> int:
     """Return the largest power of two up to `n`, at least 1."""
     return 1 << (max(n, 1).bit_length() - 1)
-

@@ -1,6 +1,6 @@
 """Answers in the shape of OpenAI's `/v1/completions`, sent while they are written.
 
-Axes: T characters, K most probable characters.
+Axes: T characters.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _EVENT_STREAM = [
 
 class _LogProbs(msgspec.Struct):
     tokens: list[str]
-    token_logprobs: list[float | None]
+    token_logprobs: list[float]  # NaN becomes null
     top_logprobs: list[msgspec.Raw | None]  # objects, already in JSON, which needs less memory
     text_offset: list[int]
 
@@ -46,19 +46,13 @@ class _Choice(msgspec.Struct):
     seed: int
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
 class _Completion(msgspec.Struct):
     id: str
     object: str
     created: int
     model: msgspec.Raw
     choices: list[_Choice]
-    usage: _Usage | msgspec.UnsetType | None = msgspec.UNSET
+    usage: dict[str, int] | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Answer:
@@ -73,52 +67,44 @@ class Answer:
 
     def chunk(self, piece: Piece) -> bytes:
         """Return the next chunk of a stream."""
-        choice = self._choice(piece.index, piece.records_T, piece.finish_reason)
         usage = None if self._request.stream_options.include_usage else msgspec.UNSET
-        return msgspec.json.encode(_Completion(*self._head, [choice], usage))
+        return msgspec.json.encode(_Completion(*self._head, [self._choice([piece])], usage))
 
     def whole(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
         """Return the answer of the pieces of each text, or of none: the last chunk of a stream."""
-        choices = []
-        for index, parts in enumerate(pieces):
-            records_T = np.concatenate([piece.records_T for piece in parts])
-            choices.append(self._choice(index, records_T, parts[-1].finish_reason))
+        choices = [self._choice(each) for each in pieces]
         n_prompt = sum(map(len, self._request.prompts))
         n_new = sum(self._lengths) - n_prompt * self._request.n * self._request.echo
-        usage = _Usage(n_prompt, n_new, n_prompt + n_new)
+        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_new}
+        usage["total_tokens"] = n_prompt + n_new
         return msgspec.json.encode(_Completion(*self._head, choices, usage))
 
-    def _choice(self, index: int, records_T: np.ndarray, finish_reason: str | None) -> _Choice:
+    def _choice(self, pieces: Sequence[Piece]) -> _Choice:
+        index = pieces[0].index
+        records_T = np.concatenate([piece.records_T for piece in pieces])
         text, offset = self._tokenizer.decode(records_T["id"]), self._lengths[index]
         self._lengths[index] += len(text)
         log_probs = None
         if self._request.logprobs is not None:
             offsets = list(range(offset, offset + len(text)))
-            chosen_T = _rounded(records_T["log_prob"])
-            tops = [
-                None if math.isnan(chosen) else self._top(character, chosen, ids, values)
-                for character, chosen, ids, values in zip(
-                    text,
-                    chosen_T,
-                    records_T["top_ids"].tolist(),
-                    _rounded(records_T["top"]),
-                    strict=True,
-                )
-            ]
-            log_probs = _LogProbs(list(text), chosen_T, tops, offsets)
+            chosen, tops = _rounded(records_T["log_prob"]), _rounded(records_T["top"])
+            characters = zip(text, chosen, records_T["top_ids"].tolist(), tops, strict=True)
+            top = [self._top(*character) for character in characters]
+            log_probs = _LogProbs(list(text), chosen, top, offsets)
         seed = self._request.sample_seed(index % self._request.n)
-        return _Choice(index, text, log_probs, finish_reason, seed)
+        return _Choice(index, text, log_probs, pieces[-1].finish_reason, seed)
 
     def _top(
         self, character: str, chosen: float, ids: list[int], values: list[float]
-    ) -> msgspec.Raw:
+    ) -> msgspec.Raw | None:
+        if math.isnan(chosen):
+            return None
         names = self._tokenizer.vocabulary
         top = {names[i]: value for i, value in zip(ids, values, strict=True)}
         return msgspec.Raw(msgspec.json.encode(top | {character: chosen}))
 
 
 def _rounded(log_probs: np.ndarray) -> Any:
-    """Return log-probabilities as numbers that JSON has; NaN becomes null there."""
     return np.maximum(log_probs.astype(np.float64), _LEAST).round(_DIGITS).tolist()
 
 
@@ -128,11 +114,7 @@ class Delivery:
     def __init__(
         self, engine: Engine, request: CompletionRequest, tokenizer: CharTokenizer, name: str
     ):
-        """Submit the request to the engine.
-
-        Raises:
-            ApiError: if it cannot take it.
-        """
+        """Submit the request to the engine, which may refuse it with an `ApiError`."""
         self._request, self._answer = request, Answer(request, tokenizer, name)
         loop, self._received = asyncio.get_running_loop(), asyncio.Queue[Piece | ApiError]()
 
@@ -148,10 +130,15 @@ class Delivery:
             async with asyncio.timeout(_STALL_SECONDS):
                 await send(message)
 
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            presence.reschedule(asyncio.get_running_loop().time())
+
         deliver = self._stream if self._request.stream else self._send_whole
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as presence:
-                watcher = asyncio.create_task(_watch(receive, presence))
+                watcher = asyncio.create_task(watch())
                 try:
                     await deliver(scope, receive, send_in_time)
                 finally:
@@ -166,10 +153,10 @@ class Delivery:
         await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
         try:
             async for piece in self._pieces():
-                if self._request.logprobs is not None:  # which take long
-                    await send_event(await asyncio.to_thread(self._answer.chunk, piece))
-                else:
+                if self._request.logprobs is None:
                     await send_event(self._answer.chunk(piece))
+                else:  # which take long
+                    await send_event(await asyncio.to_thread(self._answer.chunk, piece))
             if self._request.stream_options.include_usage:
                 await send_event(self._answer.whole([]))
             await send_event(b"[DONE]")
@@ -189,11 +176,7 @@ class Delivery:
         await response(scope, receive, send)
 
     async def _pieces(self) -> AsyncIterator[Piece]:
-        """Yield the pieces of the job as they come.
-
-        Raises:
-            ApiError: if the engine ends the job.
-        """
+        """Yield the pieces of the job as they come; raise the `ApiError` that ends it."""
         n_unfinished = self._request.n_text
         while n_unfinished:
             received = await self._received.get()
@@ -201,10 +184,3 @@ class Delivery:
                 raise received
             n_unfinished -= received.finish_reason is not None
             yield received
-
-
-async def _watch(receive: Receive, presence: asyncio.Timeout) -> None:
-    """End the presence of a client as soon as it leaves."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    presence.reschedule(asyncio.get_running_loop().time())

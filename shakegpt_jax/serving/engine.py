@@ -37,31 +37,23 @@ class Engine:
         self._full: list[Row] = []  # wait for another window
         self._echoes: collections.deque[tuple[Job, Iterator[None]]] = collections.deque()
         self._incoming: list[Job] = []
-        self._changed = threading.Condition()  # guards _incoming, _n_text, and _error
-        self._n_text = 0  # not finished
+        self._changed = threading.Condition()  # guards _incoming, n_text, and _error
+        self.n_text = 0  # that are being written or wait
         self._error: ApiError | None = None  # why no more jobs are taken
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def warm_up(self) -> None:
-        """Compile all programs, which would delay the first texts."""
-        self._batch.warm_up()
-
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, *, warm_up: bool = False) -> None:
+        """Start the thread; first, compile all programs, which would delay the first texts."""
+        if warm_up:
+            self._batch.warm_up()
         self._thread.start()
-
-    @property
-    def n_text(self) -> int:
-        """Number of texts that are being written or wait."""
-        return self._n_text
 
     def submit(
         self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]
     ) -> Job:
         """Queue a request and return its job; may be called in any thread.
 
-        Raises:
-            ApiError: if it has too many texts, too many wait already, or the engine ends.
+        Raises an `ApiError` if it has too many texts, too many wait, or the engine ends.
         """
         if request.n_text > self._max_texts:
             message = f"prompts times n is {request.n_text}; this server takes {self._max_texts}"
@@ -69,10 +61,10 @@ class Engine:
         with self._changed:
             if self._error:
                 raise self._error
-            if self._n_text + request.n_text > self._max_texts:
-                message = f"{self._n_text} texts are being written or wait; try again later"
+            if self.n_text + request.n_text > self._max_texts:
+                message = f"{self.n_text} texts are being written or wait; try again later"
                 raise ApiError(message, status=429, code="rate_limit_exceeded")
-            self._n_text += request.n_text
+            self.n_text += request.n_text
             job = Job(request, receive)
             self._incoming.append(job)
             self._changed.notify()
@@ -98,19 +90,16 @@ class Engine:
                 self._fail(error)
                 return
             try:
-                self._begin(incoming)
+                for job in incoming:
+                    if job.request.echo:
+                        self._echoes.append((job, self._echo(job)))
+                    else:
+                        self._new.extend(make_rows(job, self._batch.block_size))
                 self._step()
             except Exception as failure:  # too little memory, most probably
                 reason = str(failure).split("\n")[0]
                 self._batch.clear()
                 self._fail(ApiError(f"the model failed: {reason}", status=500))
-
-    def _begin(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            if job.request.echo:
-                self._echoes.append((job, self._echo(job)))
-            else:
-                self._new.extend(make_rows(job, self._batch.block_size))
 
     def _echo(self, job: Job) -> Iterator[None]:
         """Deliver the prompts of a job, one scored part at each step, and then let it write."""
@@ -175,10 +164,10 @@ class Engine:
         batch = self._batch
         if not waiting or not batch.n_free:
             return False
-        n_running: collections.Counter[Job] = collections.Counter()
+        n_running = collections.Counter({row.job: row.job.n_running for row in waiting})
         turns: dict[Row, int] = {}
         for row in waiting:
-            turns[row] = row.job.n_running + n_running[row.job]
+            turns[row] = n_running[row.job]
             n_running[row.job] += 1
         ordered = sorted(waiting, key=turns.__getitem__)
         n_time = batch.padded_context(ordered[0])
@@ -204,7 +193,7 @@ class Engine:
     def _forget(self, jobs: list[Job]) -> None:
         self._jobs = [job for job in self._jobs if job not in jobs]
         with self._changed:
-            self._n_text -= sum(job.request.n_text for job in jobs)
+            self.n_text -= sum(job.request.n_text for job in jobs)
 
     def _fail(self, error: ApiError) -> None:
         """End all jobs with an error."""
