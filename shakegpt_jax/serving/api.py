@@ -132,10 +132,10 @@ def parse(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         message = str(error)
         if field := re.search(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
-            wrong, name, path = field.groups()
-            given = json.dumps(None if isinstance(value[name], list | dict) else value[name])
-            given = "" if given == "null" else f" is {_shorten(given)}"
-            raise ApiError(f"{name}{path}{given}: {_shorten(wrong)}", param=name) from error
+            message, name, path = field.groups()
+            is_long = isinstance(value[name], list | dict)
+            given = "" if is_long else f" is {_shorten(json.dumps(value[name]))}"
+            raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
         field = re.search(r"field `(.*)`", message, re.DOTALL)
         raise ApiError(f"the body: {_shorten(message)}", param=field and field[1]) from error
 
@@ -165,55 +165,51 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
     if given.model not in (None, model_name):
         message = f"the model {_shorten(given.model)!r} is not served here; use {model_name!r}"
         raise ApiError(message, status=404, param="model", code="model_not_found")
-    if given.best_of not in (None, given.n):
-        message = f"best_of is {given.best_of}; it must be equal to n ({given.n})"
-        raise ApiError(message, param="best_of")
-    if given.max_tokens == 0 and not given.echo:
-        message = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
-        raise ApiError(message, param="max_tokens")
-    if given.stream_options != _StreamOptions() and not given.stream:
-        raise ApiError("stream_options is only for stream: true", param="stream_options")
-    if (given.logprobs or 0) > tokenizer.vocab_size:
-        message = f"logprobs is {given.logprobs}; it must be from 0 to {tokenizer.vocab_size}"
-        raise ApiError(message, param="logprobs")
+    n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
+    _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
+    least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
+    _require(given.max_tokens > 0 or given.echo, "max_tokens", least)
+    is_default = given.stream_options == _StreamOptions()
+    only = "stream_options is only for stream: true"
+    _require(is_default or given.stream, "stream_options", only)
+    _require((k or 0) <= n_vocab, "logprobs", f"logprobs is {k}; it must be from 0 to {n_vocab}")
+
     prompts: list[Any] = given.prompt if isinstance(given.prompt, list) else [given.prompt]
     if all(isinstance(each, int) for each in prompts):
         prompts = [prompts]
     prompts = [_encode(each, tokenizer) for each in prompts]
-    request = CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
-    _check_size(request)
-    return request
+    n_text, n_prompt = n * len(prompts), n * sum(map(len, prompts))
+    most = f"prompts times n is {n_text}; it must be at most {MAX_TEXTS}"
+    _require(n_text <= MAX_TEXTS, "n" if n > 1 else "prompt", most)
+    most = f"the prompts have {n_prompt} characters in all; at most {MAX_PROMPT} are allowed"
+    _require(n_prompt <= MAX_PROMPT, "prompt", most, code="context_length_exceeded")
+    if k is not None:
+        total = (k + 1) * (n_text * given.max_tokens + n_prompt * given.echo)
+        most = f"at most {MAX_LOG_PROBS} are allowed: lower logprobs or max_tokens"
+        message = f"the answer would hold {total} log-probabilities, {most}"
+        _require(total <= MAX_LOG_PROBS, "logprobs", message)
+    return CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
 
 
 def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:
-    if not prompt or isinstance(prompt, int):
-        given = "empty" if prompt in ("", []) else f"{prompt}, an id beside other prompts"
-        message = f"a prompt is {given}; it must be a text or a list of ids, not empty"
-        raise ApiError(message, param="prompt")
+    given = "empty" if prompt in ("", []) else f"{prompt}, an id beside other prompts"
+    message = f"a prompt is {given}; it must be a text or a list of ids, not empty"
+    _require(bool(prompt) and not isinstance(prompt, int), "prompt", message)
     if isinstance(prompt, str):
         try:
             return tokenizer.encode(prompt)
         except UserError as error:
             raise ApiError(f"the prompt has characters {error}", param="prompt") from error
-    if bad := [i for i in prompt if not 0 <= i < tokenizer.vocab_size]:
-        right = f"ids are from 0 to {tokenizer.vocab_size - 1}"
-        raise ApiError(f"the prompt has the id {bad[0]}; {right}", param="prompt")
-    return np.array(prompt, np.min_scalar_type(tokenizer.vocab_size - 1))
+    n_vocab = tokenizer.vocab_size
+    bad = next((i for i in prompt if not 0 <= i < n_vocab), None)
+    message = f"the prompt has the id {bad}; ids are from 0 to {n_vocab - 1}"
+    _require(bad is None, "prompt", message)
+    return np.array(prompt, np.min_scalar_type(n_vocab - 1))
 
 
-def _check_size(request: CompletionRequest) -> None:
-    if request.n_text > MAX_TEXTS:
-        message = f"prompts times n is {request.n_text}; it must be at most {MAX_TEXTS}"
-        raise ApiError(message, param="n" if request.n > 1 else "prompt")
-    n_prompt = request.n * sum(map(len, request.prompts))
-    if n_prompt > MAX_PROMPT:
-        message = f"the prompts have {n_prompt} characters in all; at most {MAX_PROMPT} are allowed"
-        raise ApiError(message, param="prompt", code="context_length_exceeded")
-    if request.logprobs is not None:
-        n_character = request.n_text * request.max_tokens + (n_prompt if request.echo else 0)
-        if (total := n_character * (request.logprobs + 1)) > MAX_LOG_PROBS:
-            message = f"the answer would hold {total} log-probabilities, at most {MAX_LOG_PROBS}"
-            raise ApiError(f"{message} are allowed: lower logprobs or max_tokens", param="logprobs")
+def _require(holds: bool, param: str, message: str, *, code: str | None = None) -> None:
+    if not holds:
+        raise ApiError(message, param=param, code=code)
 
 
 def _shorten(text: str) -> str:

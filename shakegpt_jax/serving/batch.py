@@ -11,15 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shakegpt_jax.inference import sampler
 from shakegpt_jax.inference.decoding import DecodingState, decode, prefill
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.sampler import (
-    align_contexts,
-    chunk_length,
-    context_length,
-    default_window_stride,
-    padded_length,
-)
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import next_logits
 from shakegpt_jax.model.gpt import init_cache
@@ -45,12 +39,12 @@ class Batch:
         self._lm, self._max_rows = lm, max_rows
         self._params = cast_blocks(lm.params, lm.config.model)
         self.block_size = lm.config.model.block_size
-        self.window_stride = default_window_stride(self.block_size)
+        self.window_stride = sampler.default_window_stride(self.block_size)
         flops = _CPU_FLOPS if jax.default_backend() == "cpu" else _FLOPS
         self._budget = max(1, int(flops / (2 * lm.n_params)))  # characters of one dispatch
         # Windows of one step of scoring.
         self.n_window = _power_of_two(min(self._budget, _SCORED) // self.block_size)
-        self._longest_chunk = chunk_length(lm.params, self.window_stride)
+        self._longest_chunk = sampler.chunk_length(lm.params, self.window_stride)
         # Numbers of slots that the batch may have; few, as for _GROUPS.
         self._sizes = [4**i for i in range(10) if 4**i < max_rows] + [max_rows]
         self._state: DecodingState | None = None
@@ -58,74 +52,69 @@ class Batch:
 
     def warm_up(self) -> None:
         """Compile all programs, which otherwise delays the first texts that need them."""
-        model, vocab_size = self._lm.model, self._lm.tokenizer.vocab_size
-        lengths = {padded_length(n, self.block_size) for n in range(1, self.block_size + 1)}
+        lm, vocab_size, n_slot = self._lm, self._lm.tokenizer.vocab_size, self.block_size
         states: dict[int, DecodingState] = {}
-        for group in _GROUPS:
-            for n_time in lengths:
-                if not self.group_size(group, n_time) == group <= self._max_rows:
-                    continue
-                zeros_N = np.zeros(group, np.int32)
-                windows_NxT = np.zeros((group, n_time), np.int32)
-                sampling = Sampling.stack([None] * group, vocab_size)
-                seeds_N = zeros_N.astype(np.uint32)
-                arrays = (windows_NxT, zeros_N + 1, seeds_N, zeros_N)
-                states[group], *_ = self._prefill(*arrays, sampling)
+        for n_time in {sampler.padded_length(n, n_slot) for n in range(1, n_slot + 1)}:
+            for n in _GROUPS:
+                if self._group_size(n, n_time) == n <= self._max_rows:
+                    zeros_N, windows_NxT = np.zeros(n, np.int32), np.zeros((n, n_time), np.int32)
+                    arrays = (windows_NxT, zeros_N + 1, zeros_N.astype(np.uint32), zeros_N)
+                    states[n], *_ = self._prefill(*arrays, Sampling.stack([None] * n, vocab_size))
         for n_row in self._sizes:
-            state = _empty_state(model, n_row)
-            for new in states.values():
-                state = _put_rows(state, new, np.full(len(new.last_B), n_row, np.int32))
+            state = _empty_state(lm.model, n_row)
+            for n, new in states.items():
+                state = _put_rows(state, new, np.full(n, n_row, np.int32))
             for n_other in {*self._sizes} - {n_row}:
                 _take_rows(state, np.zeros(n_other, np.int32))
             self._decode(state, [None] * n_row)
-        id_type = self._lm.tokenizer.encode("").dtype
+        id_type = lm.tokenizer.encode("").dtype
         for i in range(self.n_window.bit_length()):
-            ids = np.zeros((2**i - 1) * self.window_stride + self.block_size, id_type)
-            next_logits(model, self._lm.params, ids, stride=self.window_stride)
+            ids = np.zeros((2**i - 1) * self.window_stride + n_slot, id_type)
+            next_logits(lm.model, lm.params, ids, stride=self.window_stride)
 
     @property
     def rows(self) -> list[Row]:
         """The rows in the batch."""
         return [row for row in self._slots if row]
 
-    @property
-    def n_free(self) -> int:
-        """Number of rows that can join."""
-        return self._max_rows - len(self.rows)
+    def prefill(self, rows: Sequence[Row]) -> list[Row]:
+        """Write the next character of the first rows that fit; those that go on join the batch.
 
-    def padded_context(self, row: Row) -> int:
-        """Return the length of the window that a row is prefilled in."""
-        n_context = context_length(row.length, self.block_size, self.window_stride)
-        return padded_length(n_context, self.block_size)
-
-    def group_size(self, n_row: int, n_time: int) -> int:
-        """Return how many of `n_row` rows with windows of `n_time` to prefill together."""
-        # A character of a prefill takes half the time of one that is decoded.
-        n_most = 2 * self._budget // n_time
-        return next(n for n in _GROUPS if n <= max(1, min(n_row, n_most)))
-
-    def prefill(self, rows: Sequence[Row]) -> None:
-        """Write the next character of each row; those that go on join the batch.
-
-        `group_size` says how many rows there may be.
+        Rows are prefilled together if their windows have the same length.
         """
-        windows_NxT, lengths_N = align_contexts(
-            [row.tail for row in rows],
-            [row.length for row in rows],
+        n_free = self._max_rows - len(self.rows)
+        if not rows or not n_free:
+            return []
+        n_time = self._padded_context(rows[0])
+        group = [row for row in rows if self._padded_context(row) == n_time][:n_free]
+        group = group[: self._group_size(len(group), n_time)]
+        windows_NxT, lengths_N = sampler.align_contexts(
+            [row.tail for row in group],
+            [row.length for row in group],
             self.block_size,
             self.window_stride,
         )
         state, ids_Nx1, log_probs_Nx1xV = self._prefill(
             windows_NxT,
             lengths_N.astype(np.int32),
-            np.array([row.seed for row in rows], np.uint32),
-            np.array([row.n_noise for row in rows], np.int32),
-            Sampling.stack([row.sampling for row in rows], self._lm.tokenizer.vocab_size),
+            np.array([row.seed for row in group], np.uint32),
+            np.array([row.n_noise for row in group], np.int32),
+            Sampling.stack([row.sampling for row in group], self._lm.tokenizer.vocab_size),
         )
-        for row, n_context in zip(rows, lengths_N, strict=True):
+        for row, n_context in zip(group, lengths_N, strict=True):
             row.room = self.block_size - int(n_context) + 1
-        self._advance(rows, ids_Nx1, log_probs_Nx1xV)
-        self._join(state, rows)
+        self._advance(group, ids_Nx1, log_probs_Nx1xV)
+        self._join(state, group)
+        return group
+
+    def _padded_context(self, row: Row) -> int:
+        n_context = sampler.context_length(row.length, self.block_size, self.window_stride)
+        return sampler.padded_length(n_context, self.block_size)
+
+    def _group_size(self, n_row: int, n_time: int) -> int:
+        # A character of a prefill takes half the time of one that is decoded.
+        n_most = 2 * self._budget // n_time
+        return next(n for n in _GROUPS if n <= max(1, min(n_row, n_most)))
 
     def decode(self) -> None:
         """Write the next characters of every row."""
@@ -136,7 +125,6 @@ class Batch:
         return prefill(self._lm.model, self._params, *arrays, with_log_probs=True)
 
     def _decode(self, state: Any, slots: Sequence[Row | None]) -> Any:
-        # Those of a dispatch in each row.
         n_chunk = _power_of_two(self._budget // max(len(slots), _CHEAP_ROWS))
         n_chunk = min(self._longest_chunk, n_chunk)
         options = [row.sampling if row else None for row in slots]
@@ -151,20 +139,18 @@ class Batch:
             if row:
                 row.advance(ids_C, log_probs_CxV, self._lm.tokenizer)
 
-    def remove(self, *, shrink: bool) -> list[Row]:
-        """Take rows that are done or whose window is full out of the batch and return them.
-
-        With `shrink`, the batch becomes smaller if the other rows fit.
-        """
+    def remove(self) -> list[Row]:
+        """Take rows that are done or whose window is full out of the batch and return them."""
         removed = [row for row in self.rows if row.finished or row.room == 0]
         self._slots = [None if row in removed else row for row in self._slots]
-        for row in removed:
-            row.job.n_running -= 1
         if not self.rows:
             self.clear()
-        elif shrink:
-            self._resize(len(self.rows))
         return removed
+
+    def shrink(self) -> None:
+        """Drop free slots, as far as there is a size for the rows."""
+        if self._slots:
+            self._resize(len(self.rows))
 
     def clear(self) -> None:
         """Drop all rows."""
@@ -182,7 +168,6 @@ class Batch:
             if row in going_on:
                 places_N[i] = free.pop(0)
                 self._slots[places_N[i]] = row
-                row.job.n_running += 1
         self._state = _put_rows(self._state, state, places_N)
 
     def _resize(self, n_row: int) -> None:

@@ -153,41 +153,34 @@ class Engine:
                 break
         if self._batch.rows:
             self._batch.decode()
-            removed = self._batch.remove(shrink=not (self._new or self._full))
-            self._full.extend(row for row in removed if not row.finished)
 
     def _prefill(self, waiting: list[Row]) -> bool:
         """Prefill the next rows that wait; return whether there were any.
 
         Jobs with the fewest rows in the batch come first, and then those that came first.
         """
-        batch = self._batch
-        if not waiting or not batch.n_free:
-            return False
-        n_running = collections.Counter({row.job: row.job.n_running for row in waiting})
+        n_running = collections.Counter(row.job for row in self._batch.rows)
         turns: dict[Row, int] = {}
         for row in waiting:
             turns[row] = n_running[row.job]
             n_running[row.job] += 1
-        ordered = sorted(waiting, key=turns.__getitem__)
-        n_time = batch.padded_context(ordered[0])
-        group = [row for row in ordered if batch.padded_context(row) == n_time][: batch.n_free]
-        group = group[: batch.group_size(len(group), n_time)]
-        chosen = set(group)
-        waiting[:] = [row for row in waiting if row not in chosen]
-        batch.prefill(group)
+        group = self._batch.prefill(sorted(waiting, key=turns.__getitem__))
+        for row in group:
+            del turns[row]
+        waiting[:] = turns
         self._full.extend(row for row in group if not row.finished and row.room == 0)
-        return True
+        return bool(group)
 
     def _drop_finished(self) -> None:
         """Drop jobs that are finished or cancelled, with all that they have here."""
         # First: one that leaves from here on is dropped next time.
         finished = [job for job in self._jobs if job.cancelled or job.n_unfinished == 0]
+        self._full.extend(row for row in self._batch.remove() if not row.finished)
         for waiting in (self._new, self._full):
             waiting[:] = [row for row in waiting if not row.job.cancelled]
         self._echoes = collections.deque(each for each in self._echoes if not each[0].cancelled)
-        if any(row.finished for row in self._batch.rows):
-            self._batch.remove(shrink=True)
+        if not (self._new or self._full):
+            self._batch.shrink()
         self._forget(finished)
 
     def _forget(self, jobs: list[Job]) -> None:

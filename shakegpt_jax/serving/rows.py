@@ -48,7 +48,6 @@ class Job:
     def __init__(self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]):
         self.request, self.receive = request, receive
         self.n_unfinished = request.n_text
-        self.n_running = 0  # rows in the batch
         self.cancelled = False  # set by any thread: nobody waits for the answer any more
 
     def deliver(self, piece: Piece) -> None:
