@@ -38,6 +38,9 @@ _SYNONYMS = {
     "num_steps": "steps iters max_iters iterations epochs",
 }
 
+# Settings that only one optimizer uses; with the other, they must have their defaults.
+_ONLY_WITH = {"nesterov": "adam", "adam_weight_decay": "muon"}
+
 
 class Rule(NamedTuple):
     """Which values a field accepts."""
@@ -268,8 +271,11 @@ class Config(_Section):
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, dict[str, Any]]) -> "Config":
-        """Return the frozen config that `to_dict` of this or an older version wrote."""
+    def from_dict(cls, values: dict[str, dict[str, Any]], *, recorded: bool = False) -> "Config":
+        """Return the frozen config that `to_dict` of this or an older version wrote.
+
+        With `recorded`, as in a checkpoint, settings that the optimizer ignored are not refused.
+        """
         config = cls()
         config.train.eval_characters = 0  # all, as before there was a choice
         sections = config.sections
@@ -287,6 +293,9 @@ class Config(_Section):
                 setattr(sections[name], field, value)
         if missing := sections.keys() - values.keys():
             raise UserError(f"the config lacks {', '.join(sorted(missing))}")
+        if recorded:
+            for name in _unused(config.optimizer):
+                setattr(config.optimizer, name, getattr(OptimizerConfig, name))
         return config.freeze()
 
 
@@ -299,6 +308,12 @@ def near_fields(path: str) -> list[str]:
     name = path.rpartition(".")[2].lower()
     words = [name] if name in meant else difflib.get_close_matches(name, meant, n=1)
     return [each for word in words for each in meant[word]]
+
+
+def _unused(opt: OptimizerConfig) -> list[str]:
+    """Return the settings that are given and that the chosen optimizer would ignore."""
+    others = [name for name, optimizer in _ONLY_WITH.items() if opt.name != optimizer]
+    return [name for name in others if getattr(opt, name) != getattr(OptimizerConfig, name)]
 
 
 def validate(config: Config) -> None:
@@ -319,16 +334,10 @@ def validate(config: Config) -> None:
         "optimizer.final_learning_rate",
         f"at most learning_rate ({opt.learning_rate})",
     )
-    require(
-        opt.name == "muon" or not opt.adam_weight_decay,
-        "optimizer.adam_weight_decay",
-        f"0 with {opt.name}, which takes weight_decay",
-    )
-    require(
-        not (opt.name == "muon" and opt.nesterov),
-        "optimizer.nesterov",
-        "False with muon, which always has it",
-    )
+    for name in _unused(opt):
+        default = getattr(OptimizerConfig, name)
+        right = f"{default} with {opt.name}, which ignores it ({_ONLY_WITH[name]} does not)"
+        require(False, f"optimizer.{name}", right)
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")

@@ -1,23 +1,21 @@
 """Evaluate trained models on a text: loss, perplexity, bits per character."""
 
-from shakegpt_jax.cli.command import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import dump_json, run_command, use_compilation_cache
 
 _OPTIONS = ("step", "split", "path", "stride", "characters", "memorization")
 
 
 def main() -> None:
     """Parse the arguments, evaluate and print."""
-    import json
-
     from shakegpt_jax.checkpoints.run_folder import find_runs, short_names
     from shakegpt_jax.cli.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.evaluate",
+        "shakegpt evaluate",
         "Evaluate a trained model on a text, or compare several.",
     )
-    parser.add_runs()
+    parser.add_runs(positional=True)
     parser.add_step()
     add = parser.add_argument
     add("--split", choices=("val", "train"), help="part of the training text (val)")
@@ -32,15 +30,15 @@ def main() -> None:
     add("--json", action="store_true", help="print one JSON object per run")
     add("--memorization", action="store_true", help="find the longest copy of training text")
     add("--html", metavar="FILE", type=named, help="write a page with predictions and attention")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.characters is not None and args.characters < 0:
         parser.error(f"--characters is {args.characters}; it must be 0 or more")
-    workdirs = find_runs(args.workdir)
+    workdirs = find_runs(args.runs + args.workdir)
     if args.html and len(workdirs) > 1:
         parser.error(f"--html shows one run, and these are {len(workdirs)}; give one --workdir")
 
     from shakegpt_jax.inference.evaluation import COLUMNS, COPY_COLUMNS, select
-    from shakegpt_jax.reporting.terminal import print_table
+    from shakegpt_jax.reporting.terminal import differing_settings, print_table
     from shakegpt_jax.web.page import check_page_path
     from shakegpt_jax.web.report import write_report
 
@@ -48,22 +46,34 @@ def main() -> None:
     if args.html:
         check_page_path(args.html)  # before anything is computed
     options = {name: getattr(args, name) for name in _OPTIONS}
-    results, failures = {}, []
-    for workdir in workdirs:
+    results, configs, failures = {}, {}, []
+    for workdir in map(str, workdirs):
         try:
             chosen = select(workdir, **options)
-            run = write_report(chosen, args.html) if args.html else chosen.evaluate()
-            results[str(workdir)] = run
+            results[workdir] = write_report(chosen, args.html) if args.html else chosen.evaluate()
+            configs[workdir] = chosen.lm.config
         except UserError as error:  # the other runs are still worth a row
             failures.append(str(error) if len(workdirs) == 1 else f"{workdir}: {error}")
     if args.json:
         for run in results.values():
-            print(json.dumps(run.to_json()))
+            print(dump_json(run.to_json()))
     elif len(workdirs) > 1 and results:
-        best_first = sorted(results.items(), key=lambda item: item[1].evaluation.loss)
         names = short_names(results)
+        texts = {(run.text_sha256, run.evaluation.count): run.scored for run in results.values()}
         columns = [*COLUMNS, *(COPY_COLUMNS if args.memorization else ())]
-        print_table(columns, [[names[workdir], *run.cells()] for workdir, run in best_first])
+        columns += ["text"] if len(texts) > 1 else []
+        rows = []
+        for workdir, run in results.items():
+            text = texts[run.text_sha256, run.evaluation.count]
+            cells = [names[workdir], *run.cells(), *([text] if len(texts) > 1 else [])]
+            rows.append(((text, run.evaluation.loss), cells))
+        print_table(columns, [cells for _, cells in sorted(rows)])
+        if len(texts) > 1:
+            print("Different texts: compare losses only where the text is the same.")
+        else:
+            print(f"text: {', '.join(texts.values())}")
+        for line in differing_settings({names[each]: configs[each] for each in configs}):
+            print(line)
     else:
         for run in results.values():
             print(run)

@@ -12,7 +12,7 @@ def main() -> None:
     from shakegpt_jax.cli.command import import_extra, record_signal
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.export",
+        "shakegpt export",
         "Export a trained model to Hugging Face transformers, or as a page for a browser.",
     )
     parser.add_run()

@@ -1,23 +1,19 @@
 """Generate text with a trained model and stream it to standard output."""
 
-from shakegpt_jax.cli.command import run_command, use_compilation_cache
+from shakegpt_jax.cli.command import dump_json, run_command, use_compilation_cache
 
 _MAX_SAMPLES = 100_000  # per batch
 
 
 def main() -> None:
     """Parse the arguments, generate and print."""
-    import json
-    import math
     import sys
 
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.data.text import decode_text, read_text
     from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
 
-    parser = ArgumentParser(
-        "python -m shakegpt_jax.generate", "Generate text with a trained model."
-    )
+    parser = ArgumentParser("shakegpt generate", "Generate text with a trained model.")
     parser.usage = f"{parser.prog} [PROMPT] [options]"
     parser.add_run()
     parser.add_step()
@@ -78,8 +74,8 @@ def main() -> None:
     for seed, pieces in zip(seeds, zip(*chunks, strict=True), strict=True):
         new = "".join(pieces)
         log_probability = float(lm.score(text + new)[-len(new) :].sum()) if new else 0.0
-        known = log_probability if math.isfinite(log_probability) else None
-        print(json.dumps({"prompt": text, "text": new, "log_probability": known, "seed": seed}))
+        sample = {"prompt": text, "text": new, "log_probability": log_probability, "seed": seed}
+        print(dump_json(sample))
 
 
 if __name__ == "__main__":

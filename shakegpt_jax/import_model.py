@@ -13,7 +13,7 @@ def main() -> None:
     from shakegpt_jax.cli.command import record_signal
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.import_model",
+        "shakegpt import_model",
         "Import a character-level GPT-2 of another tool into a run folder.",
     )
     add = parser.add_argument
@@ -30,9 +30,13 @@ def main() -> None:
     add("--meta", type=named, action=StoreOnce, metavar="FILE", help=help_text)
     args = parser.parse_args()
     is_folder = os.path.isdir(args.source)
-    if is_folder and args.meta:
-        parser.error("--meta is for nanoGPT's ckpt.pt; a folder has its own characters")
+    if not is_folder and not os.path.isfile(args.source):
+        parser.error(f"no such file or folder: {args.source}")
+    if is_folder == bool(args.meta):
+        right = "--meta data/shakespeare_char/meta.pkl or similar, and a folder takes no --meta"
+        parser.error(f"nanoGPT's ckpt.pt takes {right}")
 
+    from shakegpt_jax.interop.gpt2 import SHAPE
     from shakegpt_jax.interop.huggingface_import import read_huggingface
     from shakegpt_jax.interop.imported_run import check_new, write_run
     from shakegpt_jax.interop.nanogpt import read_nanogpt
@@ -44,19 +48,18 @@ def main() -> None:
     if stop.received:
         sys.exit(128 + stop.received)
     config, run = model.metadata.config, shlex.quote(args.workdir)
-    shape, text = config.model, config.data.path  # an export has the name of its text alone
+    shape, text = config.model, config.data.path  # of an export: a file name without its folder
     print(f"Imported from {model.origin}")
     print(
         f"{args.workdir}: {shape.n_layer} layers x {shape.n_embd}, window {shape.block_size}, "
         f"{len(model.metadata.vocabulary)} characters, {shape.activation}"
     )
-    print(f"Generate: python -m shakegpt_jax.generate --workdir {run}")
+    print(f"Generate: shakegpt generate --workdir {run}")
     known = f" --split val --path {shlex.quote(printable(text))}" if text else ""
     options = known if model.metadata.text_sha256 else " --path FILE"
-    print(f"Evaluate: python -m shakegpt_jax.evaluate --workdir {run}{options}")
-    names = ("n_layer", "n_head", "n_embd", "block_size", "activation")
-    fields = [f"--config.model.{name}={getattr(shape, name)}" for name in names]
-    print(f"Train on: python run_train.py --workdir {run}-tuned \\")
+    print(f"Evaluate: shakegpt evaluate --workdir {run}{options}")
+    fields = [f"--config.model.{n}={getattr(shape, n)}" for n in (*SHAPE, "activation")]
+    print(f"Train on: shakegpt train --workdir {run}-tuned \\")
     print(f"  --config.train.init_from={run} \\\n  {' '.join(fields[:3])} \\")
     print(f"  {' '.join(fields[3:])}")
 

@@ -1,18 +1,16 @@
 """Plan a run on GPUs that are not there: memory, collectives, time, largest batch."""
 
-from shakegpt_jax.cli.command import run_command
+from shakegpt_jax.cli.command import dump_json, run_command
 
 _MOST = 1_000
 
 
 def main() -> None:
     """Parse the arguments, compile and print."""
-    import json
-
     from shakegpt_jax.cli.arguments import ConfigArgumentParser
 
     parser = ConfigArgumentParser(
-        "python -m shakegpt_jax.plan",
+        "shakegpt plan",
         "Compile the train step for GPUs that need not be there (with the extra `plan`; otherwise "
         "for virtual CPU devices) and print what it needs. Nothing runs.",
     )
@@ -37,12 +35,14 @@ def main() -> None:
     devices = planned_devices(gpu, args.nodes, args.gpus_per_node)
     report = plan(config, gpu, devices, args.gpus_per_node, args.network * 1e9)
     if args.json:
-        print(json.dumps(report, indent=2))
+        print(dump_json(report, indent=2))
         return
     axes = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     print(f"compiled for {report['compiled_for']}: {axes}")
     if "CPU" in report["compiled_for"]:
-        print("A GPU's program stores and sends less. To compile it: pip install -e '.[plan]'")
+        print(
+            "A GPU's program stores and sends less. To compile it: pip install 'shakegpt-jax[plan]'"
+        )
     print("Attention is in JAX. That of cuDNN, untried without a GPU, needs less memory.")
     print(f"{report['parameters']:,} parameters, batch {report['batch_size']:,}\n")
     parts = [("parameters", "parameter"), ("optimizer", "optimizer")]

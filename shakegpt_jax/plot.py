@@ -15,11 +15,9 @@ def main() -> None:
     from shakegpt_jax.errors import UserError
     from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, plot_curves
     from shakegpt_jax.reporting.metrics import has_metrics, read_metrics
-    from shakegpt_jax.reporting.tensorboard import EventFile, follow
-    from shakegpt_jax.training.resume import is_locked
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.plot",
+        "shakegpt plot",
         "Plot the metrics of runs in one picture, or convert them for TensorBoard.",
     )
     parser.add_runs(positional=True)
@@ -38,30 +36,49 @@ def main() -> None:
     if args.tensorboard and (args.output or args.x):
         parser.error("--tensorboard goes without --output and --x")
     found = find_runs(args.runs + args.workdir, started=True)
-    runs = [run for run in found if has_metrics(run)]
-    if others := ", ".join(str(run) for run in found if run not in runs):
+    runs = {str(run): run for run in found if has_metrics(run)}
+    if others := ", ".join(str(run) for run in found if str(run) not in runs):
         line = f"no curves of {others}: metrics.jsonl is missing, as in an imported run"
         if not runs:
             raise UserError(line)
         print(line, file=sys.stderr)
 
     if args.tensorboard:
-        files = [EventFile(run) for run in runs]
+        from shakegpt_jax.reporting.tensorboard import EventFile, follow
+        from shakegpt_jax.training.resume import is_locked
+
+        files = [EventFile(run) for run in runs.values()]
         for file in files:
             file.update()
             print(file.path)
-        logdir = shlex.quote(str(shared_folder(map(str, runs))))
+        logdir = shlex.quote(str(shared_folder(runs)))
         print(f"View: tensorboard --logdir {logdir}", file=sys.stderr)
         if args.follow:
             sys.stdout.flush()
-            follow(files, lambda: any(map(is_locked, runs)), _EVERY)
-    else:
-        names = short_names(map(str, runs))
-        folder = runs[0] if len(runs) == 1 else shared_folder(names)
-        output = args.output or folder / FILE_NAME
-        metrics = {name: read_metrics(run) for run, name in names.items()}
-        plot_curves(metrics, output, args.x or "step")
-        print(output)
+            follow(files, lambda: any(map(is_locked, runs.values())), _EVERY)
+        return
+
+    from shakegpt_jax.checkpoints.reader import CheckpointReader
+    from shakegpt_jax.reporting.terminal import differing_settings
+
+    names = short_names(runs)
+    configs, texts = {}, set()
+    for run in runs if len(runs) > 1 else ():
+        try:
+            reader = CheckpointReader(run)
+            metadata = reader.run_metadata(reader.find("latest"))
+        except UserError:  # none yet, or corrupt: the curves are there
+            continue
+        configs[names[run]] = metadata.config
+        texts.add(metadata.text_sha256)
+    note = "different texts: losses cannot be compared" if len(texts) > 1 else ""
+    folder = next(iter(runs.values())) if len(runs) == 1 else shared_folder(runs)
+    output = args.output or folder / FILE_NAME
+    metrics = {names[run]: read_metrics(run) for run in runs}
+    plot_curves(metrics, output, args.x or "step", note)
+    for line in [*([note] if note else []), *differing_settings(configs)]:
+        print(line, file=sys.stderr)
+    print(output)
 
 
 if __name__ == "__main__":

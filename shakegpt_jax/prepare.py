@@ -16,7 +16,7 @@ def main() -> None:
     from shakegpt_jax.data.prepared import prepare_text
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.prepare",
+        "shakegpt prepare",
         "Prepare a text that is too long for memory. Run again after an interruption.",
     )
     add = parser.add_argument
@@ -45,7 +45,7 @@ def main() -> None:
         f"{args.output} {'holds this text already' if existed else 'is ready'}: "
         f"{len(text.ids):,} characters, {text.tokenizer.vocab_size} distinct"
     )
-    print(f"Train: python run_train.py --config.data.path={shlex.quote(args.output)}")
+    print(f"Train: shakegpt train --config.data.path={shlex.quote(args.output)}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def main() -> None:
     from shakegpt_jax.cli.command import import_extra
 
     parser = ArgumentParser(
-        "python -m shakegpt_jax.serve",
+        "shakegpt serve",
         "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak.",
     )
     parser.add_run()
@@ -42,7 +42,7 @@ def main() -> None:
         least = 1 if name == "max_batch" else 0
         if not least <= (value := getattr(args, name)) <= most:
             parser.error(f"--{name} is {value}; it must be from {least} to {most}")
-    for package in ("starlette", "uvicorn"):
+    for package in ("msgspec", "starlette", "uvicorn"):
         import_extra(package, extra="serve")
 
     from shakegpt_jax.inference.language_model import load

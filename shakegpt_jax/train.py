@@ -7,7 +7,7 @@ def main() -> None:
     """Parse the arguments and train."""
     from shakegpt_jax.cli.arguments import ConfigArgumentParser, StoreOnce, named
 
-    parser = ConfigArgumentParser("python run_train.py", "Train a model, or resume a run.")
+    parser = ConfigArgumentParser("shakegpt train", "Train a model, or resume a run.")
     help_text = "run folder; default: runs/<name of the config file>"
     parser.add_argument("--workdir", type=named, action=StoreOnce, help=help_text)
     parser.add_processes()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import nanogpt_checkpoints as nano
 import pytest
 from fakes import one_line
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  # hooks
@@ -138,20 +137,29 @@ def finished_copy(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Runs the `main` of a command in this process, as a shell would."""
+def run_main(capsys) -> Iterator[Callable[[Callable], tuple[int, str, str]]]:
+    """Runs the `main` of a command in this process; returns exit code and output."""
 
-    def run(module: str, *args: object) -> tuple[int, str, str]:
-        main = importlib.import_module(f"shakegpt_jax.{module}").main
-        monkeypatch.setattr(sys, "argv", [module, *map(str, args)])
+    def run(main: Callable[[], None]) -> tuple[int, str, str]:
         capsys.readouterr()
-        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as ended:
             run_command(main)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
+
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def command(monkeypatch, run_main) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command by the name of its module and its arguments, as a shell would."""
+
+    def run(module: str, *args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, args)])
+        return run_main(importlib.import_module(f"shakegpt_jax.{module}").main)
 
     return run
 
@@ -175,16 +183,6 @@ def hf(exported: Path, tmp_path: Path, monkeypatch) -> Path:
 def shuffled(text: str) -> str:
     """The vocabulary in an order of another tool."""
     return "".join(random.Random(0).sample(sorted(set(text)), len(set(text))))
-
-
-@pytest.fixture
-def nanogpt_files(tmp_path: Path, monkeypatch, shuffled: str) -> Path:
-    """A working folder with ckpt.pt and meta.pkl of nanoGPT."""
-    monkeypatch.chdir(tmp_path)
-    params = nano.random_params(len(shuffled))
-    nano.write_checkpoint(tmp_path / "ckpt.pt", nano.checkpoint(params, len(shuffled)))
-    nano.write_meta(tmp_path / "meta.pkl", shuffled)
-    return tmp_path
 
 
 @pytest.fixture

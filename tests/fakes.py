@@ -71,6 +71,17 @@ class FixedModel:
         return jnp.broadcast_to(logits_V, (*x.shape, self.vocab_size))
 
 
+@dataclasses.dataclass(frozen=True)
+class CountingModel(FixedModel):
+    """Notes every time that JAX traces it."""
+
+    traces: list[str] = dataclasses.field(default_factory=list, compare=False)
+
+    def apply(self, variables: dict, x: jax.Array, *cache: KVCache, method: str) -> Any:
+        self.traces.append(method)
+        return super().apply(variables, x, *cache, method=method)
+
+
 @dataclasses.dataclass(unsafe_hash=True)
 class ExpertsConfig(ModelConfig):
     """A config with a field that nobody knows yet."""

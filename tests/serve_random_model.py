@@ -2,8 +2,8 @@
 
 import jax
 
-from configs import base
 from shakegpt_jax.cli.command import run_command, use_compilation_cache
+from shakegpt_jax.configs import load_config
 from shakegpt_jax.data.text import tiny_shakespeare
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.language_model import LanguageModel
@@ -13,7 +13,7 @@ from shakegpt_jax.serving.server import bind, run_server
 
 def main() -> None:
     use_compilation_cache()
-    config = base.get_config().freeze()
+    config = load_config("base").freeze()
     tokenizer = CharTokenizer.from_text(tiny_shakespeare())
     model = GPT(config.model, tokenizer.vocab_size)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))

@@ -1,3 +1,4 @@
+import os
 import re
 
 import jax
@@ -33,35 +34,24 @@ def state(step: int) -> tuple[dict, dict]:
 
 
 def save(workdir, metadata: RunMetadata, losses: list[float], keep: int = 1) -> None:
-    with CheckpointWriter(workdir, keep, pytest.fail) as checkpoints:
+    with CheckpointWriter(workdir, keep) as checkpoints:
         for step, loss in enumerate(losses, start=1):
             checkpoints.save(step, *state(step), {"loss": loss}, metadata)
 
 
 def test_restores_what_was_saved(tmp_path, metadata):
     save(tmp_path, metadata, [2.0])
-    params, opt_state = state(1)
-    saved = {"params": params, "opt_state": opt_state}
-    shapes = jax.eval_shape(lambda: saved)
+    saved = dict(zip(("params", "opt_state"), state(1), strict=True))
     checkpoints = CheckpointReader(tmp_path)
-    restored = checkpoints.restore(1, on_one_device(shapes))
-    assert checkpoints.run_metadata(1) == metadata
-    for saved, loaded in zip(
-        jax.tree.leaves({"params": params, "opt_state": opt_state}),
-        jax.tree.leaves(restored),
-        strict=True,
-    ):
-        assert (saved.dtype, saved.shape) == (loaded.dtype, loaded.shape)
-        np.testing.assert_array_equal(saved, loaded)
-    assert jax.tree.structure(restored) == jax.tree.structure(
-        {"params": params, "opt_state": opt_state}
-    )
-
-
-def test_restores_parameters_alone(tmp_path, metadata):
-    save(tmp_path, metadata, [2.0])
-    shapes = jax.eval_shape(lambda: {"params": state(1)[0]})
-    assert set(CheckpointReader(tmp_path).restore(1, on_one_device(shapes))) == {"params"}
+    assert checkpoints.read("best") == (1, tmp_path / "checkpoints" / "1", metadata, {"loss": 2.0})
+    for names in (["params"], ["params", "opt_state"]):
+        expected = {name: saved[name] for name in names}
+        shapes = jax.eval_shape(lambda expected=expected: expected)
+        restored = checkpoints.restore(1, on_one_device(shapes))
+        assert jax.tree.structure(restored) == jax.tree.structure(expected)
+        for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +74,14 @@ def test_keeps_latest_and_best(tmp_path, metadata, losses, keep, kept):
 
 
 def test_checkpoint_without_metrics_is_never_the_best(tmp_path, metadata):
-    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
+    with CheckpointWriter(tmp_path, 1) as checkpoints:
         checkpoints.save(1, *state(1), None, metadata)
-    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
+    with CheckpointWriter(tmp_path, 1) as checkpoints:
         assert checkpoints.find("best") == checkpoints.find("latest") == 1
         assert checkpoints.metrics(1) == {}
         checkpoints.save(2, *state(2), {"loss": 2.0}, metadata)
         checkpoints.save(3, *state(3), None, metadata)
-    with CheckpointWriter(tmp_path, 1, pytest.fail) as checkpoints:
+    with CheckpointWriter(tmp_path, 1) as checkpoints:
         assert (checkpoints.find("best"), checkpoints.find("latest")) == (2, 3)
         with pytest.raises(UserError, match=re.escape("there are: [2, 3]")):
             checkpoints.find(1)
@@ -103,7 +93,7 @@ def test_reading_ignores_unfinished_saves_and_writing_removes_them(tmp_path, met
     under_way.mkdir(parents=True)
     assert CheckpointReader(tmp_path).find("latest") == 1
     assert under_way.exists()
-    with CheckpointWriter(tmp_path, 1, pytest.fail):
+    with CheckpointWriter(tmp_path, 1):
         assert not under_way.exists()
     assert not under_way.parent.exists()
 
@@ -122,21 +112,13 @@ def changed_config(section: str, name: str, value: object) -> dict:
         ({"format_version": "1"}, "its format_version is '1', not 1"),
         ({"config": None}, "the config is None"),
         ({"config": {"model": 3}}, "config.model is 3"),
-        ({"config": {"_frozen": {}}}, "unknown config section _frozen"),
-        ({"config": {}}, "the config lacks data, mesh, model, optimizer, train"),
         ({"config": {"model": {}}}, "config.model lacks block_size"),
         (changed_config("model", "__class__", 1), "no config field __class__"),
         (changed_config("model", "n_layer", 10**9), "n_layer is 1000000000; it must be a whole"),
-        (changed_config("model", "n_embd", 10**400), "n_embd is 1000"),
-        (changed_config("model", "n_layer", True), "n_layer is True"),
         (changed_config("optimizer", "eps", 10**400), "eps is 1000"),
-        ({"format_version": True}, "its format_version is True, not 1"),
         ({"vocabulary": ""}, "vocabulary is not a text, or empty"),
         ({"vocabulary": "ba"}, "vocabulary is not sorted, or has repetitions"),
-        ({"vocabulary": "aa"}, "vocabulary is not sorted, or has repetitions"),
-        ({"vocabulary": ["a"]}, "vocabulary is not a text"),
         ({"text_sha256": "../../etc"}, "text_sha256 is not a SHA-256"),
-        ({"text_sha256": None}, "text_sha256 is not a SHA-256"),
     ],
 )
 def test_refuses_metadata_that_no_run_wrote(metadata, changes, message):
@@ -178,26 +160,61 @@ def test_refuses_arrays_of_another_shape_or_dtype(tmp_path, metadata):
             CheckpointReader(tmp_path).restore(1, on_one_device(shapes))
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", ["params", "opt_state"])
+def test_refuses_arrays_that_are_not_finite(tmp_path, metadata, name, value):
+    params, (adam, *others) = state(1)
+    broken = {"w": params["w"].at[3, 2].set(value), "b": params["b"]}
+    params, adam = (broken, adam) if name == "params" else (params, adam._replace(nu=broken))
+    with CheckpointWriter(tmp_path, 1) as checkpoints:
+        checkpoints.save(1, params, (adam, *others), None, metadata)
+    abstract = jax.eval_shape(lambda: {"params": params, "opt_state": (adam, *others)})
+    with pytest.raises(
+        UserError, match=rf"checkpoints/1 cannot be used: {name}/(0/nu/)?w has non-"
+    ):
+        CheckpointReader(tmp_path).restore(1, on_one_device(abstract))
+
+
+# Orbax globs, TensorStore turns backslashes into slashes, both know names of cloud storage.
+@pytest.mark.parametrize(
+    "name", ["a [b]", "[!a]", "x*", "?", "b\\s", "gs:", "é ~#%20:'\"\n.", "not\udcffutf8"]
+)
+def test_any_path_holds_checkpoints(tmp_path, metadata, name):
+    folders = [tmp_path / each for each in ("xy", "b/s", name)]
+    for folder in folders:
+        save(folder, metadata, [2.0, 1.0])
+    for folder in folders:
+        assert os.listdir(folder / "checkpoints") == ["2"]
+        shapes = jax.eval_shape(lambda: {"params": state(2)[0]})
+        restored = CheckpointReader(folder).restore(2, on_one_device(shapes))
+        np.testing.assert_array_equal(restored["params"]["w"], state(2)[0]["w"])
+    assert {path.name for path in tmp_path.iterdir()} == {"xy", "b", name}
+
+
 def test_finds_runs_and_refuses_other_folders(tmp_path, metadata):
     runs = tmp_path / "runs"
-    with pytest.raises(UserError, match=r"no run found under .*; train one: python run_train.py"):
+    with pytest.raises(UserError, match=r"no run found under .*; train one: shakegpt train"):
         find_run(runs=str(runs))
-    save(runs / "old", metadata, [2.0])
-    save(runs / "new", metadata, [2.0])
+    for name in ("old", "sweep/lr1", "sweep/lr1/checkpoints/tuned", "checkpoints/new"):
+        save(runs / name, metadata, [2.0])
     (runs / "empty").mkdir()
     (runs / "begun" / "checkpoints").mkdir(parents=True)
     (runs / "file").touch()
-    assert find_run(runs=str(runs)) == runs / "new"
+    (runs / "sweep" / "loop").symlink_to(runs, target_is_directory=True)
+    found = [runs / "checkpoints" / "new", runs / "old", runs / "sweep" / "lr1"]
+    newest = found[0]
+    assert find_run(runs=str(runs)) == newest
     CheckpointReader(runs / "old").find("best")  # reading does not make it newer
-    assert find_run(runs=str(runs)) == runs / "new"
+    assert find_run(runs=str(runs)) == newest
     assert find_run(str(runs / "old")) == runs / "old"
-    with pytest.raises(UserError, match="is not a run folder"):
-        find_run(str(runs / "empty"))
-    with pytest.raises(UserError, match="no such run folder"):
-        find_run(str(runs / "none"))
-    assert find_runs([], str(runs)) == [runs / "new"]
-    assert find_runs([str(runs)]) == [runs / "new", runs / "old"]
-    assert find_runs([str(runs / "old"), str(runs)])[0] == runs / "old"
+    for folder, message in (("empty", "is not a run folder"), ("none", "no such run folder")):
+        with pytest.raises(UserError, match=message):
+            find_run(str(runs / folder))
+    with pytest.raises(UserError, match=r"is a folder of runs \(lr1\); give one"):
+        find_run(str(runs / "sweep"))
+    assert find_runs([], str(runs)) == [newest]
+    assert find_runs([str(runs)]) == found
+    assert find_runs([str(runs / "old"), str(runs)]) == [found[1], found[0], found[2]]
     with pytest.raises(UserError, match="is not a run folder"):
         find_runs([str(runs / "empty")])
 

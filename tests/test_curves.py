@@ -150,7 +150,7 @@ def test_a_run_ends_with_a_picture_or_with_a_line(tmp_path, monkeypatch):
         assert curves.draw_run(tmp_path, ROWS) == f"No curves: no font; {command}"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     line = curves.draw_run(tmp_path, ROWS)
-    assert line == f"No curves: this needs matplotlib: pip install -e '.[plot]'; {command}"
+    assert line == f"No curves: this needs matplotlib: pip install 'shakegpt-jax[plot]'; {command}"
     with pytest.raises(UserError, match="this needs matplotlib: pip install"):
         curves.check_plot_path(tmp_path / "a.png")
 

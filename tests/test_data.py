@@ -100,17 +100,21 @@ def test_split_is_contiguous_and_complete():
     assert len(train) == 90
 
 
+@pytest.mark.parametrize("size", [1, 4, 1000])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (b"abc\xffdef", r"not UTF-8: .* at byte 3 \(0xff\)"),
+        (b"abc\xffdef", r"not UTF-8: invalid start byte at byte 3 \(0xff\)"),
+        (b"\xef\xbb\xbfab\xe9e", r"not UTF-8: invalid continuation byte at byte 5 \(0xe9\)"),
+        (b"\rab\xf0\x9f\x8e", r"not UTF-8: unexpected end of data at byte 3 \(0xf0\)"),
         (b"a" * 1000, "repeats one character"),
         (b"abcdefgh", "smaller split has 1; a window of 8 and its target need 9"),
     ],
 )
-def test_refuses_invalid_files(tmp_path, content, message):
+def test_refuses_invalid_files(tmp_path, monkeypatch, content, message, size):
+    monkeypatch.setattr("shakegpt_jax.data.text._PIECE_BYTES", size)
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
@@ -165,8 +169,3 @@ def test_a_corpus_notes_what_reading_changed(tmp_path, text):
     path.write_bytes(text.replace("\n", "\r\n").encode())
     assert load_corpus(str(path), 8).note == rf"{path}: {text.count(chr(10)):,} \r\n became \n"
     assert load_corpus("", 8).note == ""
-
-
-def test_refuses_input_that_is_not_utf8():
-    with pytest.raises(UserError, match="standard input is not UTF-8"):
-        decode_text(b"\xff", "standard input")

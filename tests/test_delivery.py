@@ -10,11 +10,11 @@ import pytest
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.serving import delivery
-from shakegpt_jax.serving.api_error import ApiError
-from shakegpt_jax.serving.requests import CompletionRequest, parse_completion
-from shakegpt_jax.serving.rows import Job, Piece
+from shakegpt_jax.serving.api import ApiError, CompletionRequest, parse_completion
+from shakegpt_jax.serving.rows import Job, Piece, describe
 
 TOKENIZER = CharTokenizer("abc")
+NAME = "caf\udce9"  # of a folder that is not UTF-8
 
 
 class FakeEngine:
@@ -23,22 +23,23 @@ class FakeEngine:
     def __init__(self, begin: Callable[[Job], None]):
         self.begin = begin
 
-    def submit(self, request: CompletionRequest, notify: Callable[[], None]) -> Job:
-        self.job = Job(request, notify)
+    def submit(
+        self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]
+    ) -> Job:
+        self.job = Job(request, receive)
         self.begin(self.job)
-        notify()
         return self.job
-
-    def cancel(self, job: Job) -> None:
-        job.cancelled = True
 
 
 def write(job: Job) -> None:
-    job.add(Piece(0, np.array([1, 2]), None, "length"))
+    log_probs_TxV = np.array([[-0.7, -0.7, -np.inf], [-np.inf, 0, -np.inf]])
+    records_T = describe(np.array([1, 2]), log_probs_TxV, 2)
+    records_T["log_prob"][0] = np.nan
+    job.deliver(Piece(0, records_T, "length"))
 
 
 def fail(job: Job) -> None:
-    job.error = ApiError("shutting down", status=503)
+    job.receive(ApiError("shutting down", status=503))
 
 
 def answer(
@@ -56,9 +57,9 @@ def answer(
         return {"type": "http.disconnect"}
 
     async def run() -> None:
-        request = parse_completion({"prompt": "a", "stream": stream}, TOKENIZER, "m")
-        workers = delivery.Workers()
-        response = delivery.CompletionResponse(engine, request, TOKENIZER, "m", workers)
+        body = {"prompt": "a", "stream": stream, "logprobs": 2}
+        request = parse_completion(json.dumps(body).encode(), TOKENIZER, NAME)
+        response = delivery.Delivery(engine, request, TOKENIZER, NAME)
         async with asyncio.timeout(10):
             await response({"type": "http"}, receive, send)
         assert len(asyncio.all_tasks()) <= 2  # the one that waits for the client ends too
@@ -76,7 +77,14 @@ def test_a_client_gets_an_answer(stream):
     if stream:
         text, end = text.removeprefix("data: ").split("\n\n", maxsplit=1)
         assert end == "data: [DONE]\n\n"
-    assert json.loads(text)["choices"][0]["text"] == "bc"
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert (found["model"], found["choices"][0]["text"]) == (NAME, "bc")
+    assert found["choices"][0]["logprobs"] == {
+        "tokens": ["b", "c"],
+        "token_logprobs": [None, -9999.0],
+        "top_logprobs": [None, {"b": 0.0, "a": -9999.0, "c": -9999.0}],
+        "text_offset": [0, 1],
+    }
 
 
 @pytest.mark.parametrize("stream", [True, False])

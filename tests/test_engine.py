@@ -1,7 +1,12 @@
 """The engine that writes the texts of several requests at once."""
 
-import threading
+import contextlib
+import dataclasses
+import gc
+import json
+import queue
 import time
+import weakref
 from collections.abc import Iterator
 
 import jax
@@ -11,16 +16,12 @@ from scipy.special import log_softmax
 
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.inference.decoding import decode, prefill
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.sampler import default_window_stride
-from shakegpt_jax.inference.scoring import _window_logits
 from shakegpt_jax.model.gpt import GPT, init_params
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api import ApiError, parse_completion
 from shakegpt_jax.serving.batch import Batch
-from shakegpt_jax.serving.decoding_state import put_rows, take_rows
 from shakegpt_jax.serving.engine import Engine
-from shakegpt_jax.serving.requests import parse_completion
 from shakegpt_jax.serving.rows import Job, Piece
 
 VOCABULARY = "abcdefghijk"
@@ -46,53 +47,67 @@ class Client:
 
     def __init__(self, engine: Engine, lm: LanguageModel):
         self.engine, self.lm = engine, lm
-        self.changed = threading.Condition()
+        self.received: dict[Job, queue.SimpleQueue[Piece | ApiError]] = {}
 
     def submit(self, prompt: object = "ab", **body: object) -> Job:
-        request = parse_completion({"prompt": prompt, **body}, self.lm.tokenizer, "m")
-        return self.engine.submit(request, self.notify)
+        body = json.dumps({"prompt": prompt, **body}).encode()
+        received = queue.SimpleQueue()
+        request = parse_completion(body, self.lm.tokenizer, "m")
+        job = self.engine.submit(request, received.put)
+        self.received[job] = received
+        return job
 
-    def notify(self) -> None:
-        with self.changed:
-            self.changed.notify_all()
+    def error(self, job: Job) -> ApiError:
+        """Wait for the error that ends a job."""
+        while not isinstance(received := self.received[job].get(timeout=60), ApiError):
+            pass
+        return received
 
-    def wait(self, *jobs: Job) -> None:
-        with self.changed:
-            assert self.changed.wait_for(
-                lambda: all(job.error or not job.n_unfinished for job in jobs), 60
-            )
+    def pieces(self, job: Job) -> list[list[Piece]]:
+        """Wait for a job; return the pieces of each of its texts."""
+        pieces = [[] for _ in range(job.request.n_text)]
+        while not all(each and each[-1].finish_reason for each in pieces):
+            piece = self.received[job].get(timeout=60)
+            pieces[piece.index].append(piece)
+        return pieces
 
-    def answers(self, job: Job) -> list[Piece]:
-        """Wait for a job; return one piece for each of its texts."""
-        self.wait(job)
-        assert job.error is None
-        pieces: dict[int, list[Piece]] = {}
-        for piece in job.take():
-            pieces.setdefault(piece.text, []).append(piece)
-        return [Piece.concatenate(pieces[i]) for i in range(len(pieces))]
+    def records(self, job: Job) -> list[np.ndarray]:
+        pieces = self.pieces(job)
+        return [np.concatenate([piece.records_T for piece in each]) for each in pieces]
+
+    def decode(self, records_T: np.ndarray) -> str:
+        return self.lm.tokenizer.decode(records_T["id"])
 
     def texts(self, job: Job) -> list[str]:
-        return [self.lm.tokenizer.decode(piece.ids_T) for piece in self.answers(job)]
+        return [self.decode(records_T) for records_T in self.records(job)]
 
     def text(self, prompt: object = "ab", **body: object) -> str:
         (text,) = self.texts(self.submit(prompt, **body))
         return text
 
-    def quiet(self) -> None:
-        """Wait until the engine has forgotten all jobs."""
+    def leave(self, *jobs: Job) -> None:
+        """Leave jobs, and wait until the engine has let go of all."""
+        for job in jobs:
+            job.cancelled = True
         deadline = time.monotonic() + 60
         while self.engine.n_text:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
-def client(lm) -> Iterator[Client]:
-    engine = Engine(lm, max_batch=4, max_queue=40)
+@contextlib.contextmanager
+def running(lm: LanguageModel, max_batch: int = 1, max_queue: int = 40) -> Iterator[Client]:
+    engine = Engine(lm, max_batch, max_queue)
     engine.start()
     yield Client(engine, lm)
     engine.end(ApiError("over", status=503))
     engine.join()
+
+
+@pytest.fixture(scope="module")
+def client(lm) -> Iterator[Client]:
+    with running(lm, max_batch=4) as client:
+        yield client
 
 
 OPTIONS = [
@@ -139,11 +154,20 @@ def test_stop_strings_end_a_text_as_in_generate(client, lm):
     whole = lm.generate("ab", 60, temperature=1.0, seed=1)[2:]
     for stop in (whole[5:7], whole[16:19], [whole[30:33], whole[40:50]], "aaaaaaaaaaa"):
         options = {"temperature": 1.0, "seed": 1, "stop": stop}
-        (piece,) = client.answers(client.submit("ab", max_tokens=60, logprobs=1, **options))
-        text = lm.tokenizer.decode(piece.ids_T)
+        (pieces,) = client.pieces(client.submit("ab", max_tokens=60, logprobs=1, **options))
+        text = "".join(client.decode(piece.records_T) for piece in pieces)
         assert text == lm.generate("ab", 60, **options)[2:]
-        assert piece.finish_reason == ("length" if len(text) == 60 else "stop")
-        assert piece.log_probs and len(piece.log_probs.chosen_T) == len(text)
+        assert pieces[-1].finish_reason == ("length" if len(text) == 60 else "stop")
+
+
+def test_the_stop_string_that_is_complete_first_ends_a_text(client, lm):
+    whole = lm.generate("ab", 60, temperature=1.0, seed=1)[2:]
+    for start in range(1, 40, 3):
+        # The longer one begins earlier and is complete later.
+        long, short = whole[start : start + 12], whole[start + 4 : start + 7]
+        for stop in ([long, short], [short, long]):
+            text = client.text("ab", max_tokens=60, seed=1, stop=stop)
+            assert text == whole[: whole.index(short)], stop
 
 
 def expected_log_probs(lm: LanguageModel, text: str) -> np.ndarray:
@@ -154,76 +178,64 @@ def expected_log_probs(lm: LanguageModel, text: str) -> np.ndarray:
 @pytest.mark.parametrize("prompt", ["ab", "abcdefghijk" * 6])
 def test_log_probabilities_are_the_models_own(client, lm, prompt):
     options = {"temperature": 0.5, "top_k": 2, "seed": 4, "logprobs": len(VOCABULARY)}
-    (written,) = client.answers(client.submit(prompt, max_tokens=60, **options))
-    (echoed,) = client.answers(client.submit(prompt, max_tokens=60, echo=True, **options))
-    text = prompt + lm.tokenizer.decode(written.ids_T)
-    assert lm.tokenizer.decode(echoed.ids_T) == text
+    (written,) = client.records(client.submit(prompt, max_tokens=60, **options))
+    (echoed,) = client.records(client.submit(prompt, max_tokens=60, echo=True, **options))
+    text = prompt + client.decode(written)
+    assert client.decode(echoed) == text
     ids, expected = lm.tokenizer.encode(text), expected_log_probs(lm, text)
-    n = len(prompt)
-    for piece, start in ((written, n), (echoed, 1)):
-        chosen, top_ids, top = (a[-(len(text) - start) :] for a in piece.log_probs)
+    for found, start in ((written, len(prompt)), (echoed[1:], 1)):
         rows = np.arange(start, len(text))
-        np.testing.assert_allclose(chosen, expected[rows - 1, ids[start:]], atol=1e-4)
-        sorted_ = np.take_along_axis(expected[rows - 1], top_ids, axis=1)
-        np.testing.assert_allclose(top, sorted_, atol=1e-4)
-        assert np.all(np.diff(top, axis=1) <= 0)
-    assert np.isnan(echoed.log_probs.chosen_T[0])
+        chosen = expected[rows - 1, ids[start:]]
+        np.testing.assert_allclose(found["log_prob"], chosen, atol=1e-4)
+        sorted_ = np.take_along_axis(expected[rows - 1], found["top_ids"], axis=1)
+        np.testing.assert_allclose(found["top"], sorted_, atol=1e-4)
+        assert np.all(np.diff(found["top"], axis=1) <= 0)
+    assert np.isnan(echoed["log_prob"][0])
 
 
 def test_what_waits_for_a_client_holds_no_more_than_it_shows(client):
-    job = client.submit("ab", max_tokens=10, logprobs=2)
-    client.wait(job)
-    for piece in job.take():
-        for array in (piece.ids_T, *piece.log_probs):
-            assert array.itemsize <= 4
-            assert array.base is None or array.base.nbytes == array.nbytes
+    (pieces,) = client.pieces(client.submit("ab", max_tokens=10, logprobs=2))
+    for records_T in (piece.records_T for piece in pieces):
+        assert records_T.itemsize == 4 * (2 + 2 * 2)
+        assert records_T.base is None or records_T.base.nbytes == records_T.nbytes
 
 
 def test_a_text_can_be_scored_without_writing(client, lm):
     text = "abcdefghijk" * 5
     job = client.submit([text, "ab"], n=2, max_tokens=0, echo=True, logprobs=1)
-    first, again, short, _ = client.answers(job)
+    (*_, last), *_ = pieces = client.pieces(job)
+    first, again, short, _ = (np.concatenate([p.records_T for p in each]) for each in pieces)
     expected = expected_log_probs(lm, text)[np.arange(len(text) - 1), lm.tokenizer.encode(text)[1:]]
-    np.testing.assert_allclose(first.log_probs.chosen_T[1:], expected, atol=1e-4)
-    np.testing.assert_array_equal(first.log_probs.chosen_T, again.log_probs.chosen_T)
-    assert (first.finish_reason, len(short.ids_T)) == ("length", 2)
+    np.testing.assert_allclose(first["log_prob"][1:], expected, atol=1e-4)
+    np.testing.assert_array_equal(first["log_prob"], again["log_prob"])
+    assert (last.finish_reason, len(short)) == ("length", 2)
     assert client.text("ab", max_tokens=0, echo=True) == "ab"
 
 
-def test_one_that_leaves_makes_room(client):
-    long = [client.submit("ab", max_tokens=10_000) for _ in range(4)]
+def test_nothing_is_kept_of_one_that_leaves(client):
+    scored = {"max_tokens": 1, "echo": True, "logprobs": 0}
+    jobs = [client.submit("ab" * 5_000, **scored) for _ in range(2)]
+    jobs += [client.submit("ab", n=n, max_tokens=10_000) for n in (1, 20)]
     waiting = client.submit("ab", max_tokens=3)
-    scored = client.submit("ab" * 5_000, max_tokens=1, echo=True, logprobs=0)
-    for job in (*long, scored):
-        client.engine.cancel(job)
+    client.received[jobs[2]].get(timeout=60)  # while it is written
+    for job in jobs:
+        job.cancelled = True
     assert len(client.text("ab", max_tokens=5)) == 5
-    client.wait(waiting)
-    client.quiet()
-
-
-def test_nothing_is_kept_of_one_that_leaves(client, monkeypatch):
-    engine, decode = client.engine, Batch.decode
-
-    def leave_and_decode(batch: Batch) -> None:
-        for job in jobs:
-            engine.cancel(job)
-        decode(batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Batch, "decode", leave_and_decode)
-        scored = {"max_tokens": 1, "echo": True, "logprobs": 0}
-        jobs = [client.submit("ab" * 5_000, **scored) for _ in range(2)]
-        jobs.append(client.submit("ab", n=20, max_tokens=100))
-        client.quiet()
-    assert not any((*engine._waiting, engine._scoring, engine._batch.rows, engine._jobs))
+    client.pieces(waiting)
+    client.leave()
+    left = [weakref.ref(job) for job in (*jobs, waiting)]
+    del job, jobs, waiting
+    client.received.clear()
+    client.text("ab")  # the latest job is kept until the next one
+    gc.collect()
+    assert [job() for job in left] == [None] * 5
 
 
 def test_a_large_request_does_not_keep_others_waiting(client):
     large = client.submit("ab", n=40, max_tokens=200)
     assert len(client.text("ab", max_tokens=30)) == 30
     assert large.n_unfinished > 20
-    client.engine.cancel(large)
-    client.quiet()
+    client.leave(large)
 
 
 def test_too_many_texts_are_refused(client):
@@ -234,73 +246,77 @@ def test_too_many_texts_are_refused(client):
     with pytest.raises(ApiError, match="prompts times n is 45; this server takes 44") as refused:
         client.submit("ab", n=45)
     assert (refused.value.status, refused.value.param) == (400, "n")
-    client.engine.cancel(large)
-    client.quiet()
+    client.leave(large)
     assert client.text("ab")
 
 
-@pytest.mark.parametrize(("failing", "function"), [(Batch, "decode"), (Engine, "_begin")])
-def test_a_failure_ends_what_is_under_way_and_nothing_else(client, monkeypatch, failing, function):
+@pytest.mark.parametrize("function", ["prefill", "decode"])
+def test_a_failure_ends_what_is_under_way_and_nothing_else(client, monkeypatch, function):
     expected = client.text("abc", seed=1)
 
     def fail(*args: object) -> None:
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(failing, function, fail)
-        job = client.submit("ab", max_tokens=100)
-        client.wait(job)
-    assert job.error.status == 500
-    assert str(job.error) == "the model failed: RESOURCE_EXHAUSTED: out of memory"
-    client.quiet()
+        patch.setattr(Batch, function, fail)
+        error = client.error(client.submit("ab", max_tokens=100))
+    assert error.status == 500
+    assert str(error) == "the model failed: RESOURCE_EXHAUSTED: out of memory"
+    client.leave()
     assert client.text("abc", seed=1) == expected
 
 
+@pytest.mark.parametrize("body", [{}, {"echo": True, "logprobs": 1, "max_tokens": 0}])
+def test_a_model_that_computes_no_numbers_writes_no_text(lm, body):
+    params = jax.tree.map(lambda p: p * np.nan, lm.params)
+    with running(dataclasses.replace(lm, params=params), max_queue=5) as client:
+        error = client.error(client.submit("ab", **body))
+        assert (error.status, str(error)) == (500, "the model failed: its logits are not numbers")
+
+
 def test_the_end_ends_all(lm):
-    engine = Engine(lm, max_batch=1, max_queue=5)
-    engine.start()
-    client = Client(engine, lm)
-    jobs = [client.submit("ab", max_tokens=10_000) for _ in range(3)]
-    error = ApiError("shutting down", status=503)
-    engine.end(error)
-    client.wait(*jobs)
-    engine.join()
-    assert {job.error for job in jobs} == {error}
-    with pytest.raises(ApiError, match="shutting down"):
-        client.submit("ab")
+    with running(lm, max_queue=5) as client:
+        jobs = [client.submit("ab", max_tokens=10_000) for _ in range(3)]
+        end = ApiError("shutting down", status=503)
+        client.engine.end(end)
+        assert [client.error(job) for job in jobs] == [end] * 3
+        with pytest.raises(ApiError, match="shutting down"):
+            client.submit("ab")
 
 
-def test_a_job_that_comes_just_before_the_end_ends_too(lm, monkeypatch):
-    engine = Engine(lm, max_batch=1, max_queue=5)
-    client, late, begin = Client(engine, lm), [], engine._begin
+def test_a_job_that_comes_just_before_the_end_ends_too(lm):
+    with running(lm, max_queue=5) as client:
+        request = parse_completion(b'{"prompt": "ab"}', lm.tokenizer, "m")
+        late = []
 
-    def begin_and_end(job: Job) -> None:
-        late.append(client.submit("ab"))
-        engine.end(ApiError("shutting down", status=503))
-        begin(job)
+        def submit_and_end(piece: object) -> None:  # in the thread of the engine
+            if not late:
+                late.append(client.submit("ab"))
+                client.engine.end(ApiError("shutting down", status=503))
 
-    monkeypatch.setattr(engine, "_begin", begin_and_end)
-    engine.start()
-    early = client.submit("ab", max_tokens=10_000)
-    client.wait(early)
-    engine.join()
-    assert [job.error and str(job.error) for job in (early, *late)] == ["shutting down"] * 2
+        client.engine.submit(request, submit_and_end)
+        client.engine.join()
+        assert str(client.error(late[0])) == "shutting down"
 
 
 @pytest.mark.slow
 def test_everything_is_compiled_at_the_start():
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+    )
     lm = make_model(block_size=24)
     engine = Engine(lm, max_batch=4, max_queue=100)
-    engine.warm_up()
-    programs = (decode, prefill, put_rows, take_rows, _window_logits)
-    sizes = [program._cache_size() for program in programs]
-    engine.start()
+    engine.start(warm_up=True)
+    assert compiled
+    compiled.clear()
     client = Client(engine, lm)
     jobs = [
         client.submit(p, n=k, max_tokens=50, **o) for p in PROMPTS for o in OPTIONS for k in (1, 2)
     ]
     jobs.append(client.submit("abc" * 50, echo=True, logprobs=1))
-    client.wait(*jobs)
+    for job in jobs:
+        client.pieces(job)
     engine.end(ApiError("over", status=503))
     engine.join()
-    assert [program._cache_size() for program in programs] == sizes
+    assert compiled == []

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save
 import shakegpt_jax
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
-from shakegpt_jax.config import Config
+from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.huggingface_export import export_folder
@@ -167,23 +167,6 @@ def test_an_earlier_export_is_replaced_only_with_force(finished, exported, tmp_p
     assert content(tmp_path / "empty").keys() == set(FILES)
 
 
-def test_an_earlier_export_survives_if_its_place_cannot_be_taken(lm, tmp_path, monkeypatch):
-    folder, rename = tmp_path / "hf", Path.rename
-    export_folder(dataclasses.replace(lm, checkpoint=None), str(folder))
-    before = content(folder)
-
-    def fail(path: Path, target: Path) -> Path:
-        if path.name == "new":
-            raise OSError(5, "Input/output error")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    for force, output in ((True, folder), (False, tmp_path / "other")):
-        with pytest.raises(OSError, match="Input/output error"):
-            export_folder(lm, str(output), force=force)
-        assert [*tmp_path.iterdir()] == [folder] and content(folder) == before
-
-
 def test_the_card_of_a_fine_tuned_model_names_its_source(lm, tmp_path):
     tuned = lm.config.replace({"train.init_from": "/home/someone/the_source"})
     export_folder(dataclasses.replace(lm, config=tuned), str(tmp_path / "hf"))
@@ -208,7 +191,7 @@ def test_without_safetensors_it_says_what_to_install(finished, tmp_path, command
     monkeypatch.setitem(sys.modules, "safetensors", None)
     code, out, err = command("export", "--workdir", finished, "--output", tmp_path / "hf")
     assert (code, out) == (2, "")
-    assert one_line(err) == "error: this needs safetensors: pip install -e '.[hf]'\n"
+    assert "this needs safetensors: pip install" in one_line(err) and "[hf]" in err
     assert not [*tmp_path.iterdir()]
 
 
@@ -221,7 +204,7 @@ def test_without_safetensors_it_says_what_to_install(finished, tmp_path, command
         (["--output=hf", "--step=7"], "no checkpoint of step 7; there are: [6, 12]"),
         (["--output=/dev/null/hf"], "/dev/null/hf is not a folder"),
         (["--output=/proc/none/hf"], "cannot create /proc/none/hf"),
-        (["--output=" + 300 * "x"], "File name too long"),
+        (["--output=" + 300 * "x"], "(File name too long)"),
     ],
 )
 def test_bad_arguments_end_in_one_line(finished, tmp_path, command, monkeypatch, arguments, reason):
@@ -229,6 +212,33 @@ def test_bad_arguments_end_in_one_line(finished, tmp_path, command, monkeypatch,
     code, out, err = command("export", "--workdir", finished, *arguments)
     assert (code, out) == (2, "") and reason in one_line(err)
     assert not [*tmp_path.iterdir()]
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class RotaryConfig(ModelConfig):
+    """What the config would be with a setting that changes what the model computes."""
+
+    rotary: bool = False
+
+
+def test_what_gpt_2_cannot_compute_is_refused(lm, tmp_path):
+    rotary = dataclasses.replace(lm.config, model=RotaryConfig())
+    model = GPT(rotary.model, lm.model.vocab_size)
+    without = {name: module for name, module in lm.params.items() if name != "wpe"}
+    block = {"block_0": lm.params["block_0"] | {"rotary": {"scale": np.ones(4)}}}
+    nan = {"wpe": {"embedding": lm.params["wpe"]["embedding"].at[3, 2].set(np.nan)}}
+    for changed, reason in (
+        (
+            {"config": rotary, "model": model},
+            "config.model.rotary is False; GPT-2 does not support it",
+        ),
+        ({"params": without}, "they differ in the parameter wpe.embedding"),
+        ({"params": lm.params | block}, "they differ in the parameter block_0.rotary.scale"),
+        ({"params": lm.params | nan}, "wpe.embedding has values that are not finite"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            export_folder(dataclasses.replace(lm, **changed), str(tmp_path / "hf"))
+        assert not [*tmp_path.iterdir()]
 
 
 def test_a_vocabulary_that_is_not_unicode_is_rejected(lm, tmp_path):

@@ -127,16 +127,16 @@ def _save_until(workdir: Path, where: str, path: str) -> None:
     ("where", "path", "steps", "left"),
     [
         # before the digests of checkpoint 2 are written
-        ("shakegpt_jax.checkpoints.writer.write_digests", "tmp/2.0", [1], {"2.0"}),
+        ("shakegpt_jax.checkpoints.writer.write_digests", "tmp/2", [1], {"2"}),
         # before all of it is on disk
         (
             "shakegpt_jax.checkpoints.digests.sync_to_disk",
-            "tmp/2.0/opt_state",
+            "tmp/2/opt_state",
             [1],
-            {"2.0", "2.0/SHA256SUMS"},
+            {"2", "2/SHA256SUMS"},
         ),
         # before it appears
-        ("pathlib.Path.rename", "tmp/2.0", [1], {"2.0", "2.0/SHA256SUMS"}),
+        ("pathlib.Path.rename", "tmp/2", [1], {"2", "2/SHA256SUMS"}),
         # before checkpoint 1 disappears
         ("pathlib.Path.rename", "checkpoints/1", [1, 2], set()),
         # before its files are removed

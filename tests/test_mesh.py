@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model import attention
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.profiling.gpu import Collective, Program, find_collectives
+from shakegpt_jax.profiling.gpu import Program, find_collectives
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.step import make_chunk
 from shakegpt_jax.training.trainer import Trainer
@@ -27,16 +27,25 @@ def config(config):
     return config
 
 
-def compile_step(config, data: int, fsdp: int, tensor: int) -> list[Collective]:
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = data, fsdp, tensor
+def compile_step(config) -> tuple[jax.stages.Compiled, int]:
+    """Compile a step; return it and the number of devices."""
     mesh = make_mesh(config.freeze())
     chunk = make_chunk(config, GPT(config.model, VOCAB), mesh)
     sharding = NamedSharding(mesh, PartitionSpec())
     ids = jax.ShapeDtypeStruct((1_000,), jnp.uint8, sharding=sharding)
     seed = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding)
     with jax.set_mesh(mesh):
-        compiled = chunk.run.lower(chunk.abstract_state, ids, seed, 1).compile()
-    return find_collectives(Program(compiled.as_text()), mesh.size)
+        return chunk.run.lower(chunk.abstract_state, ids, seed, 1).compile(), mesh.size
+
+
+def collectives(config, data: int, fsdp: int, tensor: int) -> dict[str, int]:
+    """Return the bytes of each kind of collective of a step on a mesh."""
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = data, fsdp, tensor
+    compiled, n_device = compile_step(config)
+    sizes: dict[str, int] = collections.Counter()
+    for each in find_collectives(Program(compiled.as_text()), n_device):
+        sizes[each.kind] += each.n_byte
+    return sizes
 
 
 MATRICES = 4 * N_LAYER * 12 * N_EMBD**2  # bytes of the blocks' matrices
@@ -46,13 +55,6 @@ PARAMETERS = (
     + 4 * (2 * VOCAB + N_TIME + 2) * N_EMBD  # embeddings, head, last LayerNorm
 )
 ACTIVATION = 4 * N_ROW * N_TIME * N_EMBD
-
-
-def total(collectives: list[Collective]) -> dict[str, int]:
-    sizes: dict[str, int] = collections.Counter()
-    for each in collectives:
-        sizes[each.kind] += each.n_byte
-    return dict(sizes)
 
 
 # On CPUs, XLA has no reduce-scatter: it reduces all of a gradient everywhere.
@@ -74,7 +76,7 @@ def total(collectives: list[Collective]) -> dict[str, int]:
     ],
 )
 def test_a_step_has_the_collectives_of_its_mesh(config, capfd, mesh, gathered, reduced):
-    found = total(compile_step(config, *mesh))
+    found = collectives(config, *mesh)
     assert found.keys() <= {"all-gather", "all-reduce"}
     assert found.get("all-gather", 0) == pytest.approx(gathered, rel=0.05)
     assert found["all-reduce"] == pytest.approx(reduced, rel=0.05)
@@ -83,7 +85,7 @@ def test_a_step_has_the_collectives_of_its_mesh(config, capfd, mesh, gathered, r
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow)])
 def test_three_axes_move_no_activations_but_sums(config, capfd, mesh):
-    found = total(compile_step(config, *mesh))
+    found = collectives(config, *mesh)
     assert found.keys() <= {"all-gather", "all-reduce"}
     assert found["all-gather"] < 1.1 * MATRICES
     assert "rematerialization" not in capfd.readouterr().err
@@ -129,13 +131,11 @@ def test_parts_of_a_batch_have_different_dropout(config, corpus):
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_need_less_memory(config, corpus):
+def test_parts_of_a_batch_need_less_memory(config):
     config.data.batch_size = 128
 
     def temporary(config) -> int:
-        trainer = Trainer(config.freeze(), corpus, make_mesh(config))
-        (compiled,) = trainer._run_chunk.values()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return compile_step(config)[0].memory_analysis().temp_size_in_bytes
 
     assert temporary(config.replace({"train.accumulate_steps": 8})) < 0.2 * temporary(config)
 

@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shakegpt_jax.config import OptimizerConfig
+from shakegpt_jax.config import Config, OptimizerConfig
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
 
 
@@ -103,3 +106,52 @@ def test_muon_orthogonalizes_the_matrices_of_the_blocks_and_adam_updates_the_res
     assert np.linalg.norm(orthogonal) == pytest.approx(
         np.linalg.norm(u.T @ orthogonal @ v.T), rel=1e-3
     )  # nothing outside their span
+
+
+OTHER_VALUES = {
+    "learning_rate": 0.5,
+    "final_learning_rate": 1e-4,
+    "warmup_steps": 1,
+    "decay": "linear",
+    "b1": 0.5,
+    "b2": 0.5,
+    "nesterov": True,
+    "eps": 0.1,
+    "clip_norm": 0.01,
+    "weight_decay": 0.1,
+    "adam_weight_decay": 0.1,
+    "max_skipped_updates": 1,
+}
+
+
+def some_updates(config: OptimizerConfig) -> np.ndarray:
+    """Return what an optimizer does in five steps, the last of which has gradients of NaN."""
+    rng = np.random.default_rng(0)
+    shapes = {"block_0": {"kernel": (4, 3), "bias": (3,)}, "wte": {"embedding": (5, 4)}}
+    draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    params = jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    tx, found = make_optimizer(config, 5), []
+    state = tx.init(params)
+    for factor in (1, 1, 1, 1, np.nan):
+        grads = jax.tree.map(lambda p: factor * draw(p.shape), params)  # noqa: B023
+        updates, state = tx.update(grads, state, params)
+        found += [np.ravel(update) for update in jax.tree.leaves(updates)]
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_every_setting_is_used_or_refused(name):
+    default = OptimizerConfig(name=name)
+    before = some_updates(default)
+    assert {field.name for field in dataclasses.fields(default)} == {"name", *OTHER_VALUES}
+    refused = set()
+    for field, value in OTHER_VALUES.items():
+        changed = dataclasses.replace(default, **{field: value})
+        try:
+            Config(optimizer=changed).freeze()
+        except UserError as error:
+            assert f"config.optimizer.{field} is {value}; it must be" in str(error)
+            refused.add(field)
+        else:
+            assert not np.array_equal(some_updates(changed), before, equal_nan=True), field
+    assert refused == ({"adam_weight_decay"} if name == "adam" else {"nesterov"})

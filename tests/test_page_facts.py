@@ -9,8 +9,7 @@ import pytest
 
 import shakegpt_jax
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
-from shakegpt_jax.serving import requests, verbatim
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving import api
 from shakegpt_jax.web.serving_page import LIMITS, page_facts, serving_page
 
 
@@ -47,17 +46,20 @@ def test_limits_and_defaults_are_those_of_python_and_of_the_server(lm):
     facts = page_facts(lm)["defaults"]
     assert facts == {name: parameters[given[name]].default for name in facts}
     assert parameters["top_k"].default is parameters["top_p"].default is None  # empty fields
-    assert LIMITS["temperature"] == requests.MAX_TEMPERATURE
-    assert LIMITS["length"] == requests.MAX_NEW
-    assert LIMITS["text"] == requests.MAX_PROMPT  # what was written is the prompt of the rest
-    assert LIMITS["log_probs"] == requests.MAX_LOG_PROBS
-    assert LIMITS["searched"] == verbatim.MAX_TEXT
+    assert LIMITS["temperature"] == api.MAX_TEMPERATURE
+    assert LIMITS["length"] == api.MAX_NEW
+    assert LIMITS["text"] == api.MAX_PROMPT  # what was written is the prompt of the rest
+    assert LIMITS["log_probs"] == api.MAX_LOG_PROBS
+    assert LIMITS["searched"] == api.MAX_SEARCHED
     body = {"prompt": "First", "seed": LIMITS["seed"], "top_k": LIMITS["top_k"]}
-    parse = requests.parse_completion
-    assert parse(body, lm.tokenizer, "run").seed == LIMITS["seed"]
+
+    def parse(**changes: int) -> api.CompletionRequest:
+        return api.parse_completion(json.dumps(body | changes).encode(), lm.tokenizer, "run")
+
+    assert parse().seed == LIMITS["seed"]
     for name in ("seed", "top_k"):
-        with pytest.raises(ApiError, match=f"{name} is"):
-            parse(body | {name: LIMITS[name] + 1}, lm.tokenizer, "run")
+        with pytest.raises(api.ApiError, match=f"{name} is"):
+            parse(**{name: LIMITS[name] + 1})
 
 
 def test_facts_of_a_model_without_checkpoint_or_text(lm):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from shakegpt_jax import load
 from shakegpt_jax.data import prepared
 from shakegpt_jax.data.corpus import load_corpus, spread_pieces
 from shakegpt_jax.data.prepared import load_prepared, prepare_text
-from shakegpt_jax.data.text import read_pieces, read_text
+from shakegpt_jax.data.text import read_text
 from shakegpt_jax.data.windows import gather_on_host, sample_starts, shuffled_starts
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.evaluation import select
@@ -63,7 +62,7 @@ def test_prepared_ids_are_those_of_the_file(folder, text_file):
     assert sorted(os.listdir(folder)) == ["ids.bin", "metadata.json"]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+@pytest.mark.parametrize("size", [1, 3, 1000])
 def test_characters_may_lie_across_the_borders_of_pieces(tmp_path, monkeypatch, size):
     monkeypatch.setattr("shakegpt_jax.data.text._PIECE_BYTES", size)
     texts = [
@@ -74,27 +73,11 @@ def test_characters_may_lie_across_the_borders_of_pieces(tmp_path, monkeypatch, 
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_bytes(text.encode())
     books = [str(tmp_path / f"{i}.txt") for i in range(3)]
-    assert ["".join(read_pieces(book)) for book in books] == [read_text(book) for book in books]
     prepare_text(books, str(tmp_path / "prepared"))
     joined = "".join(map(read_text, books))  # each book has its own byte-order mark and line ends
     (tmp_path / "joined.txt").write_text(joined)
     assert_same_corpus(str(tmp_path / "prepared"), str(tmp_path / "joined.txt"))
     assert load_prepared(str(tmp_path / "prepared")).ids.dtype == np.uint16
-
-
-@pytest.mark.parametrize("size", [1, 4, 1000])
-@pytest.mark.parametrize(
-    "raw",
-    [b"", b"\xef\xbb\xbf", b"abc\xffdef", b"\xef\xbb\xbfab\xe9e", b"ab\xf0\x9f\x8e", b"\r\xff"],
-)
-def test_refuses_what_reading_a_file_refuses(tmp_path, monkeypatch, raw, size):
-    monkeypatch.setattr("shakegpt_jax.data.text._PIECE_BYTES", size)
-    (tmp_path / "bad.txt").write_bytes(raw)
-    with pytest.raises(UserError) as expected:
-        read_text(str(tmp_path / "bad.txt"))
-    with pytest.raises(UserError, match=f"^{re.escape(str(expected.value))}$"):
-        prepare_text([str(tmp_path / "bad.txt")], str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prepares_and_says_so(tmp_path, text_file, command, monkeypatch):
@@ -103,7 +86,7 @@ def test_the_command_prepares_and_says_so(tmp_path, text_file, command, monkeypa
     assert (code, err) == (0, "")
     assert out == (
         "two books is ready: 40,000 characters, 58 distinct\n"
-        "Train: python run_train.py --config.data.path='two books'\n"
+        "Train: shakegpt train --config.data.path='two books'\n"
     )
     (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     _, out, _ = command("prepare", text_file, "windows.txt", "--output", "noted")
@@ -118,6 +101,7 @@ def test_the_command_prepares_and_says_so(tmp_path, text_file, command, monkeypa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
     (tmp_path / "file").write_text("keep")
+    (tmp_path / "bad.txt").write_bytes(b"abc\xff")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metadata.json").write_text('{"format_version": 1}')
     before = state(tmp_path)
@@ -127,10 +111,8 @@ def test_the_command_prepares_and_says_so(tmp_path, text_file, command, monkeypa
         ((text_file, "--output", "file/x"), "cannot write to file/x"),
         ((text_file, "--output", "run"), "run/metadata.json is corrupt, or not that of a prepared"),
         (("mine", "--output", "new"), "mine is a folder; give a UTF-8 text file"),
-        (("none.txt", "--output", "new"), "no such file: none.txt"),
+        ((text_file, "bad.txt", "--output", "new"), "bad.txt is not UTF-8: invalid start byte"),
         ((text_file, "none.txt", "--output", "new"), "no such file: none.txt"),
-        (("--output", "new"), "the following arguments are required: BOOK"),
-        ((text_file,), "the following arguments are required: --output"),
     ]:
         code, out, err = command("prepare", *args)
         assert (code, out) == (2, "")

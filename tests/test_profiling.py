@@ -8,17 +8,18 @@ from shakegpt_jax.profiling import measurements
 
 
 @pytest.fixture
-def ceilings(monkeypatch) -> dict[str, float]:
-    ceilings = {"flops_per_second": 1e12, "bytes_per_second": 1e10}
-    monkeypatch.setattr(measurements, "measure_ceilings", lambda dtype: ceilings)
-    return ceilings
+def rates(monkeypatch) -> None:
+    rates = {"flops_per_second": 1e12, "bytes_per_second": 1e10, "weights_bytes_per_second": 1e11}
+    monkeypatch.setattr(
+        measurements, "measure_ceilings", lambda dtype, n_byte: rates | {"weights_bytes": n_byte}
+    )
 
 
-def test_report_is_consistent(config, corpus, ceilings):
-    report = json.loads(json.dumps(measurements.benchmark(config.freeze(), corpus, [1, 3])))
-    assert report["ceilings"] == ceilings
+def test_report_is_consistent(config, corpus, rates):
+    work = ("train", "evaluate", "prefill", "sample")
+    report = measurements.benchmark(config.freeze(), corpus, work, [1, 3])
     assert report["peak_memory_bytes"] > 1e6
-    rows = {row["work"]: row for row in report["results"]}
+    rows = {row["work"]: row for row in json.loads(json.dumps(report))["results"]}
     assert list(rows) == [
         "train step, batch 8",
         "evaluation",
@@ -34,16 +35,25 @@ def test_report_is_consistent(config, corpus, ceilings):
     sample = rows["sample, batch 3"]
     assert sample["characters_per_second"] * sample["seconds"] == pytest.approx(3 * 8)
     # Four bytes for each weight but the embeddings', per character.
-    weights = 12 * 16**2 + 13 * 16 + 2 * 16 + 16 * vocab_size
-    assert sample["bytes_per_second"] * sample["seconds"] == pytest.approx(8 * 4 * weights)
+    weights = 4 * (12 * 16**2 + 13 * 16 + 2 * 16 + 16 * vocab_size)
+    assert sample["bytes_per_second"] * sample["seconds"] == pytest.approx(8 * weights)
+    # The ceiling is that of reading as many bytes, which may be in a cache.
+    assert report["ceilings"]["weights_bytes"] == weights
+    assert sample["share_of_ceiling"] == pytest.approx(sample["bytes_per_second"] / 1e11)
+
+
+def test_measures_only_what_is_asked_for(config, corpus, rates):
+    report = measurements.benchmark(config.freeze(), corpus, ["prefill"], [1])
+    assert [row["work"] for row in report["results"]] == ["prefill, batch 1"]
 
 
 @pytest.mark.slow
 def test_ceilings_are_rates():
-    ceilings = measurements.measure_ceilings(jnp.float32)
+    ceilings = measurements.measure_ceilings(jnp.float32, 2**22)
     # Wider than any machine: a time or a count would be outside.
     assert 1e9 < ceilings["flops_per_second"] < 1e16
-    assert 1e8 < ceilings["bytes_per_second"] < 1e14
+    for name in ("bytes_per_second", "weights_bytes_per_second"):
+        assert 1e8 < ceilings[name] < 1e15
 
 
 def test_median_leaves_out_the_first_run(monkeypatch):
@@ -58,22 +68,18 @@ def test_median_leaves_out_the_first_run(monkeypatch):
     assert measurements.median_seconds(work, 3) == 3.0
 
 
-def test_exponent_of_known_growth():
-    assert measurements.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
-    assert measurements.exponent([5, 10], [1.0, 1.0]) == pytest.approx(0)
-
-
-def test_growth_is_measured_at_doubled_values(config, monkeypatch):
-    seen = []
-
-    def fake_seconds(config) -> float:
-        seen.append(config.model.n_layer)
-        return 0.1 * config.model.n_layer
-
-    monkeypatch.setattr(measurements, "step_seconds", fake_seconds)
-    values, seconds = measurements.measure_growth(config, "model.n_layer")
-    assert values == seen == [1, 2, 4, 8]
-    assert measurements.exponent(values, seconds) == pytest.approx(1)
+def test_fields_are_doubled_one_at_a_time_and_the_exponents_fitted(config, monkeypatch):
+    monkeypatch.setattr(
+        measurements, "step_seconds", lambda c: 0.1 * c.model.n_layer * c.model.n_embd**2
+    )
+    growth = measurements.measure_scaling(config)
+    assert growth["model.n_layer"][0] == [1, 2, 4, 8]
+    assert growth["model.n_layer"][1] == pytest.approx([25.6, 51.2, 102.4, 204.8])
+    exponents = {field: fit for field, (_, _, fit) in growth.items()}
+    assert exponents == pytest.approx(
+        {"model.n_layer": 1, "model.n_embd": 2, "model.block_size": 0, "data.batch_size": 0},
+        abs=1e-9,
+    )
 
 
 def test_a_step_of_a_config_can_be_timed(config, text, tmp_path):

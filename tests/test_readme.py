@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import cpu
 from shakegpt_jax.config import Config
+from shakegpt_jax.configs import NAMES, cpu
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +29,7 @@ def config_table() -> list[str]:
 def test_configuration_lists_every_field_with_its_values_and_meaning():
     text = (ROOT / "docs" / "configuration.md").read_text()
     assert re.findall(r"^\| `\w+\.\w+` .*$", text, re.MULTILINE) == config_table()
+    assert all(f"`{name}`" in text for name in NAMES)
 
 
 def test_python_example_runs(finished_copy, monkeypatch, capsys):

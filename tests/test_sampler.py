@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import FixedModel
+from fakes import CountingModel, FixedModel
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.inference.decoding import decode, prefill
 from shakegpt_jax.inference.sampler import context_length, generate_ids
 from shakegpt_jax.inference.sampling import Sampling, sample_token
 from shakegpt_jax.model.gpt import GPT, init_params
@@ -183,8 +182,9 @@ def test_rows_with_their_own_options_are_sampled_as_alone():
             assert [found[row]] == alone.tolist()
 
 
-def test_other_lengths_and_sampling_options_do_not_recompile(trained):
-    generate(*trained, [[1, 2]], 40, sampling=Sampling(1.0, 2, 0.5))
-    sizes = prefill._cache_size(), decode._cache_size()
-    generate(*trained, [[1, 2, 3]], 77, [9], Sampling(0.7, 5, 0.9))
-    assert (prefill._cache_size(), decode._cache_size()) == sizes
+def test_other_lengths_and_sampling_options_do_not_recompile():
+    model = CountingModel(PROBABILITIES, 8)
+    generate(model, {}, [[1, 2]], 40, sampling=Sampling(1.0, 2, 0.5))
+    assert (traced := len(model.traces)) > 0
+    generate(model, {}, [[1, 2, 3]], 77, [9], Sampling(0.7, 3, 0.9))
+    assert len(model.traces) == traced

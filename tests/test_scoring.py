@@ -8,7 +8,7 @@ from fakes import PositionModel
 
 from shakegpt_jax.checkpoints.reader import is_valid_metrics
 from shakegpt_jax.inference.scoring import character_losses, evaluate, next_logits
-from shakegpt_jax.reporting.metrics import MetricsRow, TrainMetrics
+from shakegpt_jax.reporting.metrics import MetricsRow
 
 
 @pytest.mark.parametrize("length", [2, 4, 5, 6, 9, 10, 200])
@@ -55,24 +55,14 @@ def test_summary_of_known_probabilities():
     assert result.standard_error == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_standard_error_of_one_character_is_unknown(tmp_path):
+def test_the_standard_error_of_one_character_is_unknown():
     model = PositionModel(block_size=1, vocab_size=2)
     one = evaluate(model, {}, np.array([1, 0], np.uint8))
     assert (one.count, one.standard_error) == (1, None)
     assert is_valid_metrics(one.to_dict()) and "standard_error" not in one.to_dict()
-    row = MetricsRow.create(
-        TrainMetrics(
-            step=1,
-            seconds=1.0,
-            characters_per_second=1.0,
-            train_loss=1.0,
-            learning_rate=1.0,
-            gradient_norm=1.0,
-        ),
-        one,
-        train_time=1.0,
-        wall_time=1.0,
-    )
+    names = ("characters_per_second", "train_loss", "learning_rate", "gradient_norm")
+    times = {"train_time": 1.0, "wall_time": 1.0}
+    row = MetricsRow(step=1, evaluation=one, **dict.fromkeys(names, 1.0), **times)
     assert MetricsRow.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 

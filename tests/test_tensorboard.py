@@ -23,7 +23,7 @@ def test_without_tensorboard_says_how_to_get_it(finished_copy, command, monkeypa
         monkeypatch.setitem(sys.modules, name, None)
     before = sorted(finished_copy.iterdir())
     code, out, err = command("plot", finished_copy, "--tensorboard")
-    install = "pip install -e '.[tensorboard]'"
+    install = "pip install 'shakegpt-jax[tensorboard]'"
     assert (code, out, err) == (2, "", f"error: this needs tensorboard: {install}\n")
     assert sorted(finished_copy.iterdir()) == before
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -30,10 +31,12 @@ from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
 from shakegpt_jax.reporting.terminal import Progress
 from shakegpt_jax.sharding import make_mesh
+from shakegpt_jax.training import cpu as cpu_limits
+from shakegpt_jax.training.cpu import check_memory, memory_limit
 from shakegpt_jax.training.optimizer import make_schedule
 from shakegpt_jax.training.resume import is_locked, run_lock
 from shakegpt_jax.training.run import TrainingRun, train
-from shakegpt_jax.training.step import window_starts
+from shakegpt_jax.training.step import make_chunk, window_starts
 from shakegpt_jax.training.trainer import Trainer
 
 TIMES = ("train_time", "wall_time", "characters_per_second")
@@ -200,7 +203,7 @@ def test_stops_at_the_target_loss(run_config, tmp_path, capsys):
     assert CheckpointReader(tmp_path / "run").steps == [6]
     train(run_config, tmp_path / "run")
     assert "has finished at step 6 of 12" in capsys.readouterr().out
-    with CheckpointWriter(tmp_path / "zero", 1, pytest.fail) as checkpoints:
+    with CheckpointWriter(tmp_path / "zero", 1) as checkpoints:
         never = run_config.replace({"train.target_loss": 0.0})
         trainer = Trainer(never, load_corpus(never.data.path, 8), make_mesh(never))
         run = TrainingRun(trainer, checkpoints, Progress(12), StopSignal())
@@ -336,5 +339,75 @@ def test_refuses_another_run_in_the_folder(run_config, finished_copy, tmp_path, 
     (tmp_path / "other.txt").write_text(text + "O")
     with pytest.raises(UserError, match=r"with a different text \(now "):
         train(run_config.replace({"data.path": str(tmp_path / "other.txt")}), finished_copy)
+    how = f"--config.train.init_from={finished_copy} and another --workdir"
+    with pytest.raises(UserError, match=rf"num_steps \(saved 12, now 24\); .*{how}"):
+        train(run_config.replace({"train.num_steps": 24}), finished_copy)
     train(run_config.replace({"train.sample_length": 9}), finished_copy)  # may change
     assert (finished_copy / "metrics.jsonl").read_text() == before
+
+
+def test_trains_outside_the_main_thread(run_config, tmp_path, finished):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(train, run_config.freeze(), tmp_path / "run").result()
+    assert reproducible(tmp_path / "run") == reproducible(finished)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_64_bit_types_change_nothing(run_config, tmp_path, replacement):
+    config = run_config.replace({"data.replacement": replacement, "model.dropout": 0.1})
+    train(config, tmp_path / "32")
+    with jax.enable_x64(True):
+        train(config.replace({"train.eval_every": 12}), tmp_path / "64")
+        train(config, tmp_path / "64")  # reads the checkpoint
+        other = load(tmp_path / "64")
+        text, scores = other.generate("First", 12, temperature=0.8, top_p=0.9), other.score("First")
+    ours, theirs = (
+        {row["step"]: (row["train_loss"], row["gradient_norm"]) for row in reproducible(workdir)}
+        for workdir in (tmp_path / "32", tmp_path / "64")
+    )
+    assert ours == theirs
+    lm = load(tmp_path / "32", step=12)
+    assert text == lm.generate("First", 12, temperature=0.8, top_p=0.9)
+    np.testing.assert_array_equal(scores, lm.score("First"))
+
+
+def test_refuses_a_model_that_does_not_fit_into_memory(run_config, tmp_path):
+    config = run_config.replace({"model.n_embd": 65_536, "model.n_layer": 100})
+    with pytest.raises(UserError, match=r"parameters needs at least .* GB to train"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name, n_byte", [("adam", 16), ("muon", 12)])
+def test_needs_memory_for_parameters_gradients_and_moments(run_config, monkeypatch, name, n_byte):
+    config = run_config.replace({"model.n_embd": 64, "optimizer.name": name})
+    chunk = make_chunk(config, GPT(config.model, 65), make_mesh(config))
+    state = chunk.abstract_state
+    arrays = jax.tree.leaves((state.params, state.params, state.opt_state))
+    needed = sum(math.prod(array.shape) * 4 for array in arrays)
+    limits = iter([needed, needed - 100])  # Optax counts steps in a few bytes
+    monkeypatch.setattr(cpu_limits, "memory_limit", lambda: next(limits))
+    check_memory(config, 65, make_mesh(config))
+    with pytest.raises(UserError, match=r"a model of \d+,\d+ parameters"):
+        check_memory(config, 65, make_mesh(config))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "1000\n", "a/b/memory.max": "max\n"}),
+        ("0::/not/visible\n", {"memory.max": "1000"}),
+        ("9:cpu:/x\n4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "1000\n"}),
+    ],
+)
+def test_reads_the_limit_of_the_cgroup(tmp_path, groups, files):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    assert memory_limit(tmp_path) > 1_000
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, content in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert memory_limit(tmp_path) == 1_000

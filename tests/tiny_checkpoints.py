@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
@@ -24,7 +23,7 @@ def metadata() -> RunMetadata:
 
 def save(workdir: Path, steps: list[int], keep_latest: int = 9) -> None:
     """Save checkpoints, each better than the one before it."""
-    with CheckpointWriter(workdir, keep_latest, pytest.fail) as checkpoints:
+    with CheckpointWriter(workdir, keep_latest) as checkpoints:
         for step in steps:
             checkpoints.save(step, *ARRAYS.values(), {"loss": 1.0 / step}, metadata())
 

@@ -1,9 +1,4 @@
-"""SHA-256 digests of the files of a checkpoint, to detect corruption before loading.
-
-The list has the format of sha256sum: `sha256sum --check SHA256SUMS` inside the folder verifies
-it too. It protects against corruption, not against tampering: whoever can write to the folder can
-also write the list.
-"""
+"""SHA-256 digests of the files of a checkpoint, in the format of sha256sum."""
 
 import hashlib
 import os
@@ -11,7 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.errors import CorruptCheckpointError
 
 DIGESTS = "SHA256SUMS"
 METADATA = "metadata.json"
@@ -23,21 +18,17 @@ def write_digests(folder: Path) -> None:
     names = [path.relative_to(folder).as_posix() for path in files]
     # The metadata last: a list that was cut short lacks it, and is then known to be corrupt.
     names.sort(key=lambda name: (name == METADATA, name))
-    lines = [f"{_digest(folder / name, sync=True)}  {name}\n" for name in names]
-    (folder / DIGESTS).write_text("".join(lines))
-    for path in (folder / DIGESTS, *filter(Path.is_dir, folder.rglob("*")), folder):
+    (folder / DIGESTS).write_text("".join(f"{_digest(folder / n)}  {n}\n" for n in names))
+    for path in (*folder.rglob("*"), folder):
         sync_to_disk(path)
 
 
 def listed_digests(folder: Path) -> dict[str, str]:
-    """Read the list of a checkpoint: the digests by file name.
-
-    Raises:
-        CorruptCheckpointError: if there is no list, or it is corrupt.
-        UserError: if it cannot be read.
-    """
+    """Return the digests by file name."""
+    if not (folder / DIGESTS).is_file():
+        raise CorruptCheckpointError(f"{folder / DIGESTS} is missing")
     listed = {}
-    for line in _read(folder / DIGESTS).decode(errors="replace").splitlines():
+    for line in (folder / DIGESTS).read_text(errors="replace").splitlines():
         if not (match := re.fullmatch(r"([0-9a-f]{64})  (\S+)", line)):
             raise CorruptCheckpointError(f"{folder / DIGESTS} is corrupt: line {line[:80]!r}")
         listed[match[2]] = match[1]
@@ -47,16 +38,7 @@ def listed_digests(folder: Path) -> dict[str, str]:
 
 
 def verify_digests(folder: Path, skip: Collection[str] = ()) -> None:
-    """Check that every listed file exists and has its digest. Other files are ignored.
-
-    Args:
-        folder: the checkpoint.
-        skip: names of subfolders to skip, since they will not be read.
-
-    Raises:
-        CorruptCheckpointError: naming a file that is missing or has changed.
-        UserError: if a file cannot be read.
-    """
+    """Check every listed file, except in the subfolders to skip. Other files are ignored."""
     for name, digest in listed_digests(folder).items():
         if name.split("/")[0] in skip:
             continue
@@ -68,16 +50,6 @@ def verify_digests(folder: Path, skip: Collection[str] = ()) -> None:
             )
 
 
-def read_metadata(folder: Path) -> bytes:
-    """Read the metadata of a checkpoint.
-
-    Raises:
-        CorruptCheckpointError: if there is none.
-        UserError: if it cannot be read.
-    """
-    return _read(folder / METADATA)
-
-
 def sync_to_disk(path: Path) -> None:
     """Wait until a file, or the entries of a folder, would survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -87,20 +59,6 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise CorruptCheckpointError(f"{path} is missing")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _digest(path: Path, *, sync: bool = False) -> str:
-    try:
-        with path.open("rb") as file:
-            if sync:
-                os.fsync(file.fileno())
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:  # not corruption: it may be temporary, or a matter of permissions
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,16 +6,20 @@ validation metrics; and `SHA256SUMS` with the digests of all of them. That of an
 no `opt_state`.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from shakegpt_jax.checkpoints.digests import listed_digests, read_metadata, verify_digests
+from shakegpt_jax.checkpoints.digests import METADATA, listed_digests, verify_digests
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, RunMetadata, checkpoint_steps
 from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.errors import CorruptCheckpointError, UserError
@@ -27,8 +31,21 @@ Metrics = dict[str, float]
 Result = TypeVar("Result")
 
 
+class SavedCheckpoint(NamedTuple):
+    """What a checkpoint holds besides arrays."""
+
+    step: int
+    path: Path
+    metadata: RunMetadata
+    metrics: Metrics  # validation metrics; empty if it was saved without any
+
+
 class CheckpointReader:
-    """Reads the checkpoints of a run folder while another process may be training there."""
+    """Reads the checkpoints of a run folder while another process may be training there.
+
+    A damaged checkpoint ends in a `CorruptCheckpointError`, which names the file and the newest
+    intact step. One that this version cannot read ends in a `UserError`.
+    """
 
     def __init__(self, workdir: str | Path):
         self.workdir = Path(workdir)
@@ -43,12 +60,7 @@ class CheckpointReader:
         return self.workdir / CHECKPOINTS / str(step)
 
     def find(self, step: int | Literal["best", "latest"]) -> int:
-        """Resolve "best" (by validation loss) or "latest", or check that a step exists.
-
-        Raises:
-            UserError: if there is no such checkpoint.
-            CorruptCheckpointError: if the metadata of a checkpoint is corrupt.
-        """
+        """Resolve "best" (by validation loss) or "latest", or check that a step exists."""
         steps = self.steps
         if not steps:
             raise UserError(f"{self.workdir} has no checkpoint yet")
@@ -61,12 +73,34 @@ class CheckpointReader:
             raise UserError(f"no checkpoint of step {step}; there are: {steps}")
         return step
 
-    def read_stable(self, read: Callable[[], Result]) -> Result:
-        """Call a function that finds and reads a checkpoint, again if training replaces one.
+    def read(self, step: int | Literal["best", "latest"]) -> SavedCheckpoint:
+        """Return the step, the folder, the metadata and the metrics of a checkpoint."""
+        step = self.find(step)
+        self.verify(step, skip=ARRAYS)
+        try:
+            content = json.loads((self.path(step) / METADATA).read_bytes())
+            metadata, metrics = RunMetadata.from_json(content), content.get("metrics")
+            if metrics is not None and not is_valid_metrics(metrics):
+                raise UserError("its metrics must map names to finite numbers and include loss")
+        except ValueError as error:  # UserError is one
+            raise UserError(f"cannot use the checkpoint {self.path(step)}: {error}") from error
+        return SavedCheckpoint(step, self.path(step), metadata, metrics or {})
 
-        Args:
-            read: the function; what it raises while the checkpoints stay the same is raised.
-        """
+    def run_metadata(self, step: int) -> RunMetadata:
+        """Return the run metadata of a checkpoint."""
+        return self.read(step).metadata
+
+    def metrics(self, step: int) -> Metrics:
+        """Return the validation metrics of a checkpoint; empty if it was saved without any."""
+        return self.read(step).metrics
+
+    def has_optimizer_state(self, step: int) -> bool:
+        """Return whether training can resume from a checkpoint."""
+        self.verify(step, skip=ARRAYS)
+        return any(name.startswith("opt_state/") for name in listed_digests(self.path(step)))
+
+    def read_stable(self, read: Callable[[], Result]) -> Result:
+        """Call a function that finds and reads a checkpoint, again if training replaces one."""
         while True:
             steps = self.steps
             try:
@@ -75,74 +109,53 @@ class CheckpointReader:
                 if steps == self.steps:
                     raise
 
-    def run_metadata(self, step: int) -> RunMetadata:
-        """Return the run metadata of a checkpoint; raises like `metrics`."""
-        return self._read(step)[0]
-
-    def metrics(self, step: int) -> Metrics:
-        """Return the validation metrics of a checkpoint; empty if it was saved without any.
-
-        Raises:
-            UserError: if this version cannot read the checkpoint.
-            CorruptCheckpointError: if its metadata is corrupt.
-        """
-        return self._read(step)[1]
-
-    def is_intact(self, step: int) -> bool:
-        """Return whether every file of a checkpoint has its digest, except the optimizer state."""
+    def verify(self, step: int, skip: Collection[str] = ()) -> None:
+        """Check the digest of every file, except in the folders of arrays to skip."""
         try:
-            verify_digests(self.path(step), skip=["opt_state"])
-        except CorruptCheckpointError:
-            return False
-        return True
-
-    def has_optimizer_state(self, step: int) -> bool:
-        """Return whether training can resume from a checkpoint; raises like `metrics`."""
-        return any(name.startswith("opt_state/") for name in listed_digests(self.path(step)))
-
-    def _read(self, step: int) -> tuple[RunMetadata, Metrics]:
-        verify_digests(self.path(step), skip=ARRAYS)
-        try:
-            content = json.loads(read_metadata(self.path(step)))
-            metadata, metrics = RunMetadata.from_json(content), content.get("metrics")
-            if metrics is not None and not is_valid_metrics(metrics):
-                raise UserError("its metrics must map names to finite numbers and include loss")
-        except ValueError as error:  # UserError is one
-            if isinstance(error, CorruptCheckpointError):
-                raise
-            raise UserError(f"cannot use the checkpoint {self.path(step)}: {error}") from error
-        return metadata, metrics or {}
+            verify_digests(self.path(step), skip)
+        except CorruptCheckpointError as error:
+            intact = 0
+            for other in set(checkpoint_steps(self.workdir)) - {step}:
+                with contextlib.suppress(CorruptCheckpointError, OSError):
+                    verify_digests(self.path(other))
+                    intact = max(intact, other)
+            advice = (
+                f"the newest intact checkpoint is that of step {intact}; remove {self.path(step)} "
+                "to go on without this one"
+            )
+            raise CorruptCheckpointError(
+                f"{error}; {advice if intact else 'no other checkpoint is intact'}"
+            ) from error
+        except OSError as error:  # not damage: it may be temporary, or a matter of permissions
+            name = error.filename or self.path(step)
+            raise UserError(f"cannot read {name}: {error.strerror}") from error
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """Restore arrays with the shardings in `abstract`.
+        """Verify and restore arrays, which must be finite, with the shardings in `abstract`.
 
-        Args:
-            step: the checkpoint.
-            abstract: `params`, `opt_state` or both, each a pytree of `ShapeDtypeStruct` with
-                shardings. Other arrays are neither verified nor read.
-
-        Returns:
-            The same pytrees, with arrays as leaves.
-
-        Raises:
-            CorruptCheckpointError: if a file is missing or has changed.
-            UserError: if the arrays in the checkpoint have other shapes or dtypes.
+        `abstract` holds `params`, `opt_state` or both, each a pytree of `ShapeDtypeStruct`. Other
+        arrays are neither verified nor read.
         """
         if is_primary():
-            verify_digests(self.path(step), skip=[n for n in ARRAYS if n not in abstract])
-        path = self.path(step).absolute()  # Orbax refuses relative paths
+            self.verify(step, skip=set(ARRAYS) - abstract.keys())
         restored = {}
-        for name, arrays in abstract.items():
-            # Orbax casts other dtypes silently and reports other shapes in many lines.
-            have = _shapes(ocp.metadata(path, checkpointable_name=name).metadata)
-            want = _shapes(arrays)
-            for leaf in sorted(have.keys() | want.keys()):
-                if have.get(leaf) != want.get(leaf):
-                    raise UserError(
-                        f"{path / name} does not match its config: {leaf} is "
-                        f"{have.get(leaf, 'missing')} and should be {want.get(leaf, 'absent')}"
-                    )
-            restored[name] = ocp.load(path, arrays, checkpointable_name=name)
+        with literal_path(self.path(step)) as path:
+            for name, arrays in abstract.items():
+                # Orbax casts other dtypes silently and reports other shapes in many lines.
+                have = _shapes(ocp.metadata(path, checkpointable_name=name).metadata)
+                want = _shapes(arrays)
+                for leaf in sorted(have.keys() | want.keys()):
+                    if have.get(leaf) != want.get(leaf):
+                        raise UserError(
+                            f"{self.path(step) / name} does not match its config: {leaf} is "
+                            f"{have.get(leaf, 'missing')} and should be {want.get(leaf, 'absent')}"
+                        )
+                restored[name] = ocp.load(path, arrays, checkpointable_name=name)
+        if broken := [leaf for leaf, a in _leaves(restored).items() if not _is_finite(a)]:
+            raise UserError(
+                f"{self.path(step)} cannot be used: {broken[0]} has non-finite values (NaN or "
+                "infinity); choose another checkpoint or run"
+            )
         return restored
 
 
@@ -155,8 +168,44 @@ def is_valid_metrics(metrics: Any) -> bool:
     )
 
 
-def _shapes(arrays: Any) -> dict[str, str]:
-    """Map the path of every leaf to its dtype and shape."""
+# Orbax globs brackets, stars and question marks, and takes "gs:/" anywhere for Google Cloud.
+# TensorStore turns backslashes into slashes and accepts only UTF-8.
+_MISREAD = re.compile(r"[][*?\\]|gs:/|[\ud800-\udfff]")
+
+
+@contextlib.contextmanager
+def literal_path(folder: Path) -> Iterator[Path]:
+    """Yield an absolute path that Orbax takes as it is: a temporary link to the folder if need be.
+
+    Raises:
+        UserError: if several processes would need a link, whose paths must not differ.
+    """
+    folder = folder.absolute()
+    if not (found := _MISREAD.search(str(folder))):
+        yield folder
+        return
+    if jax.process_count() > 1:
+        raise UserError(
+            f"several processes cannot use {folder}: its path holds {found[0]!r}; choose another "
+            "--workdir"
+        )
+    with tempfile.TemporaryDirectory(prefix="shakegpt-") as parent:
+        link = Path(parent) / "link"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _leaves(arrays: Any) -> dict[str, Any]:
+    """Map the path of every leaf to it."""
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    names = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
-    return {name: f"{a.dtype}{list(a.shape)}" for name, (_, a) in zip(names, leaves, strict=True)}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _shapes(arrays: Any) -> dict[str, str]:
+    return {name: f"{a.dtype}{list(a.shape)}" for name, a in _leaves(arrays).items()}
+
+
+def _is_finite(array: jax.Array) -> bool:
+    """Return whether the part of an array that only this process checks is finite."""
+    parts = [shard.data for shard in array.addressable_shards if shard.replica_id == 0]
+    return all(np.isfinite(part).all() for part in parts)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,20 +13,14 @@ from shakegpt_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"  # folder inside a run folder
 _METRICS = "metrics.jsonl"  # file inside a run folder
-_TRAIN_ONE = "train one: python run_train.py --config configs/cpu.py"
+_TRAIN_ONE = "train one: shakegpt train --config cpu"
+_DEPTH = 4  # of the search for runs
 
 
 def checkpoint_steps(workdir: str | Path) -> list[int]:
-    """List the steps of a run's checkpoints, intact or corrupt, in ascending order.
-
-    Raises:
-        UserError: if the folder cannot be read.
-    """
+    """List the steps of a run's checkpoints, intact or corrupt, in ascending order."""
     folder = Path(workdir) / CHECKPOINTS
-    try:
-        found = list(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    found = list(folder.iterdir()) if folder.is_dir() else []
     return sorted(
         int(path.name)
         for path in found
@@ -35,22 +29,41 @@ def checkpoint_steps(workdir: str | Path) -> list[int]:
 
 
 def find_runs(workdirs: Sequence[str], runs: str = "runs", *, started: bool = False) -> list[Path]:
-    """Expand paths to run folders; a folder of runs expands to its runs.
-
-    Args:
-        workdirs: run folders, and folders of run folders; empty for the newest run.
-        runs: the folder that holds the runs.
-        started: whether metrics make a run, before there is a checkpoint.
-
-    Raises:
-        UserError: if a path is neither.
-    """
+    """Expand folders of runs to their runs, and nothing to the newest run; see `find_run`."""
     found: list[Path] = []
     for workdir in workdirs or [""]:
-        is_run = not workdir or _saved(workdir, started) or not _runs_inside(workdir, started)
+        is_run = not workdir or _saved(workdir, started)
         inside = [] if is_run else _runs_inside(workdir, started)
         found += inside or [find_run(workdir, runs, started=started)]
     return list({path.resolve(): path for path in found}.values())
+
+
+def find_run(workdir: str = "", runs: str = "runs", *, started: bool = False) -> Path:
+    """Return the run folder to use.
+
+    Args:
+        workdir: a run folder; empty for the one below `runs` with the newest checkpoint.
+        runs: the folder that holds the runs, perhaps in folders of their own.
+        started: whether metrics make a run, before there is a checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not workdir:
+        inside = _runs_inside(runs, started)
+        if not inside:
+            raise UserError(f"no run found under {runs}/; {_TRAIN_ONE}")
+        return max(inside, key=lambda run: max(map(_time, _saved(run, started)), default=0))
+    if not os.path.isdir(workdir):  # Path.is_dir raises for names that are too long
+        raise UserError(f"no such run folder: {workdir}; {_remedy(workdir)}")
+    if _saved(workdir, started):
+        return Path(workdir)
+    if inside := _runs_inside(workdir, started):
+        names = ", ".join(str(path.relative_to(workdir)) for path in inside[:20])
+        more = f" and {len(inside) - 20} more" if len(inside) > 20 else ""
+        raise UserError(f"{workdir} is a folder of runs ({names}{more}); give one of them")
+    missing = "metrics" if started else "checkpoints"
+    raise UserError(f"{workdir} is not a run folder: it holds no {missing}; {_remedy(workdir)}")
 
 
 def short_names(workdirs: Iterable[str]) -> dict[str, str]:
@@ -77,43 +90,28 @@ def _saved(workdir: str | Path, started: bool) -> list[Path]:
     return checkpoints + ([folder / _METRICS] if started and (folder / _METRICS).is_file() else [])
 
 
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # training has replaced the checkpoint
+        return 0
+
+
 def _runs_inside(folder: str, started: bool) -> list[Path]:
-    inside = sorted(Path(folder).glob("*/")) if os.path.isdir(folder) else []
-    return [path for path in inside if _saved(path, started)]
+    return [path for path in _folders_inside(Path(folder), _DEPTH) if _saved(path, started)]
 
 
-def find_run(workdir: str = "", runs: str = "runs", *, started: bool = False) -> Path:
-    """Return the run folder to use.
-
-    Args:
-        workdir: a run folder; empty for the one under `runs` with the newest checkpoint.
-        runs: the folder that holds the runs.
-        started: whether metrics make a run, before there is a checkpoint.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if workdir:
-        if not os.path.isdir(workdir):  # Path.is_dir raises for names that are too long
-            raise UserError(f"no such run folder: {workdir}; {_remedy(workdir)}")
-        saved = _saved(workdir, started)
-        if not saved and (runs_inside := _runs_inside(workdir, started)):
-            names = ", ".join(path.name for path in runs_inside)
-            raise UserError(f"{workdir} is a folder of runs ({names}); give one of them")
-        if not saved:
-            missing = "metrics" if started else "checkpoints"
-            raise UserError(
-                f"{workdir} is not a run folder: it holds no {missing}; {_remedy(workdir)}"
-            )
-        return Path(workdir)
-    newest = {
-        max(each.stat().st_mtime_ns for each in saved): path
-        for path in Path(runs).glob("*")
-        if path.is_dir() and (saved := _saved(path, started))
-    }
-    if not newest:
-        raise UserError(f"no run found under {runs}/; {_TRAIN_ONE}")
-    return newest[max(newest)]
+def _folders_inside(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield folders below a folder, in order. Those behind links are not searched further."""
+    readable = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
+    for name in sorted(os.listdir(folder)) if readable else []:
+        path = folder / name
+        is_run = name == CHECKPOINTS and checkpoint_steps(folder)
+        if name.startswith(".") or is_run or not os.path.isdir(path):
+            continue
+        yield path
+        if depth > 1 and not path.is_symlink():
+            yield from _folders_inside(path, depth - 1)
 
 
 def _remedy(path: str) -> str:
@@ -124,7 +122,7 @@ def _remedy(path: str) -> str:
         if checkpoint_steps(run):
             return f"it is part of the run {run}; give that"
     if path.endswith(".pt") or os.path.isfile(os.path.join(path, "config.json")):
-        return f"import it first: python -m shakegpt_jax.import_model {shlex.quote(path)}"
+        return f"import it first: shakegpt import_model {shlex.quote(path)}"
     return _TRAIN_ONE
 
 
@@ -150,11 +148,7 @@ class RunMetadata:
 
     @classmethod
     def from_json(cls, metadata: Any) -> Self:
-        """Validate and read the result of `to_json`.
-
-        Raises:
-            UserError: if the format version is unknown or a value is invalid.
-        """
+        """Read the result of `to_json`, and check it."""
         version = metadata.get("format_version") if isinstance(metadata, dict) else None
         if type(version) is int and version > _FORMAT_VERSION:
             raise UserError(
@@ -163,7 +157,7 @@ class RunMetadata:
             )
         if type(version) is not int or version != _FORMAT_VERSION:
             raise UserError(f"its format_version is {version!r}, not {_FORMAT_VERSION}")
-        config = Config.from_dict(metadata.get("config"))
+        config = Config.from_dict(metadata.get("config"), recorded=True)
         vocabulary, digest = metadata.get("vocabulary"), metadata.get("text_sha256")
         if not vocabulary or not isinstance(vocabulary, str):
             raise UserError("its vocabulary is not a text, or empty")

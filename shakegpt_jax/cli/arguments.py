@@ -17,22 +17,13 @@ class ArgumentParser(argparse.ArgumentParser):
     _example = ""  # of an option, for a value that stands alone
 
     def __init__(self, prog: str, description: str = "", **options: Any):
-        super().__init__(
-            prog=prog,
-            usage=f"{prog} [options]",
-            description=description,
-            allow_abbrev=False,
-            **options,
-        )
+        options |= {"usage": f"{prog} [options]", "description": description}
+        super().__init__(prog, allow_abbrev=False, **options)
 
     def add_run(self) -> None:
         """Add --workdir: which trained run."""
-        self.add_argument(
-            "--workdir",
-            type=named,
-            action=StoreOnce,
-            help="run folder; default: the newest in runs/",
-        )
+        help_text = "run folder; default: the newest in runs/"
+        self.add_argument("--workdir", type=named, action=StoreOnce, help=help_text)
         self._example = "--workdir RUN, and a text with spaces is quoted"
 
     def add_runs(self, *, positional: bool = False) -> None:
@@ -42,23 +33,14 @@ class ArgumentParser(argparse.ArgumentParser):
             self.add_argument(
                 "runs", metavar="RUN", nargs="*", type=named, help="the same as --workdir RUN"
             )
-        self.add_argument(
-            "--workdir",
-            default=[],
-            action="append",
-            type=named,
-            help="run folder, or folder of runs; may be repeated; default: the newest in runs/",
-        )
+        help_text = "run folder, or folder of runs; repeatable; default: the newest in runs/"
+        self.add_argument("--workdir", default=[], action="append", type=named, help=help_text)
         self._example = "--workdir RUN"
 
     def add_step(self) -> None:
         """Add --step: which checkpoint of the run."""
-        self.add_argument(
-            "--step",
-            type=_step,
-            default="best",
-            help="checkpoint: best (default), latest or a step",
-        )
+        help_text = "checkpoint: best (default), latest or a step"
+        self.add_argument("--step", type=_step, default="best", help=help_text)
 
     def add_processes(self) -> None:
         """Add --distributed and what describes this process of several."""

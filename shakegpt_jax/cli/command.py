@@ -63,6 +63,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     """
     exit_on_signal()
     sys.argv[1:] = _with_underscores(sys.argv[1:])
+    os.environ.pop("JAX_ENABLE_X64", None)  # every figure is in float32 or int32
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # closed by the shell
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

@@ -29,11 +29,9 @@ class Corpus:
 
 
 def load_corpus(path: str, block_size: int, characters: str = "") -> Corpus:
-    """Read a text and split it: a file, which is tokenized, or a folder of prepared ids.
+    """Read and split a file, which is tokenized, a folder of prepared ids or, "", Tiny Shakespeare.
 
-    Both forms of a text give the same ids and the same digest. Those of a folder stay on disk,
-    unless `characters`, which join the vocabulary, has some that the text lacks. An empty path is
-    Tiny Shakespeare.
+    The ids of a folder stay on disk, unless `characters` adds some to the vocabulary.
     """
     note: list[str] = []
     if os.path.isdir(os.path.expanduser(path)):

@@ -150,7 +150,7 @@ def load_prepared(path: str) -> PreparedText:
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is a folder; give a UTF-8 text file, or a folder that "
-            "`python -m shakegpt_jax.prepare` has finished"
+            "`shakegpt prepare` has finished"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False

@@ -28,7 +28,7 @@ def split_windows(windows_BxT1: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def sample_starts(key: jax.Array, n: int, batch_size: int, block_size: int) -> jax.Array:
     """Sample (B,) starts uniformly over every window of n characters, with replacement."""
-    return jax.random.randint(key, (batch_size,), 0, n - block_size)
+    return jax.random.randint(key, (batch_size,), 0, n - block_size, jnp.int32)
 
 
 def shuffled_starts(
@@ -47,7 +47,7 @@ def shuffled_starts(
         epoch_key = jax.random.fold_in(key, position // n_windows)
         index = (position % n_windows).astype(jnp.int32)
         offset_key, order_key = jax.random.split(epoch_key)
-        offset = jax.random.randint(offset_key, (), 0, n - n_windows * block_size)
+        offset = jax.random.randint(offset_key, (), 0, n - n_windows * block_size, jnp.int32)
         return offset + block_size * permute(order_key, index, n_windows)
 
     first = jnp.uint32(step) * jnp.uint32(batch_size)
@@ -55,14 +55,15 @@ def shuffled_starts(
 
 
 def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
-    """Return where a random permutation of [0, n) moves a () int32 index.
+    """Return where a random permutation of [0, n), which is not stored, moves a () int32 index.
 
-    Unlike `jax.random.permutation`, it does not store the permutation, which may be of as many
-    windows as a long text has. Each round pairs the indices and swaps about half of the pairs: the
-    swap-or-not shuffle of Hoang, Morris and Rogaway 2012.
+    The swap-or-not shuffle (Hoang, Morris and Rogaway 2012): each round pairs the indices and swaps
+    about half of the pairs.
     """
     sum_key, swap_key = jax.random.split(key)
-    sums = jax.random.randint(sum_key, (_ROUNDS,), 0, n)  # of the indices of a pair, modulo n
+    sums = jax.random.randint(
+        sum_key, (_ROUNDS,), 0, n, jnp.int32
+    )  # of the indices of a pair, modulo n
 
     def swap(index: jax.Array, pairing: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         key, sum_ = pairing

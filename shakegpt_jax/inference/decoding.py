@@ -47,22 +47,11 @@ def prefill(
     n_spare: int = 0,
     with_log_probs: bool = False,
 ) -> tuple[DecodingState, jax.Array, jax.Array | None]:
-    """Process the context of each row in one pass and sample one character.
+    """Process the left-aligned context of each row in one pass and sample one character.
 
-    Args:
-        model: a `GPT`, or anything with its `extend`, `head`, `config` and `vocab_size`.
-        params: its parameters.
-        window_BxT: ids, left-aligned context of each row, then padding.
-        context_lengths_B: number of context characters in each row, at least 1.
-        seeds_B: uint32, one per row.
-        count: () or (B,) characters generated before this one.
-        sampling: sampling options.
-        n_spare: cache slots beyond block_size, for drafts that are rejected.
-        with_log_probs: whether to return the log-probabilities that the model gives all characters.
-
-    Returns:
-        The state to continue from, the (B, 1) int32 ids, and (B, 1, V) float32 log-probabilities
-        or None.
+    `count`, () or (B,), is how many characters came before it; `n_spare` more cache slots take
+    rejected drafts. Returns the state, (B, 1) int32 ids, and with `with_log_probs` (B, 1, V)
+    log-probabilities of all characters.
     """
     n_row = len(window_BxT)
     cache = init_cache(model.config, n_row, n_spare)
@@ -90,12 +79,9 @@ def decode(
     *,
     with_log_probs: bool = False,
 ) -> tuple[DecodingState, jax.Array, jax.Array | None]:
-    """Generate `n_chunk` characters, one pass each; the state is donated.
+    """Generate C = `n_chunk` characters, one pass each; returns what `prefill` does.
 
-    Returns:
-        The next state, the (B, n_chunk) int32 ids, and (B, n_chunk, V) float32 log-probabilities
-        or None: see `prefill`. Past the last cache slot all are meaningless; the caller must
-        discard them.
+    The state is donated. What comes past the last cache slot is meaningless.
     """
 
     def step(carry: tuple[KVCache, jax.Array], noise_BxV: jax.Array) -> tuple[Any, Any]:
@@ -125,24 +111,13 @@ def decode_drafted(
     n_verified: int,
     n_pass: int,
 ) -> tuple[DraftingState, jax.Array, jax.Array]:
-    """Generate 1 to `n_verified` characters in each of `n_pass` passes; the state is donated.
+    """Generate 1 to `n_verified` characters in each of up to `n_pass` passes.
 
-    In each pass the n-gram drafts characters and the model says what it would have written after
-    each. This is speculative decoding (Leviathan et al. 2023), except that both choose with the
-    same noise, and a draft is accepted if the model makes the same choice. So the text is the one
-    that `decode` writes, up to rounding. Rows with no characters left wait for the others.
-
-    Args:
-        model: see `prefill`.
-        params: its parameters.
-        ngram: the draft model.
-        state: the state to continue from; its cache has `n_verified` spare slots.
-        sampling: sampling options, of both models.
-        n_verified: characters per pass: the latest one and the drafts after it.
-        n_pass: passes of the model, at most.
-
-    Returns:
-        The next state, (B, n_pass * n_verified) int32 ids, and how many of each row count.
+    In each pass the n-gram drafts characters after the latest one, and the model says what it would
+    have written after each. This is speculative decoding (Leviathan et al. 2023), except that both
+    choose with the same noise, and a draft is accepted if the model makes the same choice. So the
+    text is the one that `decode` writes, up to rounding. Rows with no characters left wait for the
+    others. The state is donated. Returns the next one, ids, and how many of each row count.
     """
 
     def one_pass(carry: tuple[Any, ...]) -> tuple[Any, ...]:

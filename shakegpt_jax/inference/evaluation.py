@@ -1,6 +1,8 @@
 """Evaluation of a trained run: loss on a text, and memorization of its training text."""
 
+import bisect
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,24 +29,32 @@ class RunEvaluation:
     step: int
     parameters: int
     train_time: float | None  # seconds of training up to the checkpoint, if known
+    text: str  # its name, for people
+    text_sha256: str  # of the whole file in UTF-8
     evaluation: Evaluation
     sampled_from: int | None  # characters of the text, if only a sample of them was scored
     copies: dict[str, str]  # see `longest_copies`; empty if they were not asked for
 
     def to_json(self) -> dict[str, Any]:
         """Return a flat JSON object."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = vars(self).copy()
         evaluation, copies = fields.pop("evaluation"), fields.pop("copies")
         if fields["sampled_from"] is None:
             del fields["sampled_from"]
-        return fields | dataclasses.asdict(evaluation) | copies
+        return fields | vars(evaluation) | copies
+
+    @property
+    def scored(self) -> str:
+        """The text and how many of its characters were scored."""
+        of = f"of {self.sampled_from:,} " if self.sampled_from else ""
+        return f"{self.text}, {self.evaluation.count:,} {of}characters"
 
     def cells(self) -> list[str]:
         """Return the row of a table: `COLUMNS` but the first, and `COPY_COLUMNS` if known."""
         found = self.evaluation
         return [
             f"{found.loss:.4f}",
-            "" if found.standard_error is None else f"{found.standard_error:.4f}",
+            "-" if found.standard_error is None else f"{found.standard_error:.4f}",
             f"{found.perplexity:.3f}",
             f"{self.parameters:,}",
             str(self.step),
@@ -54,14 +64,15 @@ class RunEvaluation:
 
     def __str__(self) -> str:
         """Return one line per value."""
-        error = self.evaluation.standard_error
+        found, error = self.evaluation, self.evaluation.standard_error
         lines = {
             "checkpoint": self.checkpoint,
-            "loss": f"{self.evaluation.loss:.4f} nats/character",
+            "text": self.text,
+            "loss": f"{found.loss:.4f} nats/character",
             "standard error": "unknown for one character" if error is None else f"{error:.4f}",
-            "perplexity": f"{self.evaluation.perplexity:.4f}",
-            "bits per character": f"{self.evaluation.bits_per_character:.4f}",
-            "count": str(self.evaluation.count)
+            "perplexity": f"{found.perplexity:.4f}",
+            "bits per character": f"{found.bits_per_character:.4f}",
+            "count": str(found.count)
             + (f", evenly spread over {self.sampled_from}" if self.sampled_from else ""),
         }
         for name, copy in self.copies.items():
@@ -77,6 +88,8 @@ class Selection:
     lm: LanguageModel
     corpus: Corpus | None  # the training text and its splits, if they were needed
     name: str  # of the text, for people
+    source: str  # what it is a split of; empty: all of a text
+    sha256: str  # of the whole file in UTF-8
     n_character: int  # of the whole text
     pieces: list[np.ndarray]  # ids: the text, or evenly spread pieces of it
     stride: int | None
@@ -90,9 +103,8 @@ class Selection:
 
     def summarize(self, losses: np.ndarray) -> RunEvaluation:
         """Summarize the (count,) losses of the text, and search for copies if that was chosen."""
-        lm, corpus = self.lm, self.corpus
+        lm, corpus, copies = self.lm, self.corpus, {}
         assert lm.step is not None  # load() sets it
-        copies = {}
         if self.memorization:
             assert corpus  # select() has loaded it
             copies = longest_copies(lm, corpus.train_ids, corpus.val_ids)
@@ -101,6 +113,8 @@ class Selection:
             step=lm.step,
             parameters=lm.n_params,
             train_time=_train_time(self.workdir, lm.step),
+            text=self.name + (f" of {self.source}" if self.source else ""),
+            text_sha256=self.sha256,
             evaluation=Evaluation.from_losses(losses),
             sampled_from=self.n_character if len(self.pieces[0]) < self.n_character else None,
             copies=copies,
@@ -122,18 +136,12 @@ def select(
     Args:
         workdir: run folder.
         step: the checkpoint.
-        split: a part of the text that the run was trained on; None: its validation split, or all
-            of `path`.
-        path: another text; with `split`, the new path of the text that the run was trained on.
+        split: of the training text; None: its validation split, or all of `path`.
+        path: another text; with `split`, where the training text is now.
         stride: see `LanguageModel.evaluate`.
         characters: how many to score, evenly spread over the text; 0: all. None: for a split as
             many as in training, for another text all.
-        memorization: whether to search for copies of the training text, which must be readable
-            then, whatever is evaluated.
-
-    Raises:
-        UserError: if the checkpoint or a text cannot be read, the training text has changed, or
-            another text has characters that the model lacks.
+        memorization: whether to search for copies of the training text, which is read then.
     """
     lm = load(workdir, step=step)
     corpus = None
@@ -146,18 +154,21 @@ def select(
                 "with the training text"
             ) from error
     if path is not None and split is None:
-        name, ids, most = path, lm.tokenizer.encode(read_text(path)), 0
+        text, name, source, most = read_text(path), path, "", 0
+        ids, sha256 = lm.tokenizer.encode(text), hashlib.sha256(text.encode()).hexdigest()
     else:
         assert corpus
         name = {"train": "the training split", "val": "the validation split"}[split or "val"]
+        source = path or lm.config.data.path or "Tiny Shakespeare"
         ids = corpus.train_ids if split == "train" else corpus.val_ids
-        most = lm.config.train.eval_characters
-    pieces = spread_pieces(
-        ids, most if characters is None else characters, lm.model.config.block_size
-    )
+        sha256, most = corpus.sha256, lm.config.train.eval_characters
+    most = most if characters is None else characters
+    pieces = spread_pieces(ids, most, lm.config.model.block_size)
     require(len(ids) >= 2, "the text's length", len(ids), "2 or more")
     stride = lm.check_stride(stride)
-    return Selection(workdir, lm, corpus, name, len(ids), pieces, stride, memorization)
+    return Selection(
+        workdir, lm, corpus, name, source, sha256, len(ids), pieces, stride, memorization
+    )
 
 
 def _train_time(workdir: str | Path, step: int) -> float | None:
@@ -169,9 +180,7 @@ def _train_time(workdir: str | Path, step: int) -> float | None:
 
 
 N_GENERATED = 10_000  # characters to search
-
 SHORTEST_STRETCH = 20  # characters; shorter ones are common phrases
-
 _LONGEST_SEARCH = 2**27  # characters of text; it is held in memory and searched many times
 
 
@@ -193,14 +202,7 @@ class Stretch(NamedTuple):
 
 
 def copied_stretches(text: str, source: str, shortest: int = SHORTEST_STRETCH) -> list[Stretch]:
-    """Return the maximal stretches of `text` that occur in `source`, in order.
-
-    Args:
-        text: the text to search for copies; its distinct stretches are held in memory.
-        source: the text that they may be from.
-        shortest: characters of a stretch, 1 or more. Stretches that are part of another stretch
-            are left out. Others may overlap.
-    """
+    """Return the maximal stretches of `text` that occur in `source`, in order; they may overlap."""
     n_gram = len(text) - shortest + 1
     grams = {text[i : i + shortest] for i in range(n_gram)}
     windows = (source[i : i + shortest] for i in range(len(source) - shortest + 1))
@@ -221,34 +223,13 @@ def copied_stretches(text: str, source: str, shortest: int = SHORTEST_STRETCH) -
 
 def _longest_extension(text: str, source: str, start: int, end: int) -> int:
     """Return by how much text[start:end], which occurs in `source`, can grow and still occur."""
-    low, high = 0, 1
-    while end + high <= len(text) and text[start : end + high] in source:
-        low, high = high, 2 * high
-    high = min(high, len(text) - end + 1)
-    while high - low > 1:  # it occurs with `low` more, and not with `high` more
-        middle = (low + high) // 2
-        if text[start : end + middle] in source:
-            low = middle
-        else:
-            high = middle
-    return low
+    return -1 + bisect.bisect_left(
+        range(len(text) - end + 1), True, key=lambda n: text[start : end + n] not in source
+    )
 
 
 def longest_copies(lm: LanguageModel, train_ids: np.ndarray, val_ids: np.ndarray) -> dict[str, str]:
-    """Find the longest copy of the training text in text that a model generates.
-
-    Args:
-        lm: the model; generates N_GENERATED characters with the default options.
-        train_ids: the text that it was trained on.
-        val_ids: the validation text, a baseline for matches by chance.
-
-    Returns:
-        `longest_copy`, and `in_validation_text`, the longest copy in as many characters of the
-        validation text.
-
-    Raises:
-        UserError: if the training text is too long to search.
-    """
+    """Find the longest copy in text of a model and, as a baseline, in the validation text."""
     check_searchable(len(train_ids))
     train_text, val_text = (lm.tokenizer.decode(ids) for ids in (train_ids, val_ids))
     prompt = val_text[0]

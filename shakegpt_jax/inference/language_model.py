@@ -14,7 +14,7 @@ from shakegpt_jax.checkpoints.run_folder import find_run
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
-from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
 from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
@@ -47,7 +47,7 @@ class LanguageModel:
             raise ValueError("model.config and config.model differ")
 
     def __repr__(self) -> str:
-        """Return the shape and the checkpoint, without the weights."""
+        """Describe the model without its weights."""
         shape = self.config.model
         return (
             f"<LanguageModel: {self.n_params:,} parameters, {shape.n_layer} layers x "
@@ -78,9 +78,7 @@ class LanguageModel:
         window_stride: int | None = None,
         draft: bool | None = None,
     ) -> Prompt:
-        """Continue a prompt, or several in one batch.
-
-        A prompt in a batch gets the same text as it would alone.
+        """Continue a prompt, or several in one batch, each as it would be continued alone.
 
         Args:
             prompt: one text or a list of texts, each of 1 character or more.
@@ -89,8 +87,8 @@ class LanguageModel:
             top_k: sample from the k most probable characters; None: from all.
             top_p: sample from the smallest set of characters whose probabilities add up to p
                 (Holtzman et al. 2020); None: from all.
-            seed: random seed, one for all prompts or one each.
-            stop: stop strings; a continuation ends before the first one that occurs in it.
+            seed: one for all prompts or one each.
+            stop: stop strings; a continuation ends before the one that is complete first.
             window_stride: characters to drop when the context window is full. 1 keeps the most
                 context but prefills the window for every character; None drops half of it.
             draft: whether an n-gram of the training text drafts characters that the model
@@ -107,17 +105,9 @@ class LanguageModel:
         is_prompt = isinstance(prompt, str | list | tuple)
         require(is_prompt, "prompt", prompt, "a text or a list of texts")
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        chunks = self.stream(
-            prompts,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            window_stride=window_stride,
-            draft=draft,
-        )
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        options |= {"seed": seed, "stop": stop, "window_stride": window_stride, "draft": draft}
+        chunks = self.stream(prompts, max_new_tokens, **options)
         texts = ["".join(row) for row in zip(prompts, *chunks, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -176,19 +166,11 @@ class LanguageModel:
     def logits(
         self, text: str | list[str], *, stride: int | None = None
     ) -> np.ndarray | list[np.ndarray]:
-        """Compute the logits of the next character at every position.
-
-        Args:
-            text: one text or a list of texts, each of 1 character or more.
-            stride: how texts longer than block_size are cut into windows; see `evaluate`.
+        """Compute the logits of the next character at every position; see `evaluate`.
 
         Returns:
             (len(text), vocab_size) float32; row i predicts character i + 1. A list of such arrays
             for a list of texts.
-
-        Raises:
-            UserError: if a text is empty or outside the vocabulary, or the stride is not from 1 to
-                block_size.
         """
         require(isinstance(text, str | list | tuple), "text", text, "a text or a list of texts")
         if not isinstance(text, str):
@@ -198,17 +180,10 @@ class LanguageModel:
         return next_logits(self.model, self.params, ids, stride=stride)
 
     def score(self, text: str, *, stride: int | None = None) -> np.ndarray:
-        """Compute the log-probability of each character but the first.
-
-        Args:
-            text: 2 characters or more. Text longer than block_size is cut into windows.
-            stride: see `evaluate`.
+        """Compute the log-probability of each character but the first; see `evaluate`.
 
         Returns:
             (len(text) - 1,) float32 natural logarithms.
-
-        Raises:
-            UserError: see `evaluate`.
         """
         require(isinstance(text, str), "text", text, "a text")
         require(len(text) >= 2, "the text's length", len(text), "2 or more")
@@ -216,15 +191,15 @@ class LanguageModel:
         return -character_losses(self.model, self.params, ids, stride=stride)
 
     def check_stride(self, stride: int | None) -> int | None:
-        """Return a stride as a number; raises a `UserError` like `evaluate`."""
+        """Return a stride as a number."""
         n_time = self.config.model.block_size
         return stride if stride is None else as_integer("stride", stride, 1, n_time)
 
     def evaluate(self, text: str, *, stride: int | None = None) -> Evaluation:
-        """Evaluate the model on a text.
+        """Compute how well the model predicts a text of 2 characters or more.
 
         Args:
-            text: 2 characters or more.
+            text: if it is longer than block_size, it is cut into windows.
             stride: characters from one window to the next; None: windows do not overlap. A
                 smaller stride gives each character more context and takes longer.
 
@@ -238,11 +213,7 @@ class LanguageModel:
         return Evaluation.from_losses(-self.score(text, stride=stride))
 
     def default_prompt(self) -> str:
-        """Return the default prompt, or a line of the validation text if it cannot be encoded.
-
-        Raises:
-            UserError: if the text is needed and `load_corpus` fails.
-        """
+        """Return the default prompt, or a line of the validation text if it cannot be encoded."""
         vocabulary = self.tokenizer.vocabulary
         if set(PROMPT) <= set(vocabulary):
             return PROMPT
@@ -255,11 +226,9 @@ class LanguageModel:
         return choose_prompt(vocabulary, self.tokenizer.decode(val_ids[:1_000]))
 
     def load_corpus(self, path: str | None = None) -> Corpus:
-        """Load the text that the model was trained on.
+        """Load the text that the model was trained on, from a path or where it was then.
 
-        Args:
-            path: where it is now; None: where it was when the run started. If the text is unknown,
-                any text in the vocabulary of the model is accepted.
+        If the text is unknown, any text in the vocabulary of the model is accepted.
 
         Raises:
             UserError: if the text cannot be read or has changed since, or is unknown.
@@ -310,7 +279,7 @@ def load(
     """Load a trained model.
 
     Args:
-        workdir: a run folder, such as "runs/cpu"; empty: the newest under "runs".
+        workdir: a run folder; empty: the newest under "runs".
         step: the checkpoint; "best" has the lowest validation loss.
 
     Raises:
@@ -325,15 +294,7 @@ def load(
             right = "'best', 'latest' or a whole number"
             raise UserError(f"step is {step!r}; it must be {right}") from error
     checkpoints = CheckpointReader(find_run(str(workdir)))
-    try:
-        return checkpoints.read_stable(lambda: _load(checkpoints, step))
-    except CorruptCheckpointError as error:
-        steps = checkpoints.steps
-        if len(steps) < 2:
-            raise
-        intact = [each for each in steps if checkpoints.is_intact(each)]
-        advice = f"intact: {intact}" if intact else "the other checkpoints are corrupt too"
-        raise CorruptCheckpointError(f"{error}; {advice}") from error
+    return checkpoints.read_stable(lambda: _load(checkpoints, step))
 
 
 def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) -> LanguageModel:

@@ -15,10 +15,7 @@ _MAX_ENTRIES = 2**24  # G x V, of 6 bytes each
 
 
 class NGram(NamedTuple):
-    """An n-gram as an automaton, whose states are the contexts that occur in the text.
-
-    The context of any text is its longest suffix of up to 4 characters that occurs.
-    """
+    """An automaton of the contexts in a text: the longest suffixes of up to 4 characters."""
 
     log_probs_GxV: jax.Array  # float16, of the next character; context 0 is empty
     next_GxV: jax.Array  # int32, the context after that character
@@ -36,10 +33,8 @@ class NGram(NamedTuple):
 def build_ngram(ids: np.ndarray, vocab_size: int) -> NGram:
     """Estimate an n-gram with interpolated Witten-Bell smoothing (Chen and Goodman 1999).
 
-    Args:
-        ids: (N,) the text. Only the last 4 million characters count, and large vocabularies get
-            fewer characters of context, so that the result takes 100 MB or less.
-        vocab_size: V.
+    Of the (N,) ids only the last 4 million count, and large vocabularies get fewer characters of
+    context, so that the result takes 100 MB or less.
     """
     ids = ids[-_MAX_CHARACTERS:].astype(np.int32)
     contexts_N = np.zeros_like(ids)  # context before each character
@@ -73,16 +68,8 @@ def _interpolate(counts_GxV: np.ndarray, shorter_GxV: np.ndarray) -> np.ndarray:
 
 
 def drafting_pays(n_params: int, n_row: int, n_new: int, window_stride: int) -> bool:
-    """Return whether drafting is faster than one pass per character.
-
-    The rule was measured on two CPU cores (docs/results.md), where drafting saves about 1e-10 s
-    per parameter and character and takes 0.5 s to read the text and to build the n-gram.
-
-    Args:
-        n_params: parameters of the model.
-        n_row: rows of the batch.
-        n_new: characters to generate per row.
-        window_stride: characters that a window gains when it is filled again.
-    """
+    """Return whether drafting is faster than one pass per character."""
+    # Measured on two CPU cores (docs/results.md), where drafting saves about 1e-10 s per parameter
+    # and character and takes 0.5 s to read the text and to build the n-gram.
     large = n_params >= 10_000_000 and n_params * n_new >= 5e9
     return large and n_row <= 8 and window_stride >= 16

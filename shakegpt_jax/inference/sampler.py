@@ -1,7 +1,6 @@
 """Text generation: it prefills the window, decodes until it is full, and starts again.
 
-The text of a row depends only on its own prompt, seed and options (up to rounding): not on the
-other rows of the batch, on the chunk length or on drafting.
+The text of a row depends only on its own prompt, seed and options, up to rounding.
 
 Axes: B rows, T characters, C characters of a chunk.
 """
@@ -31,23 +30,20 @@ from shakegpt_jax.model.layers import cast_blocks
 # use longer chunks: dispatch overhead would otherwise take a third of their time.
 _CHUNK, _SMALL_MODEL_CHUNK, _SMALL_MODEL = 16, 32, 10_000_000
 
-# Characters per pass of drafted decoding, for up to _FEW rows and for more, and the characters that
-# a pass accepts, about.
+# Characters per pass of drafted decoding, for up to _FEW rows and for more, and roughly how many a
+# pass accepts.
 _FEW, _VERIFIED_OF_FEW, _VERIFIED, _ACCEPTED = 2, 8, 4, 4
 
 
 def default_window_stride(block_size: int) -> int:
-    """Return a stride that keeps block_size // 2 characters, the latest among them."""
+    """Return the stride that keeps block_size // 2 characters, the latest among them."""
     return min(block_size, block_size - block_size // 2 + 1)
 
 
 def context_length(length: int, block_size: int, window_stride: int) -> int:
-    """Return how many of the last characters of a text are context for the next one.
-
-    A text of up to block_size characters is used whole. A longer one keeps its last `block_size -
-    window_stride` characters and fills the window again, since learned positions do not allow the
-    cache to slide. The result depends on the length of the text alone.
-    """
+    """Return how many of the last characters of a text are context for the next one."""
+    # A longer text keeps its last block_size - window_stride characters and fills the window again,
+    # since learned positions do not allow the cache to slide.
     if length <= block_size:
         return length
     return block_size - window_stride + 1 + (length - block_size - 1) % window_stride
@@ -63,22 +59,11 @@ def generate_ids(
     window_stride: int,
     ngram: NGram | None = None,
 ) -> Iterator[list[np.ndarray]]:
-    """Continue each prompt, all in one batch.
+    """Continue B prompts, arrays of one id or more, by `max_new_tokens` characters each.
 
-    Args:
-        model: a `GPT`, or anything with its `extend`, `head` and `config`.
-        params: its parameters.
-        prompts: B arrays of ids, each of length 1 or more.
-        seeds: B seeds, one per row.
-        max_new_tokens: characters to generate per row.
-        sampling: sampling options.
-        window_stride: characters to drop when the window is full, in [1, block_size]. 1 is
-            exact but prefills the window again for every character; larger is faster.
-        ngram: drafts characters that the model verifies, several per pass; None: no drafts.
-
-    Yields:
-        B arrays of new int32 ids as soon as they are generated; each row adds up to
-        max_new_tokens. With drafts the lengths differ.
+    Yields B arrays of new int32 ids as soon as they are generated. With an n-gram, which drafts
+    characters, their lengths differ. A full window drops `window_stride` characters: 1 is exact but
+    prefills the window again for every character.
     """
     n_slot = model.config.block_size
     n_row = len(prompts)
@@ -95,16 +80,9 @@ def generate_ids(
         window_BxT, context_lengths_B = align_contexts(tails, lengths, n_slot, window_stride)
         # The last character of a full window still predicts one more.
         room = min(n_slot - int(context_lengths_B.max()) + 1, max_new_tokens - count)
-        state, first_Bx1, _ = prefill(
-            model,
-            params,
-            window_BxT,
-            context_lengths_B,
-            seeds_B,
-            count,
-            sampling,
-            n_spare=0 if ngram is None else n_verified,
-        )
+        context = window_BxT, context_lengths_B, seeds_B, count
+        n_spare = 0 if ngram is None else n_verified
+        state, first_Bx1, _ = prefill(model, params, *context, sampling, n_spare=n_spare)
         left_B = np.full(len(tails), room, np.int32)
         chunks: Iterator[tuple[jax.Array, Any]]
         if ngram is not None:
@@ -147,11 +125,7 @@ def align_contexts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the left-aligned (B, T) context of each row, and the (B,) context lengths.
 
-    Args:
-        tails: the last n_slot ids of each text, or all.
-        lengths: of the texts.
-        n_slot: the block size.
-        window_stride: see `generate_ids`.
+    `tails` are the last n_slot ids of texts with `lengths`.
     """
     context_lengths_B = np.array([context_length(n, n_slot, window_stride) for n in lengths])
     n_time = padded_length(int(context_lengths_B.max()), n_slot)

@@ -52,17 +52,10 @@ class Sampling(NamedTuple):
 
 
 def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Sample one character per row: temperature, then top-k, then top-p, then Gumbel-max.
+    """Sample one int32 id per row: temperature, then top-k, then top-p, then Gumbel-max.
 
-    B may be any number of axes.
-
-    Args:
-        noise_BxV: independent standard Gumbel noise; unused if the temperature is 0.
-        logits_BxV: float32; -inf is never sampled.
-        sampling: options; top-p (Holtzman et al. 2020) renormalizes after top-k.
-
-    Returns:
-        (B,) int32 ids.
+    B may be any number of axes. Top-p (Holtzman et al. 2020) renormalizes after top-k. The noise is
+    standard Gumbel noise; a logit of -inf is never sampled.
     """
     sampling = jax.tree.map(_by_row, sampling)
     greedy = sampling.temperature == 0
@@ -98,8 +91,7 @@ def _apply_filters(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def _by_row(option: jax.Array | float) -> jax.Array:
-    """Return an option as an array that broadcasts with (B, V)."""
-    option = jnp.asarray(option)
+    option = jnp.asarray(option, jnp.float32)
     return option[:, None] if option.ndim else option
 
 
@@ -107,7 +99,7 @@ def gumbel_noise(keys_B: jax.Array, indices_BxT: jax.Array, vocab_size: int) -> 
     """Draw the (B, T, V) noise of characters by their index in the continuation of each row."""
 
     def draw(key: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.random.gumbel(jax.random.fold_in(key, index), (vocab_size,))
+        return jax.random.gumbel(jax.random.fold_in(key, index), (vocab_size,), jnp.float32)
 
     return jax.vmap(jax.vmap(draw, (None, 0)))(keys_B, indices_BxT)
 
@@ -115,7 +107,7 @@ def gumbel_noise(keys_B: jax.Array, indices_BxT: jax.Array, vocab_size: int) -> 
 def truncate_at_stops(
     chunks: Iterable[list[str]], stops: Sequence[str], count: int
 ) -> Iterator[list[str]]:
-    """Truncate each of `count` texts as `StopFilter` does; end when all are truncated."""
+    """Truncate each text of a batch as `StopFilter` does, and end when all are truncated."""
     filters = [StopFilter(stops) for _ in range(count)]
     for chunk in chunks:
         yield [each.feed(piece) for each, piece in zip(filters, chunk, strict=True)]
@@ -132,7 +124,6 @@ class StopFilter:
     """
 
     def __init__(self, stops: Sequence[str]):
-        """Filter one text; `stops` are non-empty."""
         self._stops = stops
         self._held = ""
         self.stopped = False

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,23 +33,12 @@ def evaluate(model: GPT, params: Any, *texts: np.ndarray, stride: int | None = N
 def character_losses(
     model: GPT, params: Any, ids: np.ndarray, *, stride: int | None = None
 ) -> np.ndarray:
-    """Compute the negative log-probability of each character given those before it.
+    """Compute the (n - 1,) float32 losses in nats of (n,) ids but the first, from those before.
 
-    Args:
-        model: any linen module that maps (B, T) ids to (B, T, V) logits and has a
-            `config.block_size`.
-        params: its parameters.
-        ids: (n,) the text, n at least 2.
-        stride: characters from one window to the next. None: block_size, so that windows do not
-            overlap and characters have from 1 to block_size characters of context. With a smaller
-            stride, each window but the first scores only its last `stride` characters, which have
-            at least block_size - stride + 1 characters of context.
-
-    Returns:
-        (n - 1,) float32 losses of ids[1:] in nats.
-
-    Raises:
-        ValueError: if n is less than 2 or stride is outside [1, block_size].
+    `stride` is the number of characters from one window to the next. None is block_size: windows do
+    not overlap, and characters have from 1 to block_size characters of context. With a smaller
+    stride, each window but the first scores only its last `stride` characters, which have at least
+    block_size - stride + 1 characters of context.
     """
     losses = functools.partial(_window_losses, model, params)
     return _map_windows(losses, ids, model.config.block_size, stride)
@@ -76,11 +64,7 @@ def character_predictions(
 def next_logits(
     model: GPT, params: Any, ids: np.ndarray, *, stride: int | None = None
 ) -> np.ndarray:
-    """Compute the logits of the character after each one; see `character_losses`.
-
-    Returns:
-        (n, V) float32.
-    """
+    """Compute the (n, V) float32 logits of the character after each one; see `character_losses`."""
     logits = functools.partial(_window_logits, model, params)
     return _map_windows(logits, np.append(ids, ids[-1:]), model.config.block_size, stride)
 
@@ -88,17 +72,7 @@ def next_logits(
 def _map_windows(
     compute: Callable[[np.ndarray], jax.Array], ids: np.ndarray, n_time: int, stride: int | None
 ) -> np.ndarray:
-    """Compute something for every character but the last, with context from windows.
-
-    Args:
-        compute: maps (B, T + 1) windows to (B, T, ...) results.
-        ids: (n,) the text.
-        n_time: T, the block size.
-        stride: see `character_losses`.
-
-    Returns:
-        (n - 1, ...) results.
-    """
+    """Map windows of (n,) ids to (n - 1, ...) results; `compute` maps (B, T + 1) to (B, T, ...)."""
     stride = n_time if stride is None else stride
     if len(ids) < 2:
         raise ValueError(f"a text of {len(ids)} characters has none to score; give 2 or more")
@@ -153,20 +127,13 @@ def _window_predictions(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax
 def attention_weights(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
     """Compute how much each character attends to itself and to each one before it.
 
-    The model runs as usual, and flax.linen captures its queries and keys.
-
-    Args:
-        model: the model.
-        params: its parameters.
-        idx_BxT: integer ids, T at most block_size.
-
-    Returns:
-        (B, L, H, T, S) float32 weights, S = T. The sum over S is 1; later characters have 0.
+    The model runs as usual, and flax.linen captures its queries and keys. Returns (B, L, H, T, T)
+    float32 weights, whose sum over the last axis is 1.
     """
     _, captured = model.apply(
         {"params": params},
         idx_BxT,
-        capture_intermediates=_is_qkv,
+        capture_intermediates=lambda module, _: isinstance(module, QKV),
         mutable=["intermediates"],
     )
     n_time = idx_BxT.shape[1]
@@ -179,7 +146,3 @@ def attention_weights(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
         identity = jnp.broadcast_to(jnp.eye(n_time), (*q_BxHxTxK.shape[:2], n_time, n_time))
         layers.append(attend(q_BxHxTxK, k_BxHxTxK, identity, mask_1x1xTxT))
     return cast(jax.Array, jnp.stack(layers, axis=1))
-
-
-def _is_qkv(module: nn.Module, method: str) -> bool:
-    return isinstance(module, QKV)

@@ -11,6 +11,7 @@ from shakegpt_jax.config import ModelConfig, require_known_fields
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import abstract_params
 
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names in transformers
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")
 HEAD = "lm_head.weight"
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # ends of the names of causal masks
@@ -52,26 +53,20 @@ def read_params(
     """Build the parameters of `GPT` from a state dict of GPT-2.
 
     Args:
-        arrays: float32, by name, without the causal masks. If no module has a bias, the biases are
-            zero.
+        arrays: float32, without the causal masks. Without any bias, all of them are zero.
         config: shape of the model.
-        characters: the vocabulary in the order of the source. The result has them sorted.
+        characters: the vocabulary in the order of the arrays; the result has it sorted.
         source: file name for error messages.
         torch_linear: matrices are (out, in), as in `torch.nn.Linear`, not (in, out) as in GPT-2.
-
-    Raises:
-        UserError: naming an array that is missing, unknown, of another shape, or not finite.
     """
-    shapes = flatten_dict(abstract_params(config, len(characters)))
-    names = gpt2_names(config, unflatten_dict(shapes))
+    abstract = abstract_params(config, len(characters))
+    names, shapes = gpt2_names(config, abstract), flatten_dict(abstract)
     biased = any(name.endswith(".bias") for name in arrays)
     used = {name for name in names if biased or not name.endswith(".bias")}
-    for problem, keys in (
-        ("lacks", used - arrays.keys()),
-        ("has an unknown", arrays.keys() - used),
-    ):
-        if keys:
-            raise UserError(f"{source} {problem} {min(keys)[:80]}, so it is not such a GPT-2 model")
+    if different := used ^ arrays.keys():
+        problem = "has an unknown" if different <= arrays.keys() else "lacks"
+        name = min(different - arrays.keys() or different)
+        raise UserError(f"{source} {problem} {name:.80}, so it is not a GPT-2 of its config")
     order = np.argsort([ord(c) for c in characters])
     params = {}
     for name, path in names.items():

@@ -13,46 +13,41 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.interop.gpt2 import HEAD, gpt2_names
+from shakegpt_jax.interop.gpt2 import ACTIVATIONS, HEAD, gpt2_names
 from shakegpt_jax.interop.huggingface_tokenizer import tokenizer_json
 from shakegpt_jax.interop.model_card import model_card
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 
-CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
-RUN_ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
-ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names there
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
 
-_CARD, _GENERATION, _SPECIAL = "README.md", "generation_config.json", "tokenizer_config.json"
-_FILES = {_CARD, CONFIG, _GENERATION, TOKENIZER, _SPECIAL, WEIGHTS}
+_GENERATION, _TOKENIZATION = "generation_config.json", "tokenizer_config.json"
+_FILES = {"README.md", CONFIG, _GENERATION, WEIGHTS, "tokenizer.json", _TOKENIZATION}
 
 
 def check_output(output: str, *, force: bool) -> Path:
     """Return the absolute path of a folder that can be written without losing anything.
 
     Raises:
-        UserError: if there is a file, a folder that is not an export, or, without `force`, an
-            export.
+        UserError: if something other than an export is there, or an export without `force`.
     """
     folder = Path(os.path.realpath(os.path.expanduser(output)))
     try:
         names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
         return folder
-    except NotADirectoryError as error:
-        raise UserError(f"{output} is not a folder; choose another --output") from error
     except OSError as error:
-        raise UserError(f"cannot read {output}: {error.strerror}") from error
+        right = "choose another --output"
+        raise UserError(f"{output} is not a folder ({error.strerror}); {right}") from error
     if others := sorted(names - _FILES if _is_export(folder) else names):
-        raise UserError(
-            f"{output} holds {others[0]}, which no export wrote; choose another --output"
-        )
+        right = "choose another --output"
+        raise UserError(f"{output} holds {others[0]}, which no export wrote; {right}")
     if names and not force:
         raise UserError(f"{output} holds an export already; --force replaces it")
     return folder
@@ -60,7 +55,7 @@ def check_output(output: str, *, force: bool) -> Path:
 
 def _is_export(folder: Path) -> bool:
     try:
-        return RUN_ENTRY in json.loads((folder / CONFIG).read_bytes())
+        return ENTRY in json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
@@ -74,16 +69,15 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         The size of each file in bytes, by name.
 
     Raises:
-        UserError: if safetensors is missing, `output` is taken (see `check_output`) or cannot be
-            created, the model is not a GPT-2 or not finite, or UTF-8 lacks a character of it.
+        UserError: if safetensors is missing, the folder cannot be written, the model is not a
+            GPT-2 or not finite, or UTF-8 lacks a character of its vocabulary.
     """
     safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
     weights = safetensors.save(_state_dict(lm), {"format": "pt"})
-    step, metrics = lm.step, lm.metrics
-    contents = _json_files(lm, step, metrics, hashlib.sha256(weights).hexdigest())
+    contents = _json_files(lm, hashlib.sha256(weights).hexdigest())
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
-    texts[_CARD] = model_card(lm, folder.name, step, metrics)
+    texts["README.md"] = model_card(lm, folder.name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
@@ -98,12 +92,7 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
         if folder.exists():
             folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
+        new.rename(folder)
     return sizes
 
 
@@ -118,24 +107,22 @@ def _state_dict(lm: LanguageModel) -> dict[str, np.ndarray]:
     return state
 
 
-def _json_files(
-    lm: LanguageModel, step: int | None, metrics: Metrics, weights_sha256: str
-) -> dict[str, dict[str, Any]]:
+def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, Any]]:
     vocabulary = lm.tokenizer.vocabulary
     if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
     metadata = RunMetadata(without_folders(lm.config), vocabulary, lm.text_sha256)
-    entry = {"metrics": metrics, "step": step, "weights_sha256": weights_sha256}
+    entry = {"metrics": lm.metrics, "step": lm.step, "weights_sha256": weights_sha256}
     return {
-        CONFIG: _gpt2_config(lm) | {RUN_ENTRY: metadata.to_json() | entry},
+        CONFIG: _gpt2_config(lm) | {ENTRY: metadata.to_json() | entry},
         _GENERATION: {
             "do_sample": True,
             "temperature": TEMPERATURE,
             "top_k": 0,  # without it, transformers samples from the 50 most probable characters
             "max_length": lm.config.model.block_size,
         },
-        TOKENIZER: tokenizer_json(vocabulary),
-        _SPECIAL: {
+        "tokenizer.json": tokenizer_json(vocabulary),
+        _TOKENIZATION: {
             # Otherwise transformers would take the tokenizer of GPT-2.
             "tokenizer_class": "PreTrainedTokenizerFast",
             # Otherwise it would pass token_type_ids, which GPT-2 adds to the embeddings.
@@ -174,8 +161,7 @@ def _gpt2_config(lm: LanguageModel) -> dict[str, Any]:
 def without_folders(config: Config) -> Config:
     """Return a config whose paths are file names.
 
-    Folders would tell strangers how the user's disk is laid out; those of strangers could make a
-    command open any file.
+    Folders would show strangers the user's disk; theirs could make a command open any file.
     """
     paths = {"data.path": config.data.path, "train.init_from": config.train.init_from}
     return config.replace({name: Path(path).name for name, path in paths.items()})

@@ -15,15 +15,8 @@ from shakegpt_jax.checkpoints.reader import Metrics, is_valid_metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.gpt2 import BUFFERS, HEAD, read_params
-from shakegpt_jax.interop.huggingface_export import (
-    ACTIVATIONS,
-    CONFIG,
-    RUN_ENTRY,
-    TOKENIZER,
-    WEIGHTS,
-    without_folders,
-)
+from shakegpt_jax.interop.gpt2 import ACTIVATIONS, BUFFERS, HEAD, read_params
+from shakegpt_jax.interop.huggingface_export import CONFIG, ENTRY, WEIGHTS, without_folders
 from shakegpt_jax.interop.huggingface_tokenizer import read_characters
 from shakegpt_jax.interop.imported_run import ImportedModel, foreign_metadata, is_step
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
@@ -54,19 +47,21 @@ def read_huggingface(path: str) -> ImportedModel:
     folder = Path(path)
     config: dict[str, Any] = dict(_FIELDS.values()) | _read_json(folder / CONFIG)
     fields = _model_fields(config, folder / CONFIG)
-    characters = read_characters(_read_json(folder / TOKENIZER), folder / TOKENIZER)
+    tokenizer = folder / "tokenizer.json"
+    characters = read_characters(_read_json(tokenizer), tokenizer)
     if (n_token := config.get("vocab_size")) != len(characters):
-        right = f"{len(characters)}, as many as there are characters in {TOKENIZER}"
+        right = f"{len(characters)}, as many as there are characters in {tokenizer.name}"
         raise UserError(f"{folder / CONFIG}: vocab_size is {n_token!r:.60}; it must be {right}")
     metadata = foreign_metadata(fields, characters, 1, str(folder / CONFIG))
-    weights = _find_weights(folder)
-    own = _own_entry(config.get(RUN_ENTRY), weights, metadata)
-    tied = config.get("tie_word_embeddings", True)
-    params = read_params(
-        _read_arrays(weights, tied=tied), metadata.config.model, characters, weights
-    )
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        right = "load the model in transformers and save it with save_pretrained, in one file"
+        raise UserError(f"{folder} has no {WEIGHTS}; {right}")
+    own = _own_entry(config.get(ENTRY), weights, metadata)
+    arrays = _read_arrays(weights, tied=config.get("tie_word_embeddings", True))
+    params = read_params(arrays, metadata.config.model, characters, weights)
     if own is None:
-        changed = ", which has changed since its export" if RUN_ENTRY in config else ""
+        changed = ", which has changed since its export" if ENTRY in config else ""
         return ImportedModel(metadata, params, 1, None, f"Hugging Face transformers{changed}")
     metadata, step, metrics = own
     return ImportedModel(metadata, params, step, metrics, f"an export of step {step}")
@@ -106,21 +101,6 @@ def _model_fields(config: dict[str, Any], path: Path) -> dict[str, Any]:
     return fields | {"activation": _ACTIVATIONS[config["activation_function"]]}
 
 
-def _find_weights(folder: Path) -> Path:
-    if (folder / WEIGHTS).is_file():
-        return folder / WEIGHTS
-    if (folder / f"{WEIGHTS}.index.json").exists():
-        right = "join its parts: save_pretrained(DIR, max_shard_size='100GB') in transformers"
-    elif (folder / "pytorch_model.bin").exists():
-        right = (
-            "pytorch_model.bin could execute code; convert it with transformers: "
-            "GPT2LMHeadModel.from_pretrained(DIR).save_pretrained(DIR)"
-        )
-    else:
-        right = "give a folder that save_pretrained has written"
-    raise UserError(f"{folder} has no {WEIGHTS}; {right}")
-
-
 def _own_entry(
     entry: Any, weights: Path, foreign: RunMetadata
 ) -> tuple[RunMetadata, int, Metrics | None] | None:
@@ -133,17 +113,15 @@ def _own_entry(
     try:
         metadata = RunMetadata.from_json(entry)
     except UserError as error:
-        raise UserError(f"{name}: in {RUN_ENTRY}, {error}") from error
+        raise UserError(f"{name}: in {ENTRY}, {error}") from error
     models = metadata.config.model, foreign.config.model
     same = all(getattr(models[0], name) == getattr(models[1], name) for name in _FIELDS)
     if not same or metadata.vocabulary != foreign.vocabulary:
-        raise UserError(f"{name}: its entry {RUN_ENTRY} describes another model")
+        raise UserError(f"{name}: its entry {ENTRY} describes another model")
     step, metrics = entry.get("step"), entry.get("metrics") or None
-    if step is not None and not is_step(step):
-        right = "it must be a whole number from 1 to 2147483647"
-        raise UserError(f"{name}: in {RUN_ENTRY}, step is {step!r:.60}; {right}")
-    if metrics is not None and not is_valid_metrics(metrics):
-        raise UserError(f"{name}: in {RUN_ENTRY}, metrics are not finite numbers")
+    if not (step is None or is_step(step)) or not (metrics is None or is_valid_metrics(metrics)):
+        wrong = f"step is {step!r:.40} and metrics are {metrics!r:.80}"
+        raise UserError(f"{name}: in {ENTRY}, {wrong}; they must be those of a checkpoint")
     config = without_folders(metadata.config)
     return dataclasses.replace(metadata, config=config), step or 1, metrics
 
@@ -162,7 +140,7 @@ def _read_arrays(path: Path, *, tied: bool) -> dict[str, np.ndarray]:
                     raise UserError(f"{path}: {key:.80} is {dtype}; it must be {right}")
                 is_bare = not key.startswith(("transformer.", "lm_head."))  # of a GPT2Model
                 name = f"transformer.{key}" if is_bare else key
-                arrays[name] = file.get_tensor(key).astype(np.float32)
+                arrays[name] = file.get_tensor(key).astype(np.float32, copy=False)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is corrupt: {str(error)[:200]}") from error
     if tied and (embedding := arrays.get("transformer.wte.weight")) is not None:

@@ -4,13 +4,13 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
-from shakegpt_jax.errors import SaveError, UserError
+from shakegpt_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,10 +30,7 @@ def is_step(value: Any) -> bool:
 
 
 def foreign_metadata(model: dict[str, Any], vocabulary: str, step: int, name: str) -> RunMetadata:
-    """Return the metadata of a model that another tool trained on an unknown text.
-
-    Fields that `model` lacks have their defaults. Errors name the file `name`.
-    """
+    """Return the metadata of a model that another tool trained; errors name the file `name`."""
     try:
         changes = {f"model.{field}": value for field, value in model.items()}
         config = Config().replace(changes | {"train.num_steps": step})
@@ -51,12 +48,7 @@ def check_new(workdir: str) -> Path:
 
 
 def write_run(model: ImportedModel, folder: Path) -> None:
-    """Write a run folder with one checkpoint, without optimizer state. All of it or nothing.
-
-    Raises:
-        UserError: if the folder cannot be created.
-        SaveError: if the checkpoint cannot be written.
-    """
+    """Write a run folder with one checkpoint, without optimizer state. All of it or nothing."""
     try:
         folder.mkdir(parents=True)
     except (OSError, ValueError) as error:  # ValueError: a null byte
@@ -64,12 +56,8 @@ def write_run(model: ImportedModel, folder: Path) -> None:
         right = "choose another --workdir"
         raise UserError(f"cannot create the run folder {folder}: {reason}; {right}") from error
     try:
-        with CheckpointWriter(folder, 1, _fail) as checkpoints:
+        with CheckpointWriter(folder, 1) as checkpoints:
             checkpoints.save(model.step, model.params, None, model.metrics, model.metadata)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _fail(message: str) -> NoReturn:
-    raise SaveError(message)

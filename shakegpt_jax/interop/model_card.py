@@ -4,21 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
 
 _METRICS = ("loss", "perplexity", "bits_per_character")
-
-_METADATA = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- character-level
-- shakegpt_jax
-"""
 
 _RESULTS = """\
 model-index:
@@ -35,6 +25,12 @@ model-index:
 
 _CARD = """\
 ---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- character-level
+- shakegpt_jax
+{results}---
 
 # {title}
 
@@ -82,23 +78,24 @@ print(text)
 """
 
 
-def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metrics) -> str:
+def model_card(lm: LanguageModel, folder: str) -> str:
     """Return the card of the exported folder `folder`: Markdown after YAML metadata."""
     folder = _printable(folder)
     # Names, without the folders of whoever trained the model.
     text = _printable(Path(lm.config.data.path).name) or "Tiny Shakespeare"
     source = _printable(Path(lm.config.train.init_from).name)
-    card = _METADATA
-    if known := [name for name in _METRICS if name in metrics]:
-        card += _RESULTS.format(name=_quote(folder), text=_quote(text))
-        card += "".join(f"    - type: {n}\n      value: {metrics[n]}\n" for n in known)
+    results = ""
+    if known := [name for name in _METRICS if name in lm.metrics]:
+        results = _RESULTS.format(name=_quote(folder), text=_quote(text))
+        results += "".join(f"    - type: {n}\n      value: {lm.metrics[n]}\n" for n in known)
     imitated = "its training text" if lm.text_sha256 else "its training text, which is not known"
     if source:
         imitated = f"its training text and that of {_inline(source)}, which it started from"
-    figures = _figures(lm, step, metrics, text, source)
+    figures = _figures(lm, text, source)
     window = lm.config.model.block_size
     half = max(1, window // 2)
-    return card + _CARD.format(
+    return _CARD.format(
+        results=results,
         title=_inline(folder),
         figures="\n".join(f"| {name} | {value} |" for name, value in figures),
         folder=_quote(folder),
@@ -112,10 +109,8 @@ def model_card(lm: LanguageModel, folder: str, step: int | None, metrics: Metric
     )
 
 
-def _figures(
-    lm: LanguageModel, step: int | None, metrics: Metrics, text: str, source: str
-) -> Iterator[tuple[str, str]]:
-    shape = lm.config.model
+def _figures(lm: LanguageModel, text: str, source: str) -> Iterator[tuple[str, str]]:
+    shape, metrics, step = lm.config.model, lm.metrics, lm.step
     if "loss" in metrics:
         error = f" ± {metrics['standard_error']:.4f}" if "standard_error" in metrics else ""
         yield "validation loss", f"{metrics['loss']:.4f}{error} nats/character"

@@ -3,7 +3,6 @@
 nanoGPT (Karpathy 2022): `train.py` saves the checkpoint, `data/*_char/prepare.py` the characters.
 """
 
-import os
 import pickle
 import zipfile
 from typing import Any
@@ -17,30 +16,22 @@ _OPTIONAL = {"dropout", "bias"}  # early checkpoints lack them
 _COMPILED = "_orig_mod."  # prefix of the parameters of a model that torch.compile has wrapped
 
 
-def read_nanogpt(path: str, meta: str | None) -> ImportedModel:
+def read_nanogpt(path: str, meta: str) -> ImportedModel:
     """Read a `ckpt.pt`, and the `meta.pkl` of the text that it was trained on.
 
     nanoGPT's GELU is exact since May 2023 and approximate before. A checkpoint does not say which;
     it is taken to be exact.
-
-    Raises:
-        UserError: if torch is missing, a file is not what it should be, or the two do not belong
-            together.
     """
+    characters = read_meta(meta)
     torch = import_extra("torch", extra="nanogpt")
     content = _load_checkpoint(torch, path)
     args, state = content.get("model_args"), content.get("model")
     if not isinstance(args, dict) or not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint of nanoGPT: it lacks model or model_args")
     if different := (args.keys() | _OPTIONAL) ^ {*SHAPE, "vocab_size", *_OPTIONAL}:
-        problem = "has an unknown" if different & args.keys() else "lacks"
-        raise UserError(f"{path}: model_args {problem} {min(map(str, different)):.80}")
-    if meta is None:
-        config = content.get("config")
-        dataset = config.get("dataset") if isinstance(config, dict) else "DATASET"
-        right = f"pass --meta data/{dataset!s:.80}/meta.pkl of nanoGPT"
-        raise UserError(f"{path} does not hold its characters; {right}")
-    characters = read_meta(meta)
+        problem = "has an unknown" if different <= args.keys() else "lacks"
+        name = min(map(str, different - args.keys() or different))
+        raise UserError(f"{path}: model_args {problem} {name:.80}")
     if args["vocab_size"] != len(characters):
         raise UserError(
             f"{path} has {args['vocab_size']!r:.20} tokens and {meta} {len(characters)} "
@@ -67,16 +58,12 @@ def read_nanogpt(path: str, meta: str | None) -> ImportedModel:
 
 
 def _load_checkpoint(torch: Any, path: str) -> dict[Any, Any]:
-    if not os.path.isfile(path):
-        raise UserError(f"no such file: {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch does not compare checksums
         # With mmap, the optimizer state stays on disk.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        Exception
-    ) as error:  # zipfile and torch raise many types, torch with advice in many lines
+    except Exception as error:  # many types, those of torch with advice to read it in an unsafe way
         raise UserError(
             f"{path} cannot be read as tensors and plain data ({type(error).__name__}); give a "
             "whole ckpt.pt, as nanoGPT's train.py writes it"
@@ -94,11 +81,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_meta(path: str) -> str:
-    """Read the characters of a `meta.pkl`, in the order of their ids.
-
-    Raises:
-        UserError: if the file is not such a table of single characters.
-    """
+    """Read the characters of a `meta.pkl`, in the order of their ids."""
     try:
         with open(path, "rb") as file:
             meta = _PlainUnpickler(file).load()

@@ -29,11 +29,8 @@ def attend(
 
 
 def attend_causally(q_BxHxTxK: jax.Array, k_BxHxTxK: jax.Array, v_BxHxTxK: jax.Array) -> jax.Array:
-    """Attend to each character itself and to those before it; returns (B, H, T, K).
-
-    Each block of queries is compared with the keys up to its end only: four blocks compute 5/8 of
-    the scores.
-    """
+    """Attend to each character itself and to those before it; returns (B, H, T, K)."""
+    # Each block of queries meets the keys up to its end: four blocks compute 5/8 of the scores.
     n_time = q_BxHxTxK.shape[-2]
     size = max(_MIN_BLOCK, -(-n_time // _MAX_BLOCKS))
     blocks = []
@@ -47,10 +44,7 @@ def attend_causally(q_BxHxTxK: jax.Array, k_BxHxTxK: jax.Array, v_BxHxTxK: jax.A
 
 @jax.custom_vjp
 def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
-    """Compute attention scores in float32, with backward matmuls in the dtype of the operands.
-
-    JAX's own gradient would upcast the operands to float32.
-    """
+    """Compute scores in float32, with backward matmuls in the dtype of the operands, unlike JAX."""
     return jnp.einsum("...tk,...sk->...ts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
 
 

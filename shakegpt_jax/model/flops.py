@@ -13,10 +13,9 @@ _PEAK_FLOPS = {
 
 
 def train_flops_per_character(config: ModelConfig, vocab_size: int) -> float:
-    """Count the FLOPs of the forward and backward pass per character.
+    """Count the FLOPs of both passes: 6 per weight, and attention over a whole window.
 
-    Six per matmul weight, and the two products of attention over a whole window, as counted by
-    Chowdhery et al. 2022 (PaLM), appendix B.
+    So counted by Chowdhery et al. 2022 (PaLM), appendix B.
     """
     weights = config.n_layer * 12 * config.n_embd**2 + vocab_size * config.n_embd
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size

@@ -25,15 +25,12 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 class KVCache(NamedTuple):
-    """Keys and values, one array per layer, and the number of characters in each row.
+    """Keys and values, one array per layer, and the number of characters in each row."""
 
-    One array per layer, not one stacked array: XLA would copy a layer out of the stack for every
-    decoded character. Rows and heads share one axis, the layout of the attention matmuls: with a
-    reshape in between, XLA copies the cache instead of updating it in place, and decoding takes
-    1.6 times as long on a CPU (4 layers of 128). Slots come after heads: with slots first, XLA
-    transposes the cache every time.
-    """
-
+    # One array per layer: XLA would copy a layer out of a stack for every decoded character. Rows
+    # and heads share an axis, the layout of the attention matmuls: with a reshape in between, XLA
+    # copies the cache, and decoding takes 1.6 times as long on a CPU (4 layers of 128). With slots
+    # before heads, XLA transposes the cache every time.
     keys: tuple[jax.Array, ...]  # n_layer of (N, S, K)
     values: tuple[jax.Array, ...]  # n_layer of (N, S, K)
     lengths_B: jax.Array  # (B,) int32, characters in each row: the next free slot
@@ -75,10 +72,7 @@ def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
 
 
 class QKV(nn.Module):
-    """Linear layer of queries, keys and values, whose heads can be sharded.
-
-    A parameter has the layout of GPT-2, three matrices side by side.
-    """
+    """Linear layer of queries, keys and values, three matrices side by side as in GPT-2."""
 
     config: ModelConfig
 
@@ -86,8 +80,8 @@ class QKV(nn.Module):
     def __call__(self, x_BxTxD: jax.Array) -> list[jax.Array]:
         """Map (B, T, D) to three of (B, T, H, K)."""
         n_embd, n_head = self.config.n_embd, self.config.n_head
-        kernel = self.param("kernel", _init(self.config), (n_embd, 3 * n_embd))
-        bias = self.param("bias", nn.initializers.zeros, (3 * n_embd,))
+        kernel = self.param("kernel", _init(self.config), (n_embd, 3 * n_embd), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * n_embd,), jnp.float32)
         x_BxTxD, kernel, bias = nn.dtypes.promote_dtype(
             x_BxTxD, kernel, bias, dtype=compute_dtype(self.config)
         )
@@ -112,15 +106,7 @@ class CausalSelfAttention(nn.Module):
     def __call__(
         self, x_BxTxD: jax.Array, cached: LayerCache | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Attend to the input itself, or to a cache after adding the input to it.
-
-        Args:
-            x_BxTxD: input.
-            cached: the cache of this layer; None: attend to the input alone.
-
-        Returns:
-            (B, T, D), and with a cache its new keys and values.
-        """
+        """Attend to the input, or add it to a cache, attend to that and return it as well."""
         _, n_time, n_embd = x_BxTxD.shape
         qkv = self.c_attn(x_BxTxD)
         whole_window = cached is None and n_time == self.config.block_size
@@ -136,7 +122,8 @@ class CausalSelfAttention(nn.Module):
                 part.reshape(-1, n_time, n_embd // self.config.n_head)
                 for part in (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
             )
-            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
+            zero = jnp.int32(0)
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, zero)))
             cache = (
                 write(cached.keys_NxSxK, k_NxTxK, cached.starts_N),
                 write(cached.values_NxSxK, v_NxTxK, cached.starts_N),
@@ -161,7 +148,7 @@ class MLP(nn.Module):
         self.c_proj = _dense(self.config.n_embd, self.config, residual=True)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        """Map (B, T, D) to (B, T, D), each position on its own."""
+        """Map (B, T, D) to (B, T, D)."""
         return self.c_proj(_gelu(self.c_fc(x_BxTxD), self.config.activation == "gelu_tanh"))
 
 
@@ -218,43 +205,27 @@ class GPT(nn.Module):
         )
 
     def __call__(self, idx_BxT: jax.Array, *, train: bool = False) -> jax.Array:
-        """Compute the logits of the next character at every position.
+        """Compute the (B, T, V) float32 logits of the next character at every position.
 
-        Args:
-            idx_BxT: integer ids, T at most block_size.
-            train: apply dropout; requires an rng named "dropout".
-
-        Returns:
-            (B, T, V) float32 logits.
-
-        Raises:
-            ValueError: if T exceeds block_size.
+        T is at most block_size. `train` applies dropout, which requires an rng named "dropout".
         """
         n_time = idx_BxT.shape[1]
         if n_time > self.config.block_size:
             raise ValueError(f"{n_time} characters exceed block_size {self.config.block_size}")
-        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time)[None])
+        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time, dtype=jnp.int32)[None])
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
         for block in self.block:
             x_BxTxD, _ = block(x_BxTxD, None, train)
         return self.head(x_BxTxD)
 
     def extend(self, idx_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        """Add characters to a cache; `head` maps the result to the logits that follow each.
+        """Add T characters to each row of a cache, which needs T free slots.
 
-        A caller that adds padding or rejects characters lowers the lengths of the returned cache:
-        the slots beyond are ignored, and overwritten by the next characters. What the model says
-        of characters beyond block_size is meaningless.
-
-        Args:
-            idx_BxT: integer ids.
-            cache: the characters before; every row needs T free slots.
-
-        Returns:
-            (B, T, D) float32, and the cache with T more characters in each row.
+        `head` maps the resulting (B, T, D) to the logits after each; those beyond block_size are
+        meaningless. To take padding or rejected characters back, lower the lengths of the cache.
         """
         n_slot, n_position = cache.keys[0].shape[1], self.config.block_size
-        slots_BxT = cache.lengths_B[:, None] + jnp.arange(idx_BxT.shape[1])[None]
+        slots_BxT = cache.lengths_B[:, None] + jnp.arange(idx_BxT.shape[1], dtype=jnp.int32)[None]
         slots_NxT = jnp.repeat(slots_BxT, self.config.n_head, axis=0)
         mask_NxTxS = jnp.arange(n_slot)[None, None] <= slots_NxT[:, :, None]
         x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.minimum(slots_BxT, n_position - 1))

@@ -52,33 +52,22 @@ class Program:
                 if match["entry"]:
                     self._entry = match["name"]
             elif match := _INSTRUCTION.match(line):
-                operands = re.findall(r"%([\w.-]+)|^(\d+)$", match["operands"])
-                instructions.append(
-                    Instruction(
-                        match["name"],
-                        match["shape"],
-                        match["opcode"],
-                        [name or number for name, number in operands],
-                        match["attributes"],
-                    )
-                )
+                found = re.findall(r"%([\w.-]+)|^(\d+)$", match["operands"])
+                operands = [name or number for name, number in found]
+                instructions.append(Instruction(**match.groupdict() | {"operands": operands}))
 
-    def executed(self) -> Iterator[tuple[Instruction, int]]:
+    def executed(self, name: str = "", times: int = 1) -> Iterator[tuple[Instruction, int]]:
         """Yield each instruction that runs, outside of fusions, and how often it does."""
-        return self._executed(self._entry, 1)
-
-    def _executed(self, computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
-        for each in self.computations[computation]:
+        for each in self.computations[name or self._entry]:
             yield each, times
-            if each.opcode in _CALLERS:
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', each.attributes)
-                called = each.called
-                if (
-                    each.opcode == "conditional"
-                ):  # the longest branch, such as an update not skipped
-                    called = [max(called, key=lambda name: len(self.computations[name]))]
-                for name in called:
-                    yield from self._executed(name, times * int(trips[1] if trips else 1))
+            if each.opcode not in _CALLERS:
+                continue
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', each.attributes)
+            called = each.called
+            if each.opcode == "conditional":  # the longest branch, such as an update not skipped
+                called = [max(called, key=lambda name: len(self.computations[name]))]
+            for inner in called:
+                yield from self.executed(inner, times * int(trips[1] if trips else 1))
 
 
 def array_bytes(shape: str) -> list[int]:
@@ -108,21 +97,12 @@ class Collective(NamedTuple):
         """Bytes that each device sends in a ring (all-to-all: directly)."""
         n_device = len(self.group)
         share = (n_device - 1) / n_device
-        factor = {
-            "all-reduce": 2 * share,
-            "reduce-scatter": n_device - 1,
-            "collective-permute": 1.0,
-        }
-        return self.n_byte * factor.get(self.kind, share)
+        others = {"all-reduce": 2 * share, "reduce-scatter": n_device - 1, "collective-permute": 1}
+        return self.n_byte * others.get(self.kind, share)
 
 
 def find_collectives(program: Program, n_device: int) -> list[Collective]:
-    """List the collectives of a program, each as often as it runs.
-
-    Args:
-        program: the program of one device.
-        n_device: devices that run it.
-    """
+    """List the collectives of a program that `n_device` run, each as often as it runs."""
     found = []
     for instruction, times in program.executed():
         if match := _KIND.fullmatch(instruction.opcode):
@@ -167,17 +147,7 @@ def _integers(text: str) -> list[int]:
 _NVLINK = {"a100": 300e9, "h100": 450e9, "h200": 450e9}
 
 # They move nothing, or what they call does.
-_FREE = {
-    "async-start",
-    "bitcast",
-    "call",
-    "conditional",
-    "constant",
-    "get-tuple-element",
-    "parameter",
-    "tuple",
-    "while",
-}
+_FREE = {*_CALLERS, "bitcast", "constant", "get-tuple-element", "parameter", "tuple"}
 
 
 class Gpu(NamedTuple):
@@ -192,11 +162,7 @@ class Gpu(NamedTuple):
 
 
 def load_gpu(name: str) -> Gpu:
-    """Return the GPU that gpus/<name>.txtpb describes.
-
-    Raises:
-        UserError: if there is no such file.
-    """
+    """Return the GPU that gpus/<name>.txtpb describes."""
     if name not in _NVLINK:
         raise UserError(f"--gpu is {name!r}; it must be one of {', '.join(_NVLINK)}")
     target = importlib.resources.files(__package__).joinpath("gpus", f"{name}.txtpb").read_text()
@@ -208,23 +174,13 @@ def load_gpu(name: str) -> Gpu:
     kind = field("device_description_str")
     flops = peak_flops(kind)
     assert flops is not None
-    return Gpu(
-        kind,
-        target,
-        flops,
-        int(field("device_memory_size")),
-        float(field("memory_bandwidth")),
-        _NVLINK[name],
-    )
+    memory, bandwidth = int(field("device_memory_size")), float(field("memory_bandwidth"))
+    return Gpu(kind, target, flops, memory, bandwidth, _NVLINK[name])
 
 
 def memory_traffic(program: Program) -> int:
     """Count the bytes that the kernels of a program read and write, as if nothing were cached."""
-    shapes = {
-        each.name: each.shape
-        for computation in program.computations.values()
-        for each in computation
-    }
+    shapes = {each.name: each.shape for some in program.computations.values() for each in some}
     total = 0
     for instruction, times in program.executed():
         if instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
@@ -245,7 +201,7 @@ def network_seconds(
     crosses between nodes at another one.
 
     Args:
-        collectives: those of a program.
+        collectives: of a program.
         gpus_per_node: devices 0 to gpus_per_node - 1 are on the first node, and so on.
         nvlink: bytes per second that a device sends within its node.
         network: bytes per second that it sends to other nodes.

@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -44,52 +44,43 @@ def median_seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
     return statistics.median(seconds)
 
 
-def measure_ceilings(dtype: DTypeLike) -> dict[str, float]:
-    """Measure `flops_per_second` and `bytes_per_second` of the default device.
+def measure_ceilings(dtype: DTypeLike, weights_bytes: int) -> dict[str, float]:
+    """Measure `flops_per_second` in large matmuls and the bytes per second of reading.
 
-    The first is that of a large matmul. The second is the faster of a large copy (bytes read and
-    written) and a large matrix-vector product (bytes read).
+    `bytes_per_second` is that of a large matrix, which memory bounds. `weights_bytes_per_second`
+    is that of a matrix of `weights_bytes`, which a cache may hold.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    size, rows = (2_048, 2**13) if on_cpu else (8_192, 2**16)
-    # To dispatch a call and to wait for it takes 0.5 ms on an NVIDIA H200, as long as the copy.
-    # Calls in a row overlap with it.
-    n_call = 1 if on_cpu else 10
-    keys = jax.random.split(jax.random.key(0))
-    # Random numbers: some devices multiply zeros faster.
-    square = jax.random.normal(keys[0], (size, size), dtype)
-    large = jax.random.normal(keys[1], (rows, 2**13), dtype)
-    vector = large[0]
-
-    def copy() -> jax.Array:
-        nonlocal large
-        large = _negate(large)
-        return large
-
-    def seconds(run: Callable[[], jax.Array]) -> float:
-        def run_all() -> jax.Array:
-            for _ in range(n_call):
-                result = run()
-            return result
-
-        return median_seconds(run_all) / n_call
-
-    reading = large.nbytes / seconds(lambda: _multiply(large, vector))
-    copying = 2 * large.nbytes / seconds(copy)
+    size, n_byte, times = (2_048, 2**28, 1) if _on_cpu() else (8_192, 2**30, 10)
+    square = _random_matrix(size, dtype)
+    seconds = median_seconds(lambda: _multiply(square, square, times))
     return {
-        "flops_per_second": 2 * size**3 / seconds(lambda: _multiply(square, square)),
-        "bytes_per_second": max(reading, copying),
+        "flops_per_second": 2 * times * size**3 / seconds,
+        "bytes_per_second": _measure_reading(n_byte, dtype),
+        "weights_bytes": weights_bytes,
+        "weights_bytes_per_second": _measure_reading(weights_bytes, dtype),
     }
 
 
-@jax.jit
-def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    return a @ b
+def _measure_reading(n_byte: int, dtype: DTypeLike) -> float:
+    """Return the bytes per second at which matrix-vector products read a matrix of a size."""
+    matrix = _random_matrix(max(1, round((n_byte / jnp.dtype(dtype).itemsize) ** 0.5)), dtype)
+    times = max(1, (2**30 if _on_cpu() else 2**35) // matrix.nbytes)
+    return times * matrix.nbytes / median_seconds(lambda: _multiply(matrix, matrix[0], times))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _negate(a: jax.Array) -> jax.Array:
-    return -a
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _random_matrix(size: int, dtype: DTypeLike) -> jax.Array:
+    """Return a matrix that keeps the length of vectors. Some devices multiply zeros faster."""
+    return jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+
+
+# In one call, since to dispatch it and to wait for it takes 0.5 ms on an NVIDIA H200.
+@functools.partial(jax.jit, static_argnums=2)
+def _multiply(a: jax.Array, b: jax.Array, times: int) -> jax.Array:
+    return jax.lax.fori_loop(0, times, lambda _, b: a @ b, b, unroll=min(times, 8))
 
 
 _MAX_EVALUATED = 2**20  # characters of a long validation split to time
@@ -110,13 +101,14 @@ class Measurement:
         """Return rates per second, and the share of the ceiling that bounds this work."""
         amount, unit = (self.flops, "flops") if self.flops else (self.bytes or 0.0, "bytes")
         rate = amount / self.seconds
+        ceiling = "flops_per_second" if self.flops else "weights_bytes_per_second"
         return {
             "work": self.work,
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
             "characters_per_second": self.characters / self.seconds,
             f"{unit}_per_second": rate,
-            "share_of_ceiling": rate / ceilings[f"{unit}_per_second"],
+            "share_of_ceiling": rate / ceilings[ceiling],
         }
 
 
@@ -170,44 +162,46 @@ def measure_sampling(model: GPT, params: Any, batch_size: int) -> Measurement:
         chunks = generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2)
         return sum(row.size for chunk in chunks for row in chunk)
 
-    # Every step reads all weights but the embeddings once, for any batch size.
-    embeddings = params["wte"]["embedding"].size + params["wpe"]["embedding"].size
-    weights = sum(p.size for p in jax.tree.leaves(params)) - embeddings
-    n_byte = jnp.dtype(compute_dtype(model.config)).itemsize
     return Measurement(
         f"sample, batch {batch_size}",
         median_seconds(generate),
         n_new * batch_size,
-        bytes=float(n_new * weights * n_byte),
+        bytes=float(n_new * weights_bytes(model, params)),
     )
 
 
-def benchmark(config: Config, corpus: Corpus, sample_batches: list[int]) -> dict[str, Any]:
-    """Measure training, evaluation, prefill and sampling.
+def weights_bytes(model: GPT, params: Any) -> int:
+    """Return what every step of sampling reads, for any batch size: all but the embeddings."""
+    embeddings = params["wte"]["embedding"].size + params["wpe"]["embedding"].size
+    weights = sum(p.size for p in jax.tree.leaves(params)) - embeddings
+    return weights * jnp.dtype(compute_dtype(model.config)).itemsize
 
-    Args:
-        config: frozen config.
-        corpus: text to train on and evaluate.
-        sample_batches: batch sizes to sample at.
 
-    Returns:
-        `machine`; `ceilings`; `results`, a row per kind of work; `peak_memory_bytes` of the
-        device, or of the process on a CPU.
+def benchmark(
+    config: Config, corpus: Corpus, work: Collection[str], sample_batches: Sequence[int]
+) -> dict[str, Any]:
+    """Measure work, any of "train", "evaluate", "prefill" and "sample", and the ceilings.
+
+    `peak_memory_bytes` is that of the device, or of the process on a CPU.
     """
     model = GPT(config.model, corpus.tokenizer.vocab_size)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
-    measurements = [
-        measure_training(config, corpus),
-        measure_evaluation(model, params, corpus.val_ids[:_MAX_EVALUATED]),
-        measure_prefill(model, params, 1),
-        *(measure_sampling(model, params, size) for size in sample_batches),
-    ]
+    measured = []
+    if "train" in work:
+        measured.append(measure_training(config, corpus))
+    if "evaluate" in work:
+        measured.append(measure_evaluation(model, params, corpus.val_ids[:_MAX_EVALUATED]))
+    if "prefill" in work:
+        measured.append(measure_prefill(model, params, 1))
+    if "sample" in work:
+        measured += [measure_sampling(model, params, size) for size in sample_batches]
     peak_memory_bytes = _peak_memory_bytes()
-    ceilings = measure_ceilings(compute_dtype(config.model))  # last: they need much memory
+    # Last: the ceilings need much memory.
+    ceilings = measure_ceilings(compute_dtype(config.model), weights_bytes(model, params))
     return {
         "machine": _machine() | {"attention": "cuDNN" if cudnn_attends(config.model) else "JAX"},
         "ceilings": ceilings,
-        "results": [measurement.to_row(ceilings) for measurement in measurements],
+        "results": [measurement.to_row(ceilings) for measurement in measured],
         "peak_memory_bytes": peak_memory_bytes,
     }
 
@@ -241,21 +235,26 @@ EXPECTED_EXPONENTS = {
 }
 
 
+def measure_scaling(config: Config) -> dict[str, tuple[list[int], list[float], float]]:
+    """Double each field of `EXPECTED_EXPONENTS` repeatedly.
+
+    Returns:
+        By field its values, the seconds per step, and the exponent of the fit seconds = c * value
+        ** exponent by least squares of the logarithms.
+    """
+    growth = {}
+    for field in EXPECTED_EXPONENTS:
+        section, name = field.split(".")
+        first = getattr(getattr(config, section), name)
+        values = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
+        seconds = [step_seconds(config.replace({field: value})) for value in values]
+        exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
+        growth[field] = values, seconds, exponent
+    return growth
+
+
 def step_seconds(config: Config) -> float:
     """Time one training step of a config, without compilation; the median of several."""
     corpus = load_corpus(config.data.path, config.model.block_size)
     few = config.replace({"train.steps_per_dispatch": _STEPS_PER_DISPATCH})
     return measure_training(few, corpus).seconds
-
-
-def measure_growth(config: Config, field: str) -> tuple[list[int], list[float]]:
-    """Double one field repeatedly; return its values and the seconds per step of each."""
-    section, name = field.split(".")
-    first = getattr(getattr(config, section), name)
-    values = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
-    return values, [step_seconds(config.replace({field: value})) for value in values]
-
-
-def exponent(values: list[int], seconds: list[float]) -> float:
-    """Fit seconds = c * value ** exponent by least squares of the logarithms."""
-    return float(np.polyfit(np.log(values), np.log(seconds), 1)[0])

@@ -1,9 +1,8 @@
 """Plans a run on devices that are not there: memory, FLOPs, collectives, time."""
 
-import collections
-import importlib.util
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -45,11 +44,9 @@ def planned_devices(gpu: Gpu, nodes: int, gpus_per_node: int) -> list[jax.Device
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", nodes * gpus_per_node)
-    plugins = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
     # The parent first: otherwise find_spec raises an error if it is missing.
-    if not importlib.util.find_spec("jax_plugins") or not any(
-        map(importlib.util.find_spec, plugins)
-    ):
+    names = ("jax_plugins", "jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+    if not find_spec(names[0]) or not any(map(find_spec, names[1:])):
         return jax.devices()
     return topologies.get_topology_desc(
         platform="cuda", topology=f"1x{nodes}x{gpus_per_node}", target_config=gpu.target
@@ -60,7 +57,6 @@ class StepCompiler:
     """Compiles train steps of a config for devices, which need not be there."""
 
     def __init__(self, config: Config, devices: list[jax.Device]):
-        """Read the text, of which the program depends on the length and the vocabulary."""
         if config.model.compute_dtype == "auto":
             config = config.replace({"model.compute_dtype": "bfloat16"})
         self.config = config
@@ -77,9 +73,8 @@ class StepCompiler:
 
     def compile(self, batch_size: int) -> tuple[jax.stages.Compiled, Chunk]:
         """Compile one step."""
-        lowered, chunk = self._lower(
-            self.config.replace({"data.batch_size": batch_size}), self.mesh
-        )
+        config = self.config.replace({"data.batch_size": batch_size})
+        lowered, chunk = self._lower(config, self.mesh)
         return lowered.compile(compiler_options=_GPU_OPTIONS if self._on_gpu else None), chunk
 
     def flops(self) -> float:
@@ -116,17 +111,10 @@ def plan(
     gpus_per_node: int,
     network: float,
 ) -> dict[str, Any]:
-    """Compile a train step and read from it what a run needs.
+    """Compile a train step for `planned_devices` and read from it what a run needs.
 
-    Args:
-        config: frozen config.
-        gpu: the GPU to plan for.
-        devices: see `planned_devices`.
-        gpus_per_node: how many of them are on a node.
-        network: bytes per second that a GPU sends to other nodes.
-
-    Returns:
-        Figures, ready for JSON. Bytes are those of one device; FLOPs are of all together.
+    `network`: bytes per second that a GPU sends to other nodes. Of the figures returned, bytes are
+    those of one device, FLOPs those of all together.
     """
     compiler = StepCompiler(config, devices)
     batch_size, mesh = config.data.batch_size, compiler.mesh
@@ -152,7 +140,9 @@ def plan(
         # The gradients, in bfloat16, are whole until they are added up.
         stats.argument_size_in_bytes + 2 * n_parameter,
     )
-    kinds = collections.Counter(each.kind for each in found)
+    sent: dict[str, list[float]] = {}
+    for each in found:
+        sent.setdefault(each.kind, []).append(each.bytes_sent)
     kind = devices[0].device_kind if devices[0].platform != "cpu" else "virtual CPU"
     return {
         "gpu": gpu.kind,
@@ -169,11 +159,7 @@ def plan(
         "flops_per_step": flops,
         "memory_traffic_per_step": traffic,
         "collectives_per_step": {
-            kind: {
-                "count": count,
-                "bytes_sent": sum(each.bytes_sent for each in found if each.kind == kind),
-            }
-            for kind, count in kinds.items()
+            kind: {"count": len(each), "bytes_sent": sum(each)} for kind, each in sent.items()
         },
         "collective_bytes_per_step": sum(each.bytes_sent for each in found),
         "roofline_seconds": seconds,
@@ -189,11 +175,11 @@ def largest_batch(
     """Return a batch that fits and, if possible, takes 95% of the memory; 0 if none fits.
 
     Args:
-        peak: bytes that a batch size takes, which grow about linearly; slow.
+        peak: slow; bytes that a batch size takes, which grow roughly linearly.
         batch_size: the first one to try.
         multiple: what the result must be a multiple of.
         memory: bytes that there are.
-        fixed: about the bytes that do not depend on the batch.
+        fixed: an estimate of the bytes that do not depend on the batch.
     """
     most = _LARGEST_BATCH // multiple * multiple
     tried = {0: fixed, batch_size: peak(batch_size)}

@@ -32,27 +32,16 @@ _WIDE = 10  # from this ratio on, an axis is logarithmic
 
 
 def new_figure(**options: Any) -> Any:
-    """Return an empty `matplotlib.figure.Figure`, without pyplot and its global state.
-
-    Raises:
-        UserError: if matplotlib is not installed.
-    """
+    """Return an empty `matplotlib.figure.Figure`, without pyplot and its global state."""
     figure = import_extra("matplotlib.figure", extra="plot")
     return figure.Figure(layout="constrained", **options)
 
 
-def plot_curves(runs: dict[str, list[MetricsRow]], path: str | Path, x: str = "step") -> None:
-    """Plot the metrics of runs, and mark the best validation loss of each.
-
-    Args:
-        runs: metrics by run name.
-        path: output file; its suffix selects the format.
-        x: a key of `X_AXES`.
-
-    Raises:
-        UserError: if no run has a loss to plot, or the file cannot be written.
-    """
-    save_figure(draw_curves(runs, x), path)
+def plot_curves(
+    runs: dict[str, list[MetricsRow]], path: str | Path, x: str = "step", note: str = ""
+) -> None:
+    """Plot the metrics of runs by name into a file; x is a key of `X_AXES`."""
+    save_figure(draw_curves(runs, x, note), path)
 
 
 def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
@@ -66,8 +55,8 @@ def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
     return f"Curves: {path}"
 
 
-def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step") -> Any:
-    """Return the figure of `plot_curves`: losses above, and the panels of `_PANELS` below."""
+def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step", note: str = "") -> Any:
+    """Return the figure: losses with the best marked, `note` above, and `_PANELS` below."""
     shown = {name: _losses(rows, x) for name, rows in runs.items()}
     if not any(shown.values()):
         times = x == "seconds" and any(_losses(rows, "step") for rows in runs.values())
@@ -81,14 +70,15 @@ def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step") -> Any:
         style = {"color": _COLORS[number % len(_COLORS)], "linestyle": stroke}
         _plot(losses, _points(rows, x, "train_loss"), linewidth=0.8, alpha=0.7, **style)
         line = _plot(losses, _points(rows, x, "val_loss"), marker="o", markersize=4, **style)
-        best = min((r for r in rows if r.evaluation), key=_validation_loss, default=None)
+        evaluated = [row for row in rows if row.evaluation]
+        best = min(evaluated, key=lambda row: row.to_json()["val_loss"], default=None)
         _plot(losses, _points([best] if best else [], x, "val_loss"), **_STAR, **style)
         labels[line] = _label(name, best, shown[name], x)
         for axes, field in zip(panels, _PANELS, strict=True):
             _plot(axes, _points(rows, x, field), linewidth=0.8, **style)
     losses.set_ylim(*_loss_limits([each for each in shown.values() if each]))
     losses.set_ylabel("loss, nats per character")
-    _title(losses, "thin: training, dots: validation, star: best")
+    _title(losses, "thin: training, dots: validation, star: best" + (note and f"; {note}"))
     for axes, (field, title) in zip(panels, _PANELS.items(), strict=True):
         _title(axes, title)
         values = [y for rows in runs.values() for _, y in _points(rows, x, field)]
@@ -125,17 +115,13 @@ def _losses(rows: Iterable[MetricsRow], x: str) -> list[float]:
     return [y for field in ("train_loss", "val_loss") for _, y in _points(rows, x, field)]
 
 
-def _validation_loss(row: MetricsRow) -> float:
-    return row.evaluation.loss if row.evaluation else np.inf
-
-
 def _label(name: str, best: MetricsRow | None, losses: list[float], x: str) -> str:
     """Return the legend's text: figures first, since matplotlib hides names like `_name`."""
     half = (_LONGEST_NAME - 1) // 2
     name = name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
     text = "no evaluation yet" if losses else "no loss to show"
-    if best and losses:
-        text = f"best {_validation_loss(best):.4f} at step {best.step}"
+    if best and best.evaluation and losses:
+        text = f"best {best.evaluation.loss:.4f} at step {best.step}"
         if x == "seconds" and best.train_time is not None:
             text += f" after {format_duration(best.train_time)}"
     return f"{text}:  {name}".replace("$", r"\$")  # no mathematics
@@ -175,15 +161,7 @@ def _number(value: float, _: int | None = None) -> str:
 
 
 def plot_growth(growth: dict[str, tuple[list[int], list[float], float]], path: str | Path) -> None:
-    """Plot on logarithmic axes how a step time grows.
-
-    Args:
-        growth: values, seconds per step and fitted exponent of each config field.
-        path: output file; its suffix selects the format.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
+    """Plot the growth of a step time: values, seconds and fitted exponent of each config field."""
     figure = new_figure(figsize=(6, 4))
     axes = figure.subplots()
     for field, (values, seconds, exponent) in growth.items():
@@ -210,11 +188,7 @@ def check_plot_path(path: str | Path) -> None:
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
-    """Write a figure to a file.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
+    """Write a figure to a file; its suffix selects the format."""
     check_plot_path(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # shown as a box

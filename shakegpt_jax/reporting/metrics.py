@@ -44,12 +44,16 @@ class Evaluation:
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainMetrics:
-    """Metrics of the steps of one dispatch."""
+# Null stands for an infinite perplexity, and for what is not known.
+_OPTIONAL = {"train_loss", "gradient_norm", "val_standard_error", "val_perplexity"}
+_OPTIONAL |= {"train_time", "wall_time"}
 
-    step: int  # last step of the dispatch
-    seconds: float  # duration of the dispatch
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """Metrics of several steps."""
+
+    step: int  # the last one
     characters_per_second: float
     train_loss: float | None  # mean, nats per character; None if every update was skipped
     learning_rate: float  # of the last step
@@ -57,26 +61,17 @@ class TrainMetrics:
     skipped_updates: int = 0  # excluded from the means
 
 
-_OPTIONAL = (
-    "train_loss",
-    "gradient_norm",
-    "val_standard_error",
-    "val_perplexity",  # infinite
-    "train_time",
-    "wall_time",
-)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainMetrics(StepMetrics):
+    """Metrics of the steps of one dispatch."""
+
+    seconds: float  # duration of the dispatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricsRow:
+class MetricsRow(StepMetrics):
     """A row of metrics.jsonl: metrics since the previous row, and cumulative times."""
 
-    step: int
-    characters_per_second: float
-    train_loss: float | None
-    learning_rate: float
-    gradient_norm: float | None
-    skipped_updates: int = 0
     evaluation: Evaluation | None = None  # of the validation split
     train_time: float | None  # seconds of the run so far in training steps, if known
     wall_time: float | None  # seconds of the run so far, compilation, evaluation, saving included
@@ -93,23 +88,19 @@ class MetricsRow:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
-        """Read a row; raises a ValueError if a value is missing or is not a finite number."""
+        """Read a row; raises a ValueError or TypeError if one of its values is no finite number."""
         numbers = [v for k, v in row.items() if v is not None or k not in _OPTIONAL]
-        if not all(type(v) in (int, float) and -math.inf < v < math.inf for v in numbers):
-            raise ValueError("not a row of finite numbers")
-        if type(row.get("step")) is not int:
-            raise ValueError("its step is not a whole number")
+        finite = all(type(v) in (int, float) and -math.inf < v < math.inf for v in numbers)
+        if not finite or type(row.get("step")) is not int:
+            raise ValueError("not a row of finite numbers with a whole number as step")
         validation = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
         if validation.get("perplexity", 0) is None:
             validation["perplexity"] = math.inf
         names = {field.name for field in dataclasses.fields(cls)}
-        try:
-            return cls(
-                **{k: v for k, v in row.items() if k in names},
-                evaluation=Evaluation(**validation) if validation else None,
-            )
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        return cls(
+            **{k: v for k, v in row.items() if k in names},
+            evaluation=Evaluation(**validation) if validation else None,
+        )
 
 
 _FILE_NAME = "metrics.jsonl"
@@ -121,11 +112,7 @@ def has_metrics(workdir: str | Path) -> bool:
 
 
 def read_metrics(workdir: str | Path) -> list[MetricsRow]:
-    """Read the metrics of a run; empty if there is no file. A partial last line is ignored.
-
-    Raises:
-        UserError: naming a line that is not a row of metrics.
-    """
+    """Read the metrics of a run; empty if there is no file. A partial last line is ignored."""
     path = Path(workdir) / _FILE_NAME
     rows, corrupt = _read(path)
     if corrupt:
@@ -140,7 +127,7 @@ def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(MetricsRow.from_json(json.loads(line)))
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             if number < len(lines):  # the last one was being written
                 corrupt.append(number)
     return rows, corrupt
@@ -150,9 +137,6 @@ class MetricsFile:
     """Appends the rows of a run to its file.
 
     If the row of the step to resume from was lost, the times of the run are unknown from then on.
-
-    Attributes:
-        rows: all rows of the run so far, written or not.
     """
 
     def __init__(
@@ -170,8 +154,7 @@ class MetricsFile:
             workdir: the run folder.
             step: where the run resumes; 0 starts a new file.
             started: `time.perf_counter()` when this process started the run.
-            report: called with a line if there are corrupt rows; they are dropped, and the file
-                is kept beside.
+            report: called with a line if there are corrupt rows, which are dropped.
             writes: False: leave the file to another process, and keep only new rows.
         """
         self._writes, self._path = writes, Path(workdir) / _FILE_NAME
@@ -184,7 +167,7 @@ class MetricsFile:
                 f"{self._path}, line {corrupt[0]} is not a row of metrics; continuing without it, "
                 f"and keeping the file as {aside}"
             )
-        self.rows = [row for row in rows if row.step <= step]
+        self.rows = [row for row in rows if row.step <= step]  # of the whole run, written or not
         times = {row.step: (row.train_time, row.wall_time) for row in self.rows}
         self._train_time, wall_time = times.get(step, (None, None)) if step else (0.0, 0.0)
         self._started = None if wall_time is None else started - wall_time
@@ -210,11 +193,7 @@ class MetricsFile:
         return row
 
     def flush(self) -> None:
-        """Write the rows that are not on disk yet.
-
-        Raises:
-            OSError: if they cannot be written (a full disk). The next call tries again.
-        """
+        """Write the rows that are not on disk yet; after an OSError the next call tries again."""
         if not self._writes:
             return
         if not self._path.exists():  # someone removed it: write what is still to come

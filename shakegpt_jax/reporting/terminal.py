@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from shakegpt_jax.config import Config
 from shakegpt_jax.reporting.metrics import MetricsRow
 
 _PLAIN_LINE_EVERY = 10.0  # seconds
@@ -30,11 +31,9 @@ class Progress:
     """Prints the progress of a run; a context manager that shows the bar while active."""
 
     def __init__(self, num_steps: int, *, quiet: bool = False):
-        """Prepare to show a run of `num_steps` steps; quiet: show nothing."""
         self._console = _Console(highlight=False, quiet=quiet)
-        self._console.soft_wrap = (
-            not self._console.is_terminal
-        )  # do not wrap lines in redirected output
+        terminal = self._console.is_terminal
+        self._console.soft_wrap = not terminal  # do not wrap lines in redirected output
         self._num_steps = num_steps
         self._peak: float | None = None
         self._speed: float | None = None
@@ -46,7 +45,7 @@ class Progress:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=quiet or not self._console.is_terminal,
+            disable=quiet or not terminal,
         )
         self._task = self._bar.add_task("", total=num_steps, figures="compiling")
 
@@ -58,13 +57,7 @@ class Progress:
         self._bar.stop()
 
     def begin(self, step: int, peak_characters_per_second: float | None) -> None:
-        """Start the clock.
-
-        Args:
-            step: steps done before.
-            peak_characters_per_second: training speed at the peak FLOP/s of the devices; None if
-                it is not known.
-        """
+        """Start the clock at a step. The peak is the speed at the peak FLOP/s of the devices."""
         self._peak = peak_characters_per_second
         self._begun = step, time.monotonic()
         self._bar.reset(self._task, completed=step, total=self._num_steps, figures="")
@@ -88,26 +81,18 @@ class Progress:
         if self._peak:
             figures += f" ({self._speed / self._peak:.0%} of peak)"
         self._bar.update(self._task, completed=row.step, figures=figures)
-        if row.evaluation:
-            error = row.evaluation.standard_error
-            figures += (
-                f", validation loss {row.evaluation.loss:.4f}"
-                + ("" if error is None else f" ± {error:.4f}")
-                + f", perplexity {row.evaluation.perplexity:.3f}, "
-                f"{row.evaluation.bits_per_character:.3f} bits/character"
-            )
+        if found := row.evaluation:
+            error = "" if found.standard_error is None else f" ± {found.standard_error:.4f}"
+            figures += f", validation loss {found.loss:.4f}{error}, perplexity "
+            figures += f"{found.perplexity:.3f}, {found.bits_per_character:.3f} bits/character"
         elif not self._bar.disable or time.monotonic() - self._last_line < _PLAIN_LINE_EVERY:
             return
         if self._bar.disable and row.step < self._num_steps:  # the bar shows it already
-            figures += f", {self._remaining(row.step)} left"
+            first, start = self._begun  # the time so far includes evaluations
+            per_step = (time.monotonic() - start) / (row.step - first)
+            figures += f", {format_duration(per_step * (self._num_steps - row.step))} left"
         self._last_line = time.monotonic()
         self.note(f"step {row.step}/{self._num_steps}: {figures}")
-
-    def _remaining(self, step: int) -> str:
-        """Estimate the remaining time, evaluations included, from the time so far."""
-        first, start = self._begun
-        seconds = (time.monotonic() - start) / (step - first) * (self._num_steps - step)
-        return format_duration(seconds)
 
     def sample(self, text: str) -> None:
         """Print sample text, indented."""
@@ -121,16 +106,7 @@ class Progress:
         train_time: float | None,
         last: MetricsRow | None,
     ) -> None:
-        """Print the table at the end of a run.
-
-        Args:
-            step: step of the best checkpoint.
-            metrics: its validation metrics.
-            checkpoint: its path.
-            train_time: seconds of training up to it, if known.
-            last: the last row of metrics, if known.
-        """
-        table = Table(show_header=False)
+        """Print the best checkpoint, its metrics and time of training, and the times of the run."""
         after = "" if train_time is None else f", after {format_duration(train_time)} of training"
         lines = {
             "best validation loss": f"{metrics['loss']:.4f} nats/character",
@@ -139,10 +115,9 @@ class Progress:
             "at step": f"{step} of {self._num_steps}{after}",
             "best checkpoint": str(checkpoint),
         }
-        if last and last.train_time is not None:
-            lines["training time"] = format_duration(last.train_time)
-        if last and last.wall_time is not None:
-            lines["total time"] = format_duration(last.wall_time)
+        times = {"training time": last.train_time, "total time": last.wall_time} if last else {}
+        lines |= {name: format_duration(each) for name, each in times.items() if each is not None}
+        table = Table(show_header=False)
         for name, value in lines.items():
             table.add_row(name, Text(value, overflow="fold"))
         self._console.print(table)
@@ -158,10 +133,7 @@ def format_duration(seconds: float) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; the first column is left-aligned.
-
-    If the table is wider than the terminal, its lines are too: no cell is cut or broken.
-    """
+    """Print a table, the first column left-aligned. A wide one exceeds the terminal, uncut."""
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
@@ -170,13 +142,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(highlight=False, width=1_000).print(table)
 
 
+def differing_settings(configs: Mapping[str, Config]) -> list[str]:
+    """Return a line for each setting in which runs differ: its values and the runs with each."""
+    values: dict[str, dict[str, list[str]]] = {}
+    for run, config in configs.items():
+        for name, _, value in config.fields():
+            values.setdefault(name, {}).setdefault(repr(value), []).append(run)
+    return [
+        f"{name}: " + "; ".join(f"{value} in {', '.join(runs)}" for value, runs in found.items())
+        for name, found in values.items()
+        if len(found) > 1
+    ]
+
+
 def print_samples(chunks: Iterable[list[str]], start: str, seeds: Sequence[int]) -> None:
     """Stream the first sample of a batch to standard output, then print the others.
 
-    Args:
-        chunks: one new piece of text per sample.
-        start: printed before each sample.
-        seeds: one per sample; printed in a line before each if there are several.
+    Each chunk holds one new piece of text per sample; `start` is printed before each sample.
     """
     headers = [f"--- sample with seed {seed}\n" if len(seeds) > 1 else "" for seed in seeds]
     print(headers[0] + start, end="", flush=True)

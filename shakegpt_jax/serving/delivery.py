@@ -1,71 +1,127 @@
-"""Sending what the engine writes, as it comes or as a whole, for as long as the client is there."""
+"""Answers in the shape of OpenAI's `/v1/completions`, sent while they are written.
+
+Axes: T characters.
+"""
 
 import asyncio
-import concurrent.futures
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
+import msgspec
+import numpy as np
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.serving.api_error import ApiError, error_response
+from shakegpt_jax.serving.api import ApiError, CompletionRequest
 from shakegpt_jax.serving.engine import Engine
-from shakegpt_jax.serving.requests import CompletionRequest
-from shakegpt_jax.serving.responses import Answer
-from shakegpt_jax.serving.rows import Job, Piece
-
-T = TypeVar("T")
+from shakegpt_jax.serving.rows import Piece
 
 _STALL_SECONDS = 60  # after which a client that takes nothing is disconnected
+_DIGITS = 6  # of log-probabilities, after the point
+_LEAST = -9999.0  # in place of minus infinity, which JSON lacks
 _EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"x-accel-buffering", b"no"),
 ]
 
 
-class Workers:
-    """Two threads for work that would hold up the event loop.
-
-    More would only take turns, and the event loop would have to wait for each.
-    """
-
-    def __init__(self) -> None:
-        """Start threads when they are needed."""
-        self._threads = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="worker")
-
-    async def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+class _LogProbs(msgspec.Struct):
+    tokens: list[str]
+    token_logprobs: list[float]  # NaN becomes null
+    top_logprobs: list[msgspec.Raw | None]  # objects, already in JSON, which needs less memory
+    text_offset: list[int]
 
 
-class CompletionResponse(Response):
-    """The answer to a completion request. Its texts are written while it is sent."""
+class _Choice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: _LogProbs | None
+    finish_reason: str | None
+    seed: int
+
+
+class _Completion(msgspec.Struct):
+    id: str
+    object: str
+    created: int
+    model: msgspec.Raw
+    choices: list[_Choice]
+    usage: dict[str, int] | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Answer:
+    """Makes the JSON of one answer: in the chunks of a stream, or as a whole."""
+
+    def __init__(self, request: CompletionRequest, tokenizer: CharTokenizer, model_name: str):
+        self._request, self._tokenizer = request, tokenizer
+        # In ASCII: the name of a folder that is not UTF-8 has lone surrogates.
+        name = msgspec.Raw(json.dumps(model_name).encode())
+        self._head = f"cmpl-{secrets.token_hex(12)}", "text_completion", int(time.time()), name
+        self._lengths = [0] * request.n_text  # characters so far
+
+    def chunk(self, piece: Piece) -> bytes:
+        """Return the next chunk of a stream."""
+        usage = None if self._request.stream_options.include_usage else msgspec.UNSET
+        return msgspec.json.encode(_Completion(*self._head, [self._choice([piece])], usage))
+
+    def whole(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
+        """Return the answer of the pieces of each text, or of none: the last chunk of a stream."""
+        choices = [self._choice(each) for each in pieces]
+        n_prompt = sum(map(len, self._request.prompts))
+        n_new = sum(self._lengths) - n_prompt * self._request.n * self._request.echo
+        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_new}
+        usage["total_tokens"] = n_prompt + n_new
+        return msgspec.json.encode(_Completion(*self._head, choices, usage))
+
+    def _choice(self, pieces: Sequence[Piece]) -> _Choice:
+        index = pieces[0].index
+        records_T = np.concatenate([piece.records_T for piece in pieces])
+        text, offset = self._tokenizer.decode(records_T["id"]), self._lengths[index]
+        self._lengths[index] += len(text)
+        log_probs = None
+        if self._request.logprobs is not None:
+            offsets = list(range(offset, offset + len(text)))
+            chosen, tops = _rounded(records_T["log_prob"]), _rounded(records_T["top"])
+            characters = zip(text, chosen, records_T["top_ids"].tolist(), tops, strict=True)
+            top = [self._top(*character) for character in characters]
+            log_probs = _LogProbs(list(text), chosen, top, offsets)
+        seed = self._request.sample_seed(index % self._request.n)
+        return _Choice(index, text, log_probs, pieces[-1].finish_reason, seed)
+
+    def _top(
+        self, character: str, chosen: float, ids: list[int], values: list[float]
+    ) -> msgspec.Raw | None:
+        if math.isnan(chosen):
+            return None
+        names = self._tokenizer.vocabulary
+        top = {names[i]: value for i, value in zip(ids, values, strict=True)}
+        return msgspec.Raw(msgspec.json.encode(top | {character: chosen}))
+
+
+def _rounded(log_probs: np.ndarray) -> Any:
+    return np.maximum(log_probs.astype(np.float64), _LEAST).round(_DIGITS).tolist()
+
+
+class Delivery:
+    """The answer to a completion request, an ASGI application; it is sent while it is written."""
 
     def __init__(
-        self,
-        engine: Engine,
-        request: CompletionRequest,
-        tokenizer: CharTokenizer,
-        name: str,
-        workers: Workers,
+        self, engine: Engine, request: CompletionRequest, tokenizer: CharTokenizer, name: str
     ):
-        """Submit the request to the engine.
+        """Submit the request to the engine, which may refuse it with an `ApiError`."""
+        self._request, self._answer = request, Answer(request, tokenizer, name)
+        loop, self._received = asyncio.get_running_loop(), asyncio.Queue[Piece | ApiError]()
 
-        Raises:
-            ApiError: if it cannot take it.
-        """
-        self.status_code, self.background = 200, None
-        loop, self._arrived = asyncio.get_running_loop(), asyncio.Event()
+        def receive(piece: Piece | ApiError) -> None:
+            loop.call_soon_threadsafe(self._received.put_nowait, piece)
 
-        def notify() -> None:
-            loop.call_soon_threadsafe(self._arrived.set)
-
-        self._engine, self._request, self._workers = engine, request, workers
-        self._answer = Answer(request, tokenizer, name)
-        self._job = engine.submit(request, notify)
+        self._job = engine.submit(request, receive)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer, until the client leaves or takes nothing any more."""
@@ -74,70 +130,57 @@ class CompletionResponse(Response):
             async with asyncio.timeout(_STALL_SECONDS):
                 await send(message)
 
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            presence.reschedule(asyncio.get_running_loop().time())
+
         deliver = self._stream if self._request.stream else self._send_whole
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as presence:
-                watcher = asyncio.create_task(_watch(receive, presence))
+                watcher = asyncio.create_task(watch())
                 try:
                     await deliver(scope, receive, send_in_time)
                 finally:
                     watcher.cancel()
-                    self._engine.cancel(self._job)
+                    self._job.cancelled = True
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_event(text: str) -> None:
-            body = f"data: {text}\n\n".encode()
+        async def send_event(data: bytes) -> None:
+            body = b"data: " + data + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
         await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
         try:
-            async for pieces in self._pieces():
-                for piece in pieces:
-                    await send_event(await self._make(self._answer.chunk, piece))
-            if self._request.include_usage:
-                await send_event(self._answer.usage_chunk())
-            await send_event("[DONE]")
+            async for piece in self._pieces():
+                if self._request.logprobs is None:
+                    await send_event(self._answer.chunk(piece))
+                else:  # which take long
+                    await send_event(await asyncio.to_thread(self._answer.chunk, piece))
+            if self._request.stream_options.include_usage:
+                await send_event(self._answer.whole([]))
+            await send_event(b"[DONE]")
         except ApiError as error:
-            await send_event(json.dumps(error.to_json()))
+            await send_event(error.to_json())
         await send({"type": "http.response.body"})
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pieces: list[list[Piece]] = [[] for _ in range(self._request.n_text)]
         try:
-            async for pieces in self._pieces():
-                for piece in pieces:
-                    await self._make(self._answer.add, piece)
-            response = Response(self._answer.whole(), media_type="application/json")
+            async for piece in self._pieces():
+                pieces[piece.index].append(piece)
+            body = await asyncio.to_thread(self._answer.whole, pieces)
+            response = Response(body, media_type="application/json")
         except ApiError as error:
-            response = error_response(error)
+            response = error.to_response()
         await response(scope, receive, send)
 
-    async def _pieces(self) -> AsyncIterator[list[Piece]]:
-        """Yield the pieces of the job as they come.
-
-        Raises:
-            ApiError: if the engine ends the job.
-        """
-        job: Job = self._job
-        finished = False
-        while not finished:
-            await self._arrived.wait()
-            self._arrived.clear()
-            finished = job.n_unfinished == 0  # before taking: then nothing is left behind
-            error = job.error
-            if pieces := job.take():
-                yield pieces
-            if error and not finished:
-                raise error
-
-    async def _make(self, make: Callable[[Piece], T], piece: Piece) -> T:
-        """Make JSON, which takes long with log-probabilities."""
-        if piece.log_probs is None:
-            return make(piece)
-        return await self._workers.run(make, piece)
-
-
-async def _watch(receive: Receive, presence: asyncio.Timeout) -> None:
-    """End the presence of a client as soon as it leaves."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    presence.reschedule(asyncio.get_running_loop().time())
+    async def _pieces(self) -> AsyncIterator[Piece]:
+        """Yield the pieces of the job as they come; raise the `ApiError` that ends it."""
+        n_unfinished = self._request.n_text
+        while n_unfinished:
+            received = await self._received.get()
+            if isinstance(received, ApiError):
+                raise received
+            n_unfinished -= received.finish_reason is not None
+            yield received

@@ -1,6 +1,7 @@
 """Running the application on a port until a signal ends it."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import ipaddress
 import socket
@@ -11,7 +12,7 @@ import uvicorn
 
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.serving.api_error import ApiError
+from shakegpt_jax.serving.api import ApiError
 from shakegpt_jax.serving.app import App
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
@@ -20,11 +21,7 @@ _LAST_SECONDS = 1  # for sending the end of answers
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Reserve a port, before the model is loaded, which takes longer.
-
-    Raises:
-        UserError: if it is taken, or the host is not one of this machine.
-    """
+    """Reserve a port, before the model is loaded, which takes longer."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -50,11 +47,11 @@ def run_server(
     max_queue: int,
     grace: int,
 ) -> None:
-    """Serve a model until SIGINT or SIGTERM.
+    """Serve a model on a socket from `bind` until SIGINT or SIGTERM.
 
     Args:
         lm: the model.
-        bound: a socket from `bind`.
+        bound: the socket.
         hosts: names of this server; see `Guard`.
         origins: origins that may use it; see `Guard`.
         max_batch: texts to write at the same time.
@@ -65,8 +62,7 @@ def run_server(
     application = App(lm, engine).application()
     app = Guard(application, hosts, origins, any_address=_is_any(bound))
     start = time.perf_counter()
-    engine.warm_up()
-    engine.start()
+    engine.start(warm_up=True)
     seconds = time.perf_counter() - start
     print(f"Compiled for up to {max_batch} texts at a time in {seconds:.0f} s.", flush=True)
     config = uvicorn.Config(
@@ -82,7 +78,7 @@ def run_server(
 
 
 class _Server(uvicorn.Server):
-    """Lets texts under way go on for a while after a signal."""
+    """Lets texts under way go on for `grace` seconds after a signal."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, grace: int):
         super().__init__(config)
@@ -90,8 +86,11 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # More threads would only take turns, and the event loop would have to wait for each.
+        workers = concurrent.futures.ThreadPoolExecutor(2, "worker")
+        asyncio.get_running_loop().set_default_executor(workers)
         for each in sockets or ():
-            print(f"Open {address(each)} (Ctrl-C stops the server)", flush=True)
+            print(f"Open {_address(each)} (Ctrl-C stops the server)", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = ApiError("the server is shutting down", status=503)
@@ -103,14 +102,12 @@ class _Server(uvicorn.Server):
         print("Stopped.", flush=True)
 
 
-def address(bound: socket.socket) -> str:
+def _address(bound: socket.socket) -> str:
     """Return the address to open in a browser on this machine."""
     host, port, *_ = bound.getsockname()
-    if _is_any(bound):
-        host = "localhost"
+    host = "localhost" if _is_any(bound) else host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _is_any(bound: socket.socket) -> bool:
-    """Return whether a socket listens on all interfaces."""
     return ipaddress.ip_address(bound.getsockname()[0]).is_unspecified

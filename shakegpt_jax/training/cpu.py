@@ -1,9 +1,8 @@
 """What a CPU can do: how long a config takes there, and whether its parameters fit."""
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -47,11 +46,7 @@ def adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]
 
 
 def check_memory(config: Config, vocab_size: int, mesh: Mesh) -> None:
-    """Check that parameters, gradients and moments fit into the memory of a CPU.
-
-    Raises:
-        UserError: if they do not, however small the batch is.
-    """
+    """Check that parameters, gradients and moments fit into the memory of a CPU."""
     if jax.default_backend() != "cpu":
         return
     model = config.model
@@ -72,26 +67,17 @@ def check_memory(config: Config, vocab_size: int, mesh: Mesh) -> None:
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Return the bytes that this process may use: physical memory, or the limit of its cgroup."""
+    """Return the bytes that this process may use: physical memory, or the limit of a cgroup."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for file in _cgroup_files(root):
-        with contextlib.suppress(OSError, ValueError):  # "max": no limit
-            limits.append(int(file.read_text()))
+    own = root / "proc/self/cgroup"
+    for line in own.read_text().splitlines() if own.exists() else []:  # absent outside Linux
+        _, controllers, group = line.split(":", 2)
+        versions = {"": "memory.max", "memory": "memory/memory.limit_in_bytes"}
+        folder, _, name = versions.get(controllers, "").rpartition("/")
+        path = root / "sys/fs/cgroup" / folder / group.lstrip("/")
+        # In a container, the path may be that of the host, which is not visible.
+        texts = [
+            (each / name).read_text() for each in (path, *path.parents) if (each / name).is_file()
+        ]
+        limits += [int(text) for text in texts if text.strip() != "max"]
     return min(limits)
-
-
-def _cgroup_files(root: Path) -> Iterator[Path]:
-    """Yield where the limits of this process's cgroup and of those above it would be."""
-    mounted = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        inside = Path(path.lstrip("/"))
-        for group in (inside, *inside.parents):
-            if not controllers:  # version 2
-                yield mounted / group / "memory.max"
-            elif controllers == "memory":
-                yield mounted / "memory" / group / "memory.limit_in_bytes"

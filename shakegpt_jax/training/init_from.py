@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from shakegpt_jax.checkpoints.digests import verify_digests
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata, checkpoint_steps, find_run
 from shakegpt_jax.config import Config, ModelConfig
@@ -55,16 +54,7 @@ class PretrainedCheckpoint:
         params = abstract_params(self.metadata.config.model, len(ours))
         abstract = shard_state(mesh, params, parameter_axes)
         ids_V = np.array([ours.find(character) for character in vocabulary], np.int32)
-        try:
-            restored = self.checkpoints.restore(self.step, {"params": abstract})
-        except Exception as error:
-            if self.step in self.checkpoints.steps:
-                raise
-            raise UserError(
-                f"{self.path} has been removed since this run started: "
-                f"{self.checkpoints.workdir} is still training; wait for it or stop it, and run "
-                "the same command again"
-            ) from error
+        restored = self.checkpoints.restore(self.step, {"params": abstract})
         return PretrainedParams(restored["params"], replicate(mesh, ids_V))
 
     def describe(self, vocabulary: str) -> str:
@@ -80,13 +70,7 @@ class PretrainedCheckpoint:
 def find_pretrained(config: Config, workdir: str | Path) -> PretrainedCheckpoint | None:
     """Find and check the checkpoint that a run starts from: the best one of `train.init_from`.
 
-    Returns:
-        None if the run starts from scratch, or resumes and needs no source any more.
-
-    Raises:
-        UserError: if there is no such run, it is the new run itself, or its model has another
-            shape.
-        CorruptCheckpointError: if a file of the checkpoint is missing or has changed.
+    None: the run starts from scratch, or resumes and needs no source any more.
     """
     if not config.train.init_from:
         return None
@@ -111,19 +95,15 @@ def _find_best(checkpoints: CheckpointReader) -> PretrainedCheckpoint:
     step = checkpoints.find("best")
     best = PretrainedCheckpoint(checkpoints, step, checkpoints.run_metadata(step))
     if is_primary():
-        verify_digests(best.path, skip=["opt_state"])  # before anything is written
+        checkpoints.verify(step, skip=["opt_state"])  # before anything is written
     return best
 
 
 def _check_shape(ours: ModelConfig, theirs: ModelConfig, path: str) -> None:
-    differences = {
-        name: (value, getattr(theirs, name))
-        for name, value in dataclasses.asdict(ours).items()
-        if name not in _FREE_FIELDS and value != getattr(theirs, name)
-    }
-    if differences:
-        given = ", ".join(f"{name} {value}" for name, (value, _) in differences.items())
-        right = " ".join(f"--config.model.{n}={value}" for n, (_, value) in differences.items())
+    fields = [name for name in dataclasses.asdict(ours) if name not in _FREE_FIELDS]
+    if names := [name for name in fields if getattr(ours, name) != getattr(theirs, name)]:
+        given = ", ".join(f"{name} {getattr(ours, name)}" for name in names)
+        right = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in names)
         raise UserError(
             f"config.model has {given}, unlike the model of {path} (config.train.init_from); "
             f"add {right}"

@@ -1,6 +1,5 @@
 """Whether a run may start or resume in a folder: same config and text, one process at a time."""
 
-import contextlib
 import fcntl
 import os
 import time
@@ -11,11 +10,15 @@ from pathlib import Path
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config
-from shakegpt_jax.errors import CorruptCheckpointError, UserError
+from shakegpt_jax.errors import UserError
 
 # Fields that may change when a run resumes. The text is identified by its digest.
-_RESUMABLE_FIELDS = {
+_RESUMABLE = {
     "data.path",
+    "model.remat",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
     "train.eval_every",
     "train.eval_characters",
     "train.target_loss",
@@ -23,67 +26,53 @@ _RESUMABLE_FIELDS = {
     "train.keep_checkpoints",
     "train.sample_length",
     "train.accumulate_steps",
-    "model.remat",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
 }
-_PATIENCE_SECONDS = 0.2  # `is_locked` holds the lock for an instant
 
 
 def recorded_config(config: Config, saved: RunMetadata | None) -> Config:
-    """Return the config that the checkpoints of a run record; `saved` is what they have so far.
-
-    Paths are absolute, so that `evaluate` finds the text from any folder. A resumed run does not
-    read the run that it started from, which may have moved: the path recorded first is kept.
-    """
+    """Return the config that the checkpoints of a run record; `saved` is what they have so far."""
+    # Absolute, so that `evaluate` finds the text from any folder.
     given = {"data.path": config.data.path, "train.init_from": config.train.init_from}
-    paths = {
-        name: str(Path(os.path.expanduser(path)).absolute()) for name, path in given.items() if path
-    }
+    paths = {n: str(Path(os.path.expanduser(path)).absolute()) for n, path in given.items() if path}
+    # A resumed run does not read the run that it started from, which may have moved.
     if saved and saved.config.train.init_from and config.train.init_from:
         paths["train.init_from"] = saved.config.train.init_from
     return config.replace(paths)
 
 
 def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> None:
-    """Check that the checkpoints in a run folder belong to the run that is about to train.
-
-    Raises:
-        UserError: naming the fields that differ.
-    """
-    saved = saved_metadata(checkpoints)
-    differences = _differences(metadata, saved) if saved else []
-    if not saved or not differences:
+    """Check that the checkpoints in a run folder belong to the run that is about to train."""
+    saved, workdir = saved_metadata(checkpoints), checkpoints.workdir
+    if not saved or not (differences := _differences(metadata, saved)):
         return
     remedy = "choose another --workdir, or the config that the run was started with"
     if metadata.config.train.num_steps > saved.config.train.num_steps:
         remedy += (
-            f"; to train its parameters further, add --config.train.init_from={checkpoints.workdir}"
-            " in another --workdir"
+            "; to train it for longer, start from its parameters: "
+            f"--config.train.init_from={workdir} and another --workdir"
         )
     raise UserError(
-        f"{checkpoints.workdir} holds another run, with a different {', '.join(differences)}; "
-        + remedy
+        f"{workdir} holds another run, with a different {', '.join(differences)}; {remedy}"
     )
 
 
 def saved_metadata(checkpoints: CheckpointReader) -> RunMetadata | None:
-    """Return the metadata of the newest checkpoint that has any; None without checkpoints.
+    """Return the metadata of the latest checkpoint; None without checkpoints.
 
     Raises:
         UserError: if the model there was imported, so that no run can resume.
+        CorruptCheckpointError: if it is damaged.
     """
-    for step in reversed(checkpoints.steps):
-        with contextlib.suppress(CorruptCheckpointError):  # try an older one
-            if not checkpoints.has_optimizer_state(step):
-                raise UserError(
-                    f"{checkpoints.workdir} holds an imported model, without an optimizer state to "
-                    "resume from; train on in another --workdir, with "
-                    f"--config.train.init_from={checkpoints.workdir}"
-                )
-            return checkpoints.run_metadata(step)
-    return None
+    if not checkpoints.steps:
+        return None
+    latest = checkpoints.read("latest")
+    if not checkpoints.has_optimizer_state(latest.step):
+        raise UserError(
+            f"{checkpoints.workdir} holds an imported model, without an optimizer state to "
+            "resume from; train on in another --workdir, with "
+            f"--config.train.init_from={checkpoints.workdir}"
+        )
+    return latest.metadata
 
 
 def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:
@@ -91,7 +80,7 @@ def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:
     fields = [
         f"{path} (saved {saved[path]!r}, now {value!r})"
         for path, _, value in ours.config.fields()
-        if path not in _RESUMABLE_FIELDS and saved[path] != value
+        if path not in _RESUMABLE and saved[path] != value
     ]
     other_text = ours.text_sha256 != theirs.text_sha256
     return fields + [f"text (now {ours.config.data.path or 'Tiny Shakespeare'})"] * other_text
@@ -99,28 +88,23 @@ def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:
 
 @contextmanager
 def run_lock(workdir: str | Path) -> Iterator[None]:
-    """Lock a run folder for this process; the folder is created if it does not exist.
-
-    The kernel holds the lock and releases it when the process ends, however it ends.
-
-    Raises:
-        UserError: if another process holds the lock or the folder is not writable.
-    """
+    """Lock a run folder, created if it does not exist, until this process ends, however it ends."""
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         file = lock_path(workdir).open("a+")
     except OSError as error:
         raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
     with file:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not _lock(file.fileno(), fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                raise UserError(
-                    f"{workdir} is in use by the training process {file.read().strip()}; "
-                    "wait for it, stop it, or choose another --workdir"
-                )
+        for _ in range(20):  # `is_locked` holds the lock for an instant
+            if locked := _lock(file.fileno(), fcntl.LOCK_EX):
+                break
             time.sleep(0.01)
+        if not locked:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by the training process {file.read().strip()}; "
+                "wait for it, stop it, or choose another --workdir"
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.cli.command import StopSignal, record_signal
@@ -16,7 +18,7 @@ from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_f
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError
 from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.reporting.curves import draw_run
-from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, TrainMetrics
+from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.cpu import adapt_to_cpu, check_memory
@@ -38,8 +40,8 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     `config.train.init_from`, if there is one. In the main thread, SIGINT and SIGTERM end it early.
 
     Args:
-        config: frozen config.
-        workdir: run folder, created if it does not exist.
+        config: a frozen config.
+        workdir: the run folder, created if it does not exist.
         started: `time.perf_counter()` when the total time of the run starts; None: now.
 
     Raises:
@@ -59,6 +61,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     mesh = make_mesh(config)
     check_memory(config, corpus.tokenizer.vocab_size, mesh)
     with (
+        jax.enable_x64(False),  # Optax computes in the default precision
         record_signal() as signal,
         contextlib.ExitStack() as stack,
         Progress(config.train.num_steps, quiet=not is_primary()) as progress,
@@ -74,14 +77,14 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
                 f"{len(corpus.val_ids):,} validation characters (config.train.eval_characters)"
             )
         check_resumable(CheckpointReader(workdir), run_metadata(config, corpus))
-        with CheckpointWriter(workdir, config.train.keep_checkpoints, progress.note) as checkpoints:
+        with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)
-            run.restore_or_initialize(started, source)
+            run.start(started, source)
             while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
                 run.save()
-                run.check_signal()
-                run.show_sample()
+                if not run.stops() and (length := config.train.sample_length):
+                    progress.sample(run.trainer.sample(run.prompt, length))
             run.finish_saving()
             if run.stopped and not run.finished:
                 raise StoppedBySignalError(run.describe_stop(), run.stopped)
@@ -92,8 +95,8 @@ def _identity(
     config: Config, corpus: Corpus, workdir: str | Path, source: PretrainedCheckpoint | None
 ) -> dict[str, Any]:
     """Return what all processes of a run have in common."""
-    return {
-        **{f"config.{path}": value for path, _, value in config.fields() if path != "data.path"},
+    fields = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
+    return fields | {
         "the text": (corpus.sha256, corpus.tokenizer.vocabulary),
         "--workdir": str(workdir),
         "the checkpoint to start from": source and source.step,
@@ -119,11 +122,9 @@ class TrainingRun:
     ):
         self.trainer, self.checkpoints = trainer, checkpoints
         self.progress, self.signal = progress, signal
-        self.config = trainer.config.train
-        self.workdir = checkpoints.workdir
-        tokenizer = trainer.corpus.tokenizer
-        val_text = tokenizer.decode(trainer.corpus.val_ids[:1_000])
-        self.prompt = choose_prompt(tokenizer.vocabulary, val_text)
+        self.config, self.workdir = trainer.config.train, checkpoints.workdir
+        tokenizer, val_ids = trainer.corpus.tokenizer, trainer.corpus.val_ids
+        self.prompt = choose_prompt(tokenizer.vocabulary, tokenizer.decode(val_ids[:1_000]))
         self.step = 0
         self.evaluation: Evaluation | None = None  # of the current parameters
         self.stopped = 0  # number of a signal that a process has received
@@ -139,30 +140,23 @@ class TrainingRun:
         known = [self.checkpoints.metrics(step) for step in self.checkpoints.steps]
         losses = [metrics["loss"] for metrics in known if metrics]
         losses += [self.evaluation.loss] if self.evaluation else []
-        return (
-            self.config.target_loss > 0 and min(losses, default=math.inf) <= self.config.target_loss
-        )
+        target = self.config.target_loss
+        return target > 0 and min(losses, default=math.inf) <= target
 
-    def restore_or_initialize(
-        self, started: float, source: PretrainedCheckpoint | None = None
-    ) -> None:
+    def start(self, started: float, source: PretrainedCheckpoint | None = None) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
+        note, n_step = self.progress.note, self.config.num_steps
         self.step = self.checkpoints.latest_step
         if self.step:
             self.trainer.restore(self.checkpoints, self.step)
             verb = "has finished" if self.finished else "resumes"
-            self.progress.note(
-                f"{self.workdir} {verb} at step {self.step} of {self.config.num_steps}"
-            )
+            note(f"{self.workdir} {verb} at step {self.step} of {n_step}")
         else:
             self.trainer.initialize(source)
             if source:
-                self.progress.note(source.describe(self.trainer.corpus.tokenizer.vocabulary))
-                loss = self.trainer.evaluate().loss
-                self.progress.note(f"step 0/{self.config.num_steps}: validation loss {loss:.4f}")
-        self.metrics = MetricsFile(
-            self.workdir, self.step, started, self.progress.note, writes=is_primary()
-        )
+                note(source.describe(self.trainer.corpus.tokenizer.vocabulary))
+                note(f"step 0/{n_step}: validation loss {self.trainer.evaluate().loss:.4f}")
+        self.metrics = MetricsFile(self.workdir, self.step, started, note, writes=is_primary())
         self.progress.begin(self.step, self.trainer.peak_characters_per_second)
 
     def train_to_next_evaluation(self) -> None:
@@ -170,36 +164,30 @@ class TrainingRun:
         every = self.config.eval_every
         until = min(self.config.num_steps, (self.step // every + 1) * every)
         self.evaluation = None
-        for train in self.trainer.run(self.step, until, self._stops):
-            self._check_finite(train, loss=train.train_loss, gradient_norm=train.gradient_norm)
-            if train.step == until:
-                self.evaluation = self.trainer.evaluate()
-                self._check_finite(
-                    train,
-                    validation_loss=self.evaluation.loss,
-                    perplexity=self.evaluation.perplexity,
-                )
-            self.step = train.step
+        for train in self.trainer.run(self.step, until, self.stops):
+            step = train.step
+            self._check_finite(step, loss=train.train_loss, gradient_norm=train.gradient_norm)
+            if step == until:
+                self.evaluation = now = self.trainer.evaluate()
+                self._check_finite(step, validation_loss=now.loss, perplexity=now.perplexity)
+            self.step = step
             self.progress.show(self.metrics.append(train, self.evaluation))
             with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
                 self.metrics.flush()
 
-    def check_signal(self) -> None:
-        """Learn whether a process has received a signal, at the same step in all of them."""
-        self.stopped = self.stopped or highest(self.signal.received or 0)
-
-    def _stops(self) -> bool:
+    def stops(self) -> bool:
+        """Return whether a process has received a signal: the same in all, at the same step."""
         # With several processes, the devices finish a chunk before the next one is dispatched: a
         # millisecond or so for each.
-        self.check_signal()
+        self.stopped = self.stopped or highest(self.signal.received or 0)
         return bool(self.stopped)
 
-    def _check_finite(self, train: TrainMetrics, **values: float | None) -> None:
+    def _check_finite(self, step: int, **values: float | None) -> None:
         bad = [f"{k} is {v}" for k, v in values.items() if v is not None and not math.isfinite(v)]
         if bad:
             self.checkpoints.wait()
             raise DivergedError(
-                f"{' and '.join(bad)} in steps {self.step + 1} to {train.step}; "
+                f"{' and '.join(bad)} in steps {self.step + 1} to {step}; "
                 f"{self.checkpoints.describe_last_good()}; try a lower "
                 "config.optimizer.learning_rate, in another --workdir"
             )
@@ -211,35 +199,27 @@ class TrainingRun:
             metrics = self.evaluation.to_dict() if self.evaluation else None
             self.trainer.save(self.checkpoints, self.step, metrics)
 
-    def show_sample(self) -> None:
-        """Print sample text."""
-        if self.config.sample_length and not self.stopped:
-            self.progress.sample(self.trainer.sample(self.prompt, self.config.sample_length))
-
     def finish_saving(self) -> None:
-        """Wait for the last save, trying again until it succeeds or fails for the third time."""
+        """Save the last state, if that has not been done, and wait for it."""
+        self.save()
         self.checkpoints.wait()
-        while self.step > self.checkpoints.latest_step:
-            self.save()
-            self.checkpoints.wait()
         self.metrics.flush()
 
     def describe_stop(self) -> str:
-        """Return a line that says how to resume after a signal."""
+        """Say how to resume after a signal."""
         if not self.step:
             return "stopped before the first step; run the same command again to start"
         saved = f"stopped at step {self.step}, saved in {self.workdir}"
         return f"{saved}; run the same command again to resume"
 
     def _describe_target(self) -> str:
-        """Say by which evaluation the target loss was reached, as far as the metrics tell."""
-        text = f"reached the target loss of {self.config.target_loss}"
-        for row in self.metrics.rows:
-            if row.evaluation and row.evaluation.loss <= self.config.target_loss:
-                text += f" by step {row.step}"
-                if row.train_time is not None:
-                    text += f", after {format_duration(row.train_time)} of training"
-                break
+        target = self.config.target_loss
+        text = f"reached the target loss of {target}"
+        first = (r for r in self.metrics.rows if r.evaluation and r.evaluation.loss <= target)
+        if row := next(first, None):
+            text += f" by step {row.step}"
+            if row.train_time is not None:
+                text += f", after {format_duration(row.train_time)} of training"
         return text
 
     def summarize(self) -> None:
@@ -248,13 +228,9 @@ class TrainingRun:
         rows = {row.step: row for row in self.metrics.rows}
         if self.reached_target:
             self.progress.note(self._describe_target())
-        self.progress.summary(
-            best,
-            self.checkpoints.metrics(best),
-            self.checkpoints.path(best),
-            rows[best].train_time if best in rows else None,
-            rows.get(self.step),
-        )
+        seconds = rows[best].train_time if best in rows else None
+        metrics, path = self.checkpoints.metrics(best), self.checkpoints.path(best)
+        self.progress.summary(best, metrics, path, seconds, rows.get(self.step))
         command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(self.workdir))}"
         self.progress.command(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
         # The others have nothing left to do: without waiting they would disconnect, and time out.

@@ -28,9 +28,8 @@ def random_key(
     seed: int | jax.Array, stream: Literal["params", "windows", "dropout"], step: int | jax.Array
 ) -> jax.Array:
     """Return the random key of a step, from an independent stream per purpose."""
-    return jax.random.fold_in(
-        jax.random.fold_in(jax.random.key(seed), _STREAMS.index(stream)), step
-    )
+    key = jax.random.fold_in(jax.random.key(seed), _STREAMS.index(stream))
+    return jax.random.fold_in(key, step)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -95,9 +94,8 @@ def train_step(
 
     def loss_fn(params: Any, part: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
         inputs_BxT, targets_BxT = part
-        logits_BxTxV = model.apply(
-            {"params": params}, inputs_BxT, train=True, rngs={"dropout": key}
-        )
+        rngs = {"dropout": key}
+        logits_BxTxV = model.apply({"params": params}, inputs_BxT, train=True, rngs=rngs)
         return optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, targets_BxT).mean()
 
     loss_and_grad = functools.partial(jax.value_and_grad(loss_fn), state.params)
@@ -112,7 +110,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "gradient_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(schedule(state.step - n_skipped)),
+        "learning_rate": jnp.asarray(schedule(state.step - n_skipped), jnp.float32),
         "consecutive_nonfinite": jnp.asarray(optax.tree.get(opt_state, "notfinite_count", 0)),
     }
     return TrainState(state.step + 1, params, opt_state), metrics

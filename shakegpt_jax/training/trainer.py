@@ -32,7 +32,7 @@ from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_s
 
 
 class HostWindows:
-    """Draws the windows that a chunk would draw from the text on the device."""
+    """Draws the windows that a chunk would draw from (n,) ids on the device."""
 
     def __init__(self, config: Config, ids: np.ndarray, mesh: Mesh):
         self._data, self._block_size = config.data, config.model.block_size
@@ -40,7 +40,7 @@ class HostWindows:
         self._sharding = batches_sharding(mesh)
 
     def abstract(self, n: int) -> jax.ShapeDtypeStruct:
-        """Return shape, type and sharding of the windows of a chunk of n steps."""
+        """Describe the windows of a chunk of n steps."""
         shape = (n, self._data.batch_size, self._block_size + 1)
         return jax.ShapeDtypeStruct(shape, self._ids.dtype, sharding=self._sharding)
 
@@ -52,18 +52,13 @@ class HostWindows:
     def _gather(self, step: int, n: int) -> jax.Array:
         with jax.default_device(_cpu()):  # an accelerator would first finish the chunk it runs
             steps_K = np.arange(step, step + n, dtype=np.int32)
-            n_ids, data, block_size = len(self._ids), self._data, self._block_size
-            starts_KxB = np.asarray(window_starts(self._seed, steps_K, n_ids, data, block_size))
-        # A process gathers only the rows of its own devices.
-        return jax.make_array_from_callback(
-            self.abstract(n).shape,
-            self._sharding,
-            lambda index: gather_on_host(
-                self._ids,
-                starts_KxB[index[:2]],  # type: ignore[index]  # never None
-                self._block_size,
-            ),
-        )
+            sizes = len(self._ids), self._data, self._block_size
+            starts_KxB = np.asarray(window_starts(self._seed, steps_K, *sizes))
+
+        def rows(index: tuple[slice, ...] | None) -> np.ndarray:  # of this process's devices
+            return gather_on_host(self._ids, starts_KxB[(index or ())[:2]], self._block_size)
+
+        return jax.make_array_from_callback(self.abstract(n).shape, self._sharding, rows)
 
 
 def _cpu() -> jax.Device | None:
@@ -83,8 +78,7 @@ def run_metadata(config: Config, corpus: Corpus) -> RunMetadata:
 
 def chunk_lengths(num_steps: int, longest: int) -> list[int]:
     """Split a number of steps into chunks of `longest` and one of the remainder."""
-    n_chunk, remainder = divmod(num_steps, longest)
-    return [longest] * n_chunk + [remainder] * (remainder > 0)
+    return [min(longest, num_steps - done) for done in range(0, num_steps, longest)]
 
 
 def _fetch(dispatched: tuple[int, Metrics]) -> tuple[int, dict[str, np.ndarray], float]:
@@ -94,17 +88,13 @@ def _fetch(dispatched: tuple[int, Metrics]) -> tuple[int, dict[str, np.ndarray],
 
 
 class Trainer:
-    """Holds the train state on the devices and advances it by compiled chunks of steps.
-
-    Call `initialize` or `restore` before anything else.
-    """
+    """Advances the train state, once it is initialized or restored, by chunks of steps."""
 
     state: TrainState
 
     def __init__(self, config: Config, corpus: Corpus, mesh: Mesh):
         train = config.train
-        self.config, self.corpus = config, corpus
-        self.mesh = mesh
+        self.config, self.corpus, self.mesh = config, corpus, mesh
         self.model = GPT(config.model, corpus.tokenizer.vocab_size)
         self._seed = np.int32(train.seed)  # an argument: other seeds do not recompile
         self._chunk = make_chunk(config, self.model, mesh)
@@ -113,11 +103,9 @@ class Trainer:
             self._train_ids = replicate(mesh, corpus.train_ids)
         else:
             self._windows = HostWindows(config, corpus.train_ids, mesh)
-        self._val_pieces = spread_pieces(
-            corpus.val_ids, train.eval_characters, config.model.block_size
-        )
-        # Compiled ahead of time, so that compilation is not part of the training time and nothing
-        # can recompile later.
+        block_size = config.model.block_size
+        self._val_pieces = spread_pieces(corpus.val_ids, train.eval_characters, block_size)
+        # Ahead of time: compilation is no part of the training time, and nothing recompiles later.
         start = time.perf_counter()
         longest, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
         lengths = chunk_lengths(every, longest) + chunk_lengths(train.num_steps % every, longest)
@@ -128,28 +116,20 @@ class Trainer:
     @property
     def peak_characters_per_second(self) -> float | None:
         """Speed at the bfloat16 peak of the devices; None if it is unknown or does not apply."""
-        peak = peak_flops(self.mesh.devices.flat[0].device_kind)
-        if peak is None or compute_dtype(self.config.model) != jnp.bfloat16:
+        peak, config = peak_flops(self.mesh.devices.flat[0].device_kind), self.config.model
+        if peak is None or compute_dtype(config) != jnp.bfloat16:
             return None
-        per_character = train_flops_per_character(self.config.model, self.model.vocab_size)
-        return peak * self.mesh.size / per_character
+        return peak * self.mesh.size / train_flops_per_character(config, self.model.vocab_size)
 
     def _compile(self, lengths: list[int]) -> None:
         with jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
-                self._run_chunk[n] = self._lower(n).compile()
-
-    def _lower(self, n: int) -> jax.stages.Lowered:
-        state, seed = self._chunk.abstract_state, self._seed
-        if self._on_device:
-            return self._chunk.run.lower(state, self._train_ids, seed, n)
-        return self._chunk.run_windows.lower(state, self._windows.abstract(n), seed)
-
-    def _inputs(self, step: int, lengths: list[int]) -> Iterator[jax.Array]:
-        """Yield for each chunk the text to draw from, or its windows."""
-        if self._on_device:
-            return itertools.repeat(self._train_ids, len(lengths))
-        return self._windows.chunks(step, lengths)
+                state, seed = self._chunk.abstract_state, self._seed
+                if self._on_device:
+                    lowered = self._chunk.run.lower(state, self._train_ids, seed, n)
+                else:
+                    lowered = self._chunk.run_windows.lower(state, self._windows.abstract(n), seed)
+                self._run_chunk[n] = lowered.compile()
 
     def initialize(self, source: PretrainedCheckpoint | None = None) -> None:
         """Create the state before the first step, sharded from the start."""
@@ -173,10 +153,13 @@ class Trainer:
         chunks = chunk_lengths(until - step, longest)
         self._compile(chunks)  # a resumed run may have other lengths
         mark = time.perf_counter()
-        pairs = itertools.takewhile(
-            lambda _: not stop(), zip(chunks, self._inputs(step, chunks), strict=True)
-        )
-        dispatched = ((n, self._dispatch(n, inputs)) for n, inputs in pairs)
+        inputs: Iterator[jax.Array]
+        if self._on_device:
+            inputs = itertools.repeat(self._train_ids, len(chunks))
+        else:
+            inputs = self._windows.chunks(step, chunks)
+        pairs = itertools.takewhile(lambda _: not stop(), zip(chunks, inputs, strict=True))
+        dispatched = ((n, self._dispatch(n, each)) for n, each in pairs)
         # A thread reads the clock: on a GPU, the next dispatch blocks for most of a chunk.
         for n, metrics, end in overlap(_fetch, dispatched):
             seconds, mark = end - mark, end
@@ -211,11 +194,10 @@ class Trainer:
 
     def sample(self, prompt: str, length: int) -> str:
         """Continue a prompt by `length` characters with the current parameters, in process 0."""
-        tokenizer, digest = self.corpus.tokenizer, self.corpus.sha256
-        params = gather(self.mesh, self.state.params)
+        params, corpus = gather(self.mesh, self.state.params), self.corpus
         if not is_primary():
             return ""
-        lm = LanguageModel(self.model, params, tokenizer, self.config, digest)
+        lm = LanguageModel(self.model, params, corpus.tokenizer, self.config, corpus.sha256)
         return lm.generate(prompt, length)
 
     def save(
@@ -227,10 +209,7 @@ class Trainer:
 
     def restore(self, checkpoints: CheckpointReader, step: int) -> None:
         """Restore the state from a checkpoint."""
-        abstract = {
-            "params": self._chunk.abstract_state.params,
-            "opt_state": self._chunk.abstract_state.opt_state,
-        }
-        self.state = TrainState(
-            step=replicate(self.mesh, np.int32(step)), **checkpoints.restore(step, abstract)
-        )
+        state = self._chunk.abstract_state
+        arrays = {"params": state.params, "opt_state": state.opt_state}
+        restored = checkpoints.restore(step, arrays)
+        self.state = TrainState(step=replicate(self.mesh, np.int32(step)), **restored)

@@ -1,0 +1,216 @@
+"""Requests in the shape of OpenAI's `/v1/completions`, their limits, and errors.
+
+The extensions are `top_k`, `noise_offset`, and `logprobs` up to the size of the vocabulary.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from starlette.responses import Response
+
+from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.errors import UserError
+
+# Limits of one request.
+MAX_BODY = 2**20  # bytes
+MAX_TEXTS = 128  # prompts times n
+MAX_PROMPT = 50_000  # characters of all prompts, each counted n times
+MAX_NEW = 10_000  # characters of one text
+MAX_LOG_PROBS = 2**20  # log-probabilities of one answer
+MAX_STOPS, MAX_STOP = 4, 100  # stop strings, and characters of one
+MAX_TEMPERATURE = 1e6
+MAX_NOISE_OFFSET = 2**30
+MAX_SEARCHED = 20_000  # characters to search for in the training text
+
+_KINDS = {403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
+
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """A request that is answered with an error: a message for people, and what clients test."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def to_json(self) -> bytes:
+        """Return the error object of the OpenAI API, in ASCII: it may name lone surrogates."""
+        kind = _KINDS.get(min(self.status, 500), "invalid_request_error")
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+    def to_response(self, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the HTTP answer."""
+        if self.status in (429, 503):
+            headers = {"retry-after": "2"}  # seconds
+        return Response(self.to_json(), self.status, headers, media_type="application/json")
+
+
+class _StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # nothing is obfuscated here
+
+
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
+_Zero = Annotated[float, Meta(ge=0, le=0)]
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    prompt: str | list[int | str | list[int]]
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_TEXTS)] = 1
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = msgspec.field(
+        default_factory=lambda: secrets.randbits(32)
+    )
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_NEW)] = 16
+    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 1.0
+    top_k: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, Meta(ge=1e-30, le=1)] = 1.0  # the least is above 0 in float32
+    noise_offset: Annotated[int, Meta(ge=0, le=MAX_NOISE_OFFSET)] = 0
+    logprobs: Annotated[int, Meta(ge=0)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] = []
+    echo: bool = False
+    stream: bool = False
+    stream_options: _StreamOptions = msgspec.field(default_factory=_StreamOptions)
+    # Accepted with the values that change nothing.
+    best_of: int | None = None
+    frequency_penalty: _Zero = 0.0
+    presence_penalty: _Zero = 0.0
+    logit_bias: Annotated[dict[str, Any], Meta(max_length=0)] = {}
+    suffix: Annotated[str, Meta(max_length=0)] = ""
+    user: str = ""
+
+
+class CompletionRequest(_Body, kw_only=True):
+    """A checked request: `n` texts for each prompt, their options and the shape of the answer."""
+
+    prompts: list[np.ndarray]  # ids of each, at least one
+
+    @property
+    def n_text(self) -> int:
+        """Number of texts in the answer."""
+        return len(self.prompts) * self.n
+
+    def sample_seed(self, sample: int) -> int:
+        """Return the seed of one of the `n` texts: the first has the seed of the request."""
+        if sample == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, sample]).generate_state(1)[0])
+
+
+class SearchRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request to `/v1/verbatim`."""
+
+    text: Annotated[str, Meta(max_length=MAX_SEARCHED)]
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """Return the JSON object in the body of a request, as a struct.
+
+    Raises:
+        ApiError: naming the field that is wrong.
+    """
+    try:
+        value = json.loads(body, object_pairs_hook=_object, parse_float=_number)
+    except RecursionError as error:
+        raise ApiError("the body is nested too deeply") from error
+    except ValueError as error:
+        raise ApiError(f"the body is not JSON: {_shorten(str(error))}") from error
+    try:
+        return msgspec.convert(value, kind)
+    except UnicodeEncodeError as error:
+        raise ApiError("the name of a field has a lone surrogate") from error
+    except msgspec.ValidationError as error:
+        message = str(error)
+        if field := re.search(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
+            message, name, path = field.groups()
+            is_long = isinstance(value[name], list | dict)
+            given = "" if is_long else f" is {_shorten(json.dumps(value[name]))}"
+            raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
+        field = re.search(r"field `(.*)`", message, re.DOTALL)
+        raise ApiError(f"the body: {_shorten(message)}", param=field and field[1]) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object without its nulls, which mean the default everywhere."""
+    given: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in given:
+            raise ApiError(f"the field {_shorten(name)!r} is given more than once", param=name)
+        given[name] = value
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    return int(value) if value.is_integer() else value  # 7.0 is 7 in JSON
+
+
+def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> CompletionRequest:
+    """Check the body of a completion request for a model with a name.
+
+    Raises:
+        ApiError: naming the field, what was given and what would be right.
+    """
+    given = parse(body, _Body)
+    if given.model not in (None, model_name):
+        message = f"the model {_shorten(given.model)!r} is not served here; use {model_name!r}"
+        raise ApiError(message, status=404, param="model", code="model_not_found")
+    n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
+    _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
+    least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
+    _require(given.max_tokens > 0 or given.echo, "max_tokens", least)
+    is_default = given.stream_options == _StreamOptions()
+    only = "stream_options is only for stream: true"
+    _require(is_default or given.stream, "stream_options", only)
+    _require((k or 0) <= n_vocab, "logprobs", f"logprobs is {k}; it must be from 0 to {n_vocab}")
+
+    prompts: list[Any] = given.prompt if isinstance(given.prompt, list) else [given.prompt]
+    if all(isinstance(each, int) for each in prompts):
+        prompts = [prompts]
+    prompts = [_encode(each, tokenizer) for each in prompts]
+    n_text, n_prompt = n * len(prompts), n * sum(map(len, prompts))
+    most = f"prompts times n is {n_text}; it must be at most {MAX_TEXTS}"
+    _require(n_text <= MAX_TEXTS, "n" if n > 1 else "prompt", most)
+    most = f"the prompts have {n_prompt} characters in all; at most {MAX_PROMPT} are allowed"
+    _require(n_prompt <= MAX_PROMPT, "prompt", most, code="context_length_exceeded")
+    if k is not None:
+        total = (k + 1) * (n_text * given.max_tokens + n_prompt * given.echo)
+        most = f"at most {MAX_LOG_PROBS} are allowed: lower logprobs or max_tokens"
+        message = f"the answer would hold {total} log-probabilities, {most}"
+        _require(total <= MAX_LOG_PROBS, "logprobs", message)
+    return CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
+
+
+def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:
+    given = "empty" if prompt in ("", []) else f"{prompt}, an id beside other prompts"
+    message = f"a prompt is {given}; it must be a text or a list of ids, not empty"
+    _require(bool(prompt) and not isinstance(prompt, int), "prompt", message)
+    if isinstance(prompt, str):
+        try:
+            return tokenizer.encode(prompt)
+        except UserError as error:
+            raise ApiError(f"the prompt has characters {error}", param="prompt") from error
+    n_vocab = tokenizer.vocab_size
+    bad = next((i for i in prompt if not 0 <= i < n_vocab), None)
+    message = f"the prompt has the id {bad}; ids are from 0 to {n_vocab - 1}"
+    _require(bad is None, "prompt", message)
+    return np.array(prompt, np.min_scalar_type(n_vocab - 1))
+
+
+def _require(holds: bool, param: str, message: str, *, code: str | None = None) -> None:
+    if not holds:
+        raise ApiError(message, param=param, code=code)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "..."
