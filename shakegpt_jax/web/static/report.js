@@ -160,7 +160,7 @@ function showText() {
     const bars = ids ? `the ${size} most probable of ${count(vocabulary.length)} characters, ${sum} together`
       : `all ${size} characters`;
     $("prediction-note").textContent =
-      `${copied}The bars are ${bars}; the tallest fills the height. The blue one came.`;
+      `${copied}The bars are ${bars}; the tallest fills the height. The blue bar is the character that came.`;
     showDistribution($("distribution"), entries, characters[i]);
   }
 
