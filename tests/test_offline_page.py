@@ -124,7 +124,7 @@ def test_the_page_may_connect_to_nothing(page):
 
 def test_a_damaged_file_says_so(page, tmp_path):
     whole = page.read_text()
-    place = whole.index('"weights":"') + 1_000
+    place = whole.index('"weights": "') + 1_000
     other = "A" if whole[place] != "A" else "B"
     (tmp_path / "changed.html").write_text(whole[:place] + other + whole[place + 1 :])
     (tmp_path / "cut.html").write_text(whole[: place + 1])
