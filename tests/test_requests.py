@@ -102,6 +102,7 @@ def test_values_that_change_nothing_are_accepted(neutral):
         ({"min_p": 0.1}, "min_p", "the body: Object contains unknown field `min_p`"),
         ({"x" * 1_000: 1}, "x" * 1_000, "x..."),
         ({"`": 1}, "`", "unknown field ```"),
+        ({"x` - at `$.y": 1}, "y", "unknown field `x`"),
         ({"\ud800": 1}, None, "the name of a field has a lone surrogate"),
     ],
 )

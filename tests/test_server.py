@@ -446,8 +446,12 @@ def test_half_of_a_body_does_not_hold_up_the_end(finished):
         assert "Traceback" not in err
 
 
-def test_other_origins_can_be_allowed(finished):
-    with serving(finished, "--max_batch=1", "--allow_origin=https://play.test") as (url, _):
+def test_other_origins_and_all_addresses_can_be_allowed(finished):
+    options = ("--max_batch=1", "--allow_origin=https://play.test", "--host=0.0.0.0")
+    with serving(finished, *options) as (url, _):
+        # All addresses are names of this server, but no other domain is.
+        assert httpx.get(url, headers={"host": "192.168.1.1"}).status_code == 200
+        assert httpx.get(url, headers={"host": "evil.test"}).status_code == 421
         origin = {"origin": "https://play.test"}
         preflight = {"access-control-request-method": "POST"}
         preflight["access-control-request-headers"] = "authorization,x-stainless-os"

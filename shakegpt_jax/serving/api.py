@@ -129,10 +129,10 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise ApiError("the name of a field has a lone surrogate") from error
     except msgspec.ValidationError as error:
         message = str(error)
-        if field := re.search(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
+        if field := re.fullmatch(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
             message, name, path = field.groups()
-            is_long = isinstance(value[name], list | dict)
-            given = "" if is_long else f" is {_shorten(json.dumps(value[name]))}"
+            wrong = value.get(name)  # a name from the client may look like a path
+            given = "" if isinstance(wrong, list | dict) else f" is {_shorten(json.dumps(wrong))}"
             raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
         field = re.search(r"field `(.*)`", message, re.DOTALL)
         raise ApiError(f"the body: {_shorten(message)}", param=field and field[1]) from error
