@@ -38,13 +38,18 @@ def chromium(width: int = 1280, height: int = 900, *, dark: bool = False) -> Ite
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
     try:
         chrome.set_page_load_timeout(60)
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        emulate(chrome, width, height, dark=dark)
         yield chrome
     finally:
         chrome.quit()
+
+
+def emulate(chrome: Any, width: int, height: int, *, dark: bool = False) -> None:
+    """Set the size and the colour scheme of a tab; see `chromium`."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
 def go_offline(chrome: Any) -> None:

@@ -93,7 +93,6 @@ def test_a_signal_leaves_no_half_of_a_page(finished, tmp_path, command, monkeypa
     ("arguments", "reason"),
     [
         (["--output=page.html", "--float32"], "--float32 is for --format html"),
-        (["--output=page.html", "--format=pdf"], "invalid choice: 'pdf'"),
         (["--output=page", "--format=html"], "cannot write the page page: give a file such as"),
         (["--output=no/page.html", "--format=html"], "no such folder: no"),
         (["--output=page.html", "--format=html", "--step=7"], "no checkpoint of step 7"),

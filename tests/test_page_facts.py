@@ -10,6 +10,7 @@ import pytest
 import shakegpt_jax
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.serving import api
+from shakegpt_jax.web.page import bundle
 from shakegpt_jax.web.serving_page import LIMITS, page_facts, serving_page
 
 
@@ -69,6 +70,15 @@ def test_facts_of_a_model_without_checkpoint_or_text(lm):
     assert (facts["name"], facts["step"], facts["loss"]) == ("model", None, None)
     shakespeare = dataclasses.replace(lm, text_sha256=TINY_SHAKESPEARE_SHA256)
     assert page_facts(shakespeare)["text"] == "Shakespeare's plays (Tiny Shakespeare)"
+
+
+@pytest.mark.parametrize("script", ["serving_page.js", "offline_page.js", "report.js"])
+def test_modules_become_one_without_a_name_that_two_of_them_give(script):
+    module = bundle(script)
+    assert not re.search(r"^(import|export)\b", module, re.MULTILINE)
+    declaration = r"^(?:async )?(?:const|let|class|function\*?) (\w+)"
+    names = re.findall(declaration, module, re.MULTILINE)
+    assert len(names) == len(set(names)) > 30
 
 
 def test_the_policy_allows_what_is_in_the_page_and_its_server_alone(lm):

@@ -42,11 +42,7 @@ def breakdowns(selection: Selection, predictions: Predictions) -> dict[str, Any]
 
 
 def group_losses(losses: np.ndarray, groups: np.ndarray, n_group: int) -> dict[str, Any]:
-    """Return counts, means and errors of (n,) losses by their (n,) groups in [0, n_group).
-
-    Errors are standard errors, treating characters as independent. An empty group has zeros. Sums
-    are taken in float64.
-    """
+    """Return counts, means and standard errors of losses by group; zeros for an empty group."""
     counts = np.bincount(groups, minlength=n_group)
     divisors = np.maximum(counts, 1)
     means = np.bincount(groups, losses, n_group) / divisors
@@ -75,10 +71,7 @@ def _kind(character: str) -> int:
 
 
 def letter_ranks(ids: np.ndarray, vocabulary: str) -> np.ndarray:
-    """Return the (n,) positions of letters in their words, from 1; other characters have 0.
-
-    A word is a run of letters and apostrophes.
-    """
+    """Return the (n,) positions of letters in words, runs of letters and apostrophes, or 0."""
     letters_V = np.isin(character_kinds(vocabulary), (_LOWER, _UPPER, _CASELESS))
     words_V = letters_V | np.isin(list(vocabulary), list(_IN_WORDS))
     letters_before = np.cumsum(letters_V[ids])
@@ -87,11 +80,9 @@ def letter_ranks(ids: np.ndarray, vocabulary: str) -> np.ndarray:
 
 
 def calibrate(confidences: np.ndarray, correct: np.ndarray, n_bin: int = 15) -> dict[str, Any]:
-    """Compare (n,) confidences with whether each of the (n,) predictions was correct.
+    """Return a reliability diagram and the expected calibration error, as in Guo et al. 2017.
 
-    The reliability diagram and the expected calibration error, the mean of |accuracy - confidence|
-    over characters, are those of Guo et al. 2017, "On Calibration of Modern Neural Networks". Bin m
-    of M holds the confidences in ((m - 1) / M, m / M].
+    Bin m of M holds the confidences in ((m - 1) / M, m / M].
     """
     confidences = confidences.astype(np.float64)
     bins = np.clip(np.ceil(confidences * n_bin).astype(int) - 1, 0, n_bin - 1)

@@ -1,8 +1,4 @@
-"""One HTML file from a template, styles, a script and data, that loads nothing else.
-
-Its content security policy allows the styles and the script in the file, and nothing else, except
-connections where the page names a place.
-"""
+"""One HTML file from a template, styles, a script and data, that loads nothing else."""
 
 import base64
 import hashlib
@@ -31,13 +27,8 @@ def render_page(
 ) -> tuple[str, str]:
     """Return a page as HTML, and its content security policy, to send as a header too.
 
-    Args:
-        name: the template in `static`, with the places $policy, $title, $style, $data and $script.
-        style: the CSS file in `static` that comes after `common.css`.
-        script: the module in `static` that the page runs.
-        title: any text.
-        data: what the scripts read from the element `data`, for `dump_json`.
-        connect: where the scripts may connect to, as a source of the policy.
+    Template, style (after `common.css`) and script are files in `static`. The policy allows them
+    and connections to `connect`, nothing else. The script reads the data from the element `data`.
     """
     styles, module = _read("common.css") + _read(style), bundle(script)
     policy = (
@@ -53,10 +44,9 @@ def render_page(
 
 
 def bundle(script: str) -> str:
-    """Return a module in `static` and all that it imports as one module, without imports.
+    """Return a module in `static` and all that it imports as one: inline, it can import nothing.
 
-    An inline script can import nothing under the policy of a page. The modules share one scope, in
-    which a name that two of them define is a syntax error.
+    The modules share one scope, in which a name that two of them define is a syntax error.
     """
     done: dict[str, str] = {}
 

@@ -109,10 +109,7 @@ def log_probabilities(lm: LanguageModel, ids: np.ndarray, stride: int | None) ->
 
 
 def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
-    """Quantize the negative log-probabilities, of large vocabularies the K smallest, to 16 bits.
-
-    `ids` are the (N, K) characters of the (N, K) `values`, or None if these are all in order.
-    """
+    """Quantize the negative log-probabilities, of large vocabularies the K smallest, to 16 bits."""
     size, ids = min(log_probs_NxV.shape[1], _SHOWN_PROBABILITIES), None
     if size < log_probs_NxV.shape[1]:
         ids_NxK = np.argsort(-log_probs_NxV, 1, kind="stable")[:, :size]
@@ -128,10 +125,7 @@ def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
 
 
 def split_lines(text: str, starts: Sequence[int], longest: int) -> list[tuple[int, int, int]]:
-    """Split a text of parts that begin at `starts` into lines, and long lines into pieces.
-
-    Returns the begin of its part, start and end of each that is not empty, without newlines.
-    """
+    """Return the begin of the part, start and end of each line, of long lines in pieces."""
     lines = []
     for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
         start = begin
@@ -176,12 +170,9 @@ def encode_attention(
 
 
 def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[str, Any]:
-    """Find the stretches of the text that stand in the training text, or say why they are unknown.
-
-    The text of `source`, the run that the model started from, is not compared.
-    """
+    """Find the stretches of the text that stand in the training text, or why they are unknown."""
     known: dict[str, Any] = {"shortest": SHORTEST_STRETCH, "stretches": [], "whole": False}
-    known["source"] = Path(selection.lm.config.train.init_from).name
+    known["source"] = Path(selection.lm.config.train.init_from).name  # which is not compared
     try:
         corpus = selection.corpus or selection.lm.load_corpus()
         check_searchable(len(corpus.train_ids))

@@ -56,7 +56,7 @@ export function controlsForm(change) {
     return {
       settings: /** @type {Settings} */ (settings), // null where there is a problem
       length: readField("length", "Length", lengthReader(limits.length), problems),
-      promptProblem: prompt ? unknown : "Write a prompt: the model needs one character to go on from.",
+      promptProblem: prompt ? unknown : "Type a prompt: the model needs at least one character to continue.",
       optionsProblem: problems.join(" "),
     };
   }

@@ -91,6 +91,7 @@ function attentionNote(split) {
 function showNotes() {
   const notes = {
     shown: characters.length === text.characters ? "The whole text is shown."
+      : characters.length === evaluation.count + starts.size ? "All pieces are shown."
       : `The first ${count(characters.length)} characters are shown; the figures cover all ${count(evaluation.count)}.`,
     copies: copiesNote(),
     attention: attentionNote(shown.attention.lines.some(([start, end]) => !isWhole(start, end))),
@@ -159,7 +160,7 @@ function showText() {
     const bars = ids ? `the ${size} most probable of ${count(vocabulary.length)} characters, ${sum} together`
       : `all ${size} characters`;
     $("prediction-note").textContent =
-      `${copied}The bars are ${bars}; the tallest fills the height. The blue one came.`;
+      `${copied}The bars are ${bars}; the tallest fills the height. The blue bar is the character that came.`;
     showDistribution($("distribution"), entries, characters[i]);
   }
 

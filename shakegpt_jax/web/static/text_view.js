@@ -25,7 +25,7 @@ export function textView(container, events) {
   let queue = [];
   let line = /** @type {HTMLElement | null} */ (null);
   let frame = 0;
-  let marked = -1, cursor = -1; // the one with a frame; where the arrow keys go on from
+  let marked = -1, cursor = -1; // the one with a frame; where the arrow keys start
   let returning = false; // while the page, not the reader, moves the focus here
   let pointer = ""; // where it was last
 

@@ -9,7 +9,7 @@ import { branchOff, makeVersion, setLength, versionText } from "./tree.js";
 
 /**
  * Generates until a version has a length; onTokens adds what came, piece by piece.
- * With the noise of its place, a text that goes on is the text that was written at once.
+ * Each place has its own noise, so a continued text is the text that would be written at once.
  * @param {Backend} backend @param {Version} version @param {number} length
  * @param {(tokens: Token[]) => void} onTokens @param {AbortSignal} signal
  */
