@@ -26,13 +26,12 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument("--workdir", type=named, action=StoreOnce, help=help_text)
         self._example = "--workdir RUN, and a text with spaces is quoted"
 
-    def add_runs(self, *, positional: bool = False) -> None:
-        """Add --workdir: which trained runs; `positional`: also without the flag."""
-        if positional:
-            self.usage = f"{self.prog} [RUN ...] [options]"
-            self.add_argument(
-                "runs", metavar="RUN", nargs="*", type=named, help="the same as --workdir RUN"
-            )
+    def add_runs(self) -> None:
+        """Add --workdir, and `runs` without the flag: which trained runs."""
+        self.usage = f"{self.prog} [RUN ...] [options]"
+        self.add_argument(
+            "runs", metavar="RUN", nargs="*", type=named, help="the same as --workdir RUN"
+        )
         help_text = "run folder, or folder of runs; repeatable; default: the newest in runs/"
         self.add_argument("--workdir", default=[], action="append", type=named, help=help_text)
         self._example = "--workdir RUN"
