@@ -15,7 +15,7 @@ def main() -> None:
         "shakegpt evaluate",
         "Evaluate a trained model on a text, or compare several.",
     )
-    parser.add_runs(positional=True)
+    parser.add_runs()
     parser.add_step()
     add = parser.add_argument
     add("--split", choices=("val", "train"), help="part of the training text (val)")

@@ -20,7 +20,7 @@ def main() -> None:
         "shakegpt plot",
         "Plot the metrics of runs in one picture, or convert them for TensorBoard.",
     )
-    parser.add_runs(positional=True)
+    parser.add_runs()
     add = parser.add_argument
     add(
         "--output",
