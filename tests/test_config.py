@@ -173,7 +173,7 @@ def test_refuses_assignment_to_an_unknown_field():
     [
         ({"model.n_head": 7}, "model.n_embd is 768; it must be a multiple of n_head (7)"),
         ({"optimizer.final_learning_rate": 1.0}, "final_learning_rate is 1.0; it must be at most"),
-        ({"optimizer.adam_weight_decay": 0.1}, "is 0.1; it must be 0.0 with adam, which does not use"),
+        ({"optimizer.adam_weight_decay": 0.1}, "is 0.1; it must be 0.0 with adam, which does"),
         (
             {"optimizer.name": "muon", "optimizer.nesterov": True},
             "optimizer.nesterov is True; it must be False with muon",
