@@ -60,7 +60,7 @@ def test_sets_fields_from_text():
         assert {name: v for name, _, v in config.fields()}[path] == value
     for path, text, message in (
         ("model.n_layers", "3", "no config field model.n_layers; did you mean model.n_layer (num"),
-        ("xyz", "3", "no config field xyz; train --help lists all"),
+        ("xyz", "3", "no config field xyz; shakegpt train --help lists all"),
         ("model.n_layer", "3.5", "n_layer is '3.5'; it must be a whole number from 1"),
         ("optimizer.eps", "tiny", "optimizer.eps is 'tiny'; it must be above 0"),
     ):

@@ -32,8 +32,9 @@ def set_field(config: Config, path: str, text: str) -> None:
     """Set a field, such as "model.n_layer", from text of its type."""
     known = {path: (type(value), field) for path, field, value in config.fields()}
     if path not in known:
-        near = [f"{each} ({known[each][1].metadata['meaning']})" for each in near_fields(path)]
-        advice = f"did you mean {' or '.join(near)}?" if near else "train --help lists all"
+        meaning = {each: known[each][1].metadata["meaning"] for each in near_fields(path)}
+        near = " or ".join(f"{each} ({text.partition(';')[0]})" for each, text in meaning.items())
+        advice = f"did you mean {near}?" if near else "shakegpt train --help lists all"
         raise UserError(f"no config field {path}; {advice}")
     kind, field = known[path]
     try:
