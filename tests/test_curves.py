@@ -149,7 +149,7 @@ def test_a_run_ends_with_a_picture_or_with_a_line(tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("no font\nat all")
 
-    command = f"then run python -m shakegpt_jax.plot {tmp_path}"
+    command = f"then run shakegpt plot {tmp_path}"
     with monkeypatch.context() as patch:
         patch.setattr(curves, "draw_curves", fail)
         assert curves.draw_run(tmp_path, ROWS) == f"No curves: no font; {command}"

@@ -44,7 +44,7 @@ def test_durations_round_to_the_nearest(seconds, text):
 def test_a_command_is_one_line_however_narrow_the_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes the output for a terminal
-    text = "Generate more: python -m shakegpt_jax.generate --workdir runs/x"
+    text = "Generate more: shakegpt generate --workdir runs/x"
     progress = Progress(20)
     progress.note(text)
     progress.command(text)
