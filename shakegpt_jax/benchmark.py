@@ -20,18 +20,10 @@ def main() -> None:
     add("--json", action="store_true", help="print one JSON object")
     works = ("train", "evaluate", "prefill", "sample")
     add("--work", choices=works, action="append", help="what to measure; may be repeated (all)")
-    add(
-        "--sample_batch",
-        type=int,
-        action="append",
-        help="batch size to sample at; may be repeated (1 and 32)",
-    )
-    add(
-        "--scaling",
-        action="store_true",
-        help="measure instead how the time of a training step grows as layers, width, window and "
-        "batch are doubled, one at a time",
-    )
+    help_text = "batch size to sample at; may be repeated (1 and 32)"
+    add("--sample_batch", type=int, action="append", help=help_text)
+    help_text = "double layers, width, window and batch instead, and measure the training step"
+    add("--scaling", action="store_true", help=help_text)
     add("--plot", metavar="FILE", type=named, help="with --scaling: plot it; requires matplotlib")
     args, config, _ = parser.parse_config()
     for size in args.sample_batch or ():

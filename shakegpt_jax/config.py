@@ -1,7 +1,6 @@
 """Run configuration: every setting with its default, its meaning and the values it accepts."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,27 +14,6 @@ _ADDED_FIELDS = {
     "optimizer": "adam_weight_decay decay nesterov",
     "train": "accumulate_steps eval_characters init_from target_loss",
     "mesh": "tensor",
-}
-
-# What other programs call a field; names that are spelt alike are found without this table.
-_SYNONYMS = {
-    "n_layer": "depth num_hidden_layers",
-    "n_embd": "width dim d_model hidden hidden_size embed_dim",
-    "block_size": "context context_length ctx n_ctx seq_len sequence_length window",
-    "compute_dtype": "dtype precision",
-    "path": "data text file dataset",
-    "batch_size": "batch bs",
-    "name": "optimizer",
-    "learning_rate": "lr max_lr",
-    "final_learning_rate": "min_lr final_lr",
-    "decay": "schedule scheduler lr_schedule",
-    "b1": "beta1 momentum",
-    "b2": "beta2",
-    "eps": "epsilon",
-    "clip_norm": "grad_clip max_grad_norm",
-    "weight_decay": "wd",
-    "accumulate_steps": "grad_accum",
-    "num_steps": "steps iters max_iters iterations epochs",
 }
 
 # Settings that only one optimizer uses; with the other, they must have their defaults.
@@ -57,7 +35,6 @@ def _one_of(*names: str) -> Rule:
     return Rule(lambda v: v in names, f"one of {', '.join(names)}")
 
 
-_BOOLEANS = {"true": True, "false": False}
 _LARGEST = 1e38  # about the largest float32
 _FRACTION = Rule(lambda v: 0 <= v <= 1 - 1e-7, "from 0 to 1 - 1e-7, below 1 in float32")
 _POSITIVE = Rule(lambda v: 0 < v <= _LARGEST, f"above 0 and at most {_LARGEST}")
@@ -242,22 +219,6 @@ class Config(_Section):
             object.__setattr__(section, "_frozen", True)
         return self
 
-    def set(self, path: str, text: str) -> None:
-        """Set a field, such as "model.n_layer", from text of its type."""
-        known = {path: (type(value), field) for path, field, value in self.fields()}
-        if path not in known:
-            near = [f"{each} ({known[each][1].metadata['meaning']})" for each in near_fields(path)]
-            advice = f"did you mean {' or '.join(near)}?" if near else "train --help lists all"
-            raise UserError(f"no config field {path}; {advice}")
-        kind, field = known[path]
-        try:
-            value = _BOOLEANS[text.lower()] if kind is bool else kind(text)
-        except (KeyError, ValueError) as error:
-            right = field.metadata["rule"].description
-            raise UserError(f"config.{path} is {text!r}; it must be {right}") from error
-        section, name = path.split(".")
-        setattr(self.sections[section], name, value)
-
     def replace(self, changes: dict[str, Any]) -> "Config":
         """Return a frozen copy with other values, such as `{"model.n_layer": 6}`."""
         values = self.to_dict()
@@ -294,26 +255,14 @@ class Config(_Section):
         if missing := sections.keys() - values.keys():
             raise UserError(f"the config lacks {', '.join(sorted(missing))}")
         if recorded:
-            for name in _unused(config.optimizer):
+            for name in _ignored(config.optimizer):
                 setattr(config.optimizer, name, getattr(OptimizerConfig, name))
         return config.freeze()
 
 
-def near_fields(path: str) -> list[str]:
-    """Return the fields that an unknown path may mean: by name, by synonym, by spelling."""
-    meant: dict[str, list[str]] = {}
-    for each, field, _ in Config().fields():
-        for word in (field.name, *_SYNONYMS.get(field.name, "").split()):
-            meant.setdefault(word, []).append(each)
-    name = path.rpartition(".")[2].lower()
-    words = [name] if name in meant else difflib.get_close_matches(name, meant, n=1)
-    return [each for word in words for each in meant[word]]
-
-
-def _unused(opt: OptimizerConfig) -> list[str]:
-    """Return the settings that are given and that the chosen optimizer would ignore."""
-    others = [name for name, optimizer in _ONLY_WITH.items() if opt.name != optimizer]
-    return [name for name in others if getattr(opt, name) != getattr(OptimizerConfig, name)]
+def _ignored(opt: OptimizerConfig) -> list[str]:
+    """Return the settings that the chosen optimizer does not use."""
+    return [name for name, optimizer in _ONLY_WITH.items() if opt.name != optimizer]
 
 
 def validate(config: Config) -> None:
@@ -334,10 +283,10 @@ def validate(config: Config) -> None:
         "optimizer.final_learning_rate",
         f"at most learning_rate ({opt.learning_rate})",
     )
-    for name in _unused(opt):
+    for name in _ignored(opt):
         default = getattr(OptimizerConfig, name)
-        right = f"{default} with {opt.name}, which ignores it ({_ONLY_WITH[name]} does not)"
-        require(False, f"optimizer.{name}", right)
+        right = f"{default} with {opt.name}, which does not use it"
+        require(getattr(opt, name) == default, f"optimizer.{name}", right)
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")

@@ -15,16 +15,14 @@ def main() -> None:
         "shakegpt evaluate",
         "Evaluate a trained model on a text, or compare several.",
     )
-    parser.add_runs(positional=True)
+    parser.add_runs()
     parser.add_step()
     add = parser.add_argument
     add("--split", choices=("val", "train"), help="part of the training text (val)")
-    add(
-        "--path",
-        type=named,
-        help="another UTF-8 text, without new characters; with --split: the new path of the "
-        "training text",
+    help_text = (
+        "another UTF-8 text, without new characters; with --split: where the training text is"
     )
+    add("--path", type=named, help=help_text)
     add("--stride", type=int, help="characters from window to window; smaller is slower")
     add("--characters", type=int, help="score this many of a long text; 0: all (as in training)")
     add("--json", action="store_true", help="print one JSON object per run")
@@ -59,19 +57,16 @@ def main() -> None:
             print(dump_json(run.to_json()))
     elif len(workdirs) > 1 and results:
         names = short_names(results)
-        texts = {(run.text_sha256, run.evaluation.count): run.scored for run in results.values()}
         columns = [*COLUMNS, *(COPY_COLUMNS if args.memorization else ())]
-        columns += ["text"] if len(texts) > 1 else []
-        rows = []
-        for workdir, run in results.items():
-            text = texts[run.text_sha256, run.evaluation.count]
-            cells = [names[workdir], *run.cells(), *([text] if len(texts) > 1 else [])]
-            rows.append(((text, run.evaluation.loss), cells))
-        print_table(columns, [cells for _, cells in sorted(rows)])
-        if len(texts) > 1:
-            print("Different texts: compare losses only where the text is the same.")
-        else:
-            print(f"text: {', '.join(texts.values())}")
+        by_text: dict[tuple[str, int], list[str]] = {}
+        for workdir in sorted(results, key=lambda each: results[each].evaluation.loss):
+            run = results[workdir]
+            by_text.setdefault((run.text_sha256, run.evaluation.count), []).append(workdir)
+        for inside in by_text.values():
+            print_table(columns, [[names[each], *results[each].cells()] for each in inside])
+            print(f"text: {results[inside[0]].scored}")
+        if len(by_text) > 1:
+            print("Losses on different texts cannot be compared.")
         for line in differing_settings({names[each]: configs[each] for each in configs}):
             print(line)
     else:

@@ -15,6 +15,7 @@ def main() -> None:
         "shakegpt export",
         "Export a trained model to Hugging Face transformers, or as a page for a browser.",
     )
+    parser.usage = f"{parser.prog} --output PATH [options]"
     parser.add_run()
     parser.add_step()
     add = parser.add_argument

@@ -16,6 +16,7 @@ def main() -> None:
         "shakegpt import_model",
         "Import a character-level GPT-2 of another tool into a run folder.",
     )
+    parser.usage = f"{parser.prog} SOURCE [options]"
     add = parser.add_argument
     help_text = "nanoGPT's ckpt.pt, or a folder of Hugging Face transformers"
     add("source", type=named, metavar="SOURCE", help=help_text)

@@ -20,13 +20,10 @@ def main() -> None:
         "shakegpt plot",
         "Plot the metrics of runs in one picture, or convert them for TensorBoard.",
     )
-    parser.add_runs(positional=True)
+    parser.add_runs()
     add = parser.add_argument
-    add(
-        "--output",
-        type=named,
-        help=f"picture; default: {FILE_NAME} in the run folder, or beside several",
-    )
+    help_text = f"picture; default: {FILE_NAME} in the run folder, or beside several"
+    add("--output", type=named, help=help_text)
     add("--x", choices=X_AXES, help="horizontal axis: step (default), or seconds of training")
     add("--tensorboard", action="store_true", help="write event files into the run folders instead")
     add("--follow", action="store_true", help="with --tensorboard: until no run is training")
@@ -71,12 +68,12 @@ def main() -> None:
             continue
         configs[names[run]] = metadata.config
         texts.add(metadata.text_sha256)
-    note = "different texts: losses cannot be compared" if len(texts) > 1 else ""
+    note = "losses on different texts cannot be compared" if len(texts) > 1 else ""
     folder = next(iter(runs.values())) if len(runs) == 1 else shared_folder(runs)
     output = args.output or folder / FILE_NAME
     metrics = {names[run]: read_metrics(run) for run in runs}
     plot_curves(metrics, output, args.x or "step", note)
-    for line in [*([note] if note else []), *differing_settings(configs)]:
+    for line in [note] * bool(note) + differing_settings(configs):
         print(line, file=sys.stderr)
     print(output)
 

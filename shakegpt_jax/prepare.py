@@ -19,6 +19,7 @@ def main() -> None:
         "shakegpt prepare",
         "Prepare a text that is too long for memory. Run again after an interruption.",
     )
+    parser.usage = f"{parser.prog} BOOK ... --output DIR"
     add = parser.add_argument
     add("books", nargs="+", type=named, metavar="BOOK", help="UTF-8 file; joined in this order")
     add(

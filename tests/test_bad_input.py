@@ -20,7 +20,6 @@ import shakegpt_jax
 from shakegpt_jax.checkpoints import digests
 from shakegpt_jax.config import Config
 from shakegpt_jax.configs import cpu, load_config
-from shakegpt_jax.data.text import read_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 
@@ -277,14 +276,6 @@ def test_config_fields_accept_only_their_type_and_range(section, name):
             assert value not in INVALID
             assert type(value) is type(default) or (type(default), type(value)) == (float, int)
             json.dumps(config.to_dict(), allow_nan=False)
-
-
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_reads_any_line_ends_and_byte_order_mark(tmp_path, newline, mark):
-    path = tmp_path / "text.txt"
-    path.write_bytes(mark + newline.join(["To be \U0001f600", "", "or not"]).encode())
-    assert read_text(str(path)) == "To be \U0001f600\n\nor not"
 
 
 @settings(derandomize=True, deadline=None)

@@ -201,6 +201,8 @@ def test_finds_runs_and_refuses_other_folders(tmp_path, metadata):
     (runs / "begun" / "checkpoints").mkdir(parents=True)
     (runs / "file").touch()
     (runs / "sweep" / "loop").symlink_to(runs, target_is_directory=True)
+    (runs / "itself").symlink_to("itself")
+    (runs / "link").symlink_to("old", target_is_directory=True)
     found = [runs / "checkpoints" / "new", runs / "old", runs / "sweep" / "lr1"]
     newest = found[0]
     assert find_run(runs=str(runs)) == newest

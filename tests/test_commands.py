@@ -263,11 +263,6 @@ def test_drafts_do_not_change_the_text(here, lm, command):
         lm.generate("A", 10, draft=3)
 
 
-def test_plot_writes_an_image(here, command):
-    assert command("plot")[:2] == (0, "runs/cpu/curves.png\n")
-    assert (here / "runs/cpu/curves.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_generate_streams(folder):
     process = start("-m", "shakegpt_jax.generate", "--max_new_tokens", "1000000000", cwd=folder)
     assert process.stdout and process.stderr

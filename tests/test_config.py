@@ -6,7 +6,8 @@ import re
 import jax
 import pytest
 
-from shakegpt_jax.config import Config, near_fields
+from shakegpt_jax.cli.settings import near_fields, set_field
+from shakegpt_jax.config import Config
 from shakegpt_jax.configs import NAMES, load_config
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import GPT
@@ -55,16 +56,16 @@ def test_sets_fields_from_text():
         ("optimizer.eps", "1e-6", 1e-6),
         ("data.path", "my text.txt", "my text.txt"),
     ):
-        config.set(path, text)
+        set_field(config, path, text)
         assert {name: v for name, _, v in config.fields()}[path] == value
     for path, text, message in (
         ("model.n_layers", "3", "no config field model.n_layers; did you mean model.n_layer (num"),
-        ("xyz", "3", "no config field xyz; train --help lists all"),
+        ("xyz", "3", "no config field xyz; shakegpt train --help lists all"),
         ("model.n_layer", "3.5", "n_layer is '3.5'; it must be a whole number from 1"),
         ("optimizer.eps", "tiny", "optimizer.eps is 'tiny'; it must be above 0"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            config.set(path, text)
+            set_field(config, path, text)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_config_files_may_return_a_frozen_config(tmp_path):
     text = "from shakegpt_jax.config import Config\nget_config = Config().freeze\n"
     (tmp_path / "frozen.py").write_text(text)
     config = load_config(str(tmp_path / "frozen.py"))
-    config.set("model.n_layer", "3")
+    set_field(config, "model.n_layer", "3")
     assert config.freeze() == Config().replace({"model.n_layer": 3})
 
 
@@ -172,7 +173,7 @@ def test_refuses_assignment_to_an_unknown_field():
     [
         ({"model.n_head": 7}, "model.n_embd is 768; it must be a multiple of n_head (7)"),
         ({"optimizer.final_learning_rate": 1.0}, "final_learning_rate is 1.0; it must be at most"),
-        ({"optimizer.adam_weight_decay": 0.1}, "is 0.1; it must be 0 with adam, which takes"),
+        ({"optimizer.adam_weight_decay": 0.1}, "is 0.1; it must be 0.0 with adam, which does"),
         (
             {"optimizer.name": "muon", "optimizer.nesterov": True},
             "optimizer.nesterov is True; it must be False with muon",

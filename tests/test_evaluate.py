@@ -40,14 +40,21 @@ def test_losses_of_the_same_text_are_ranked(runs, command):
 def test_losses_of_different_texts_are_told_apart(runs, command):
     code, out, err = command("evaluate", runs)
     assert (code, err) == (0, "")
-    header, *rows = out.splitlines()[:4]
-    assert header.split()[-1] == "text"
-    texts = [row.partition("the validation split of ")[2] for row in rows]
-    assert len(set(texts)) == 2 and sorted(texts) == texts  # rows of one text are neighbours
-    assert texts[-1] == f"{runs}/c.txt, 999 characters"
-    note, *settings = out.splitlines()[4:]
-    assert note == "Different texts: compare losses only where the text is the same."
-    assert settings[-1] == "train.seed: 0 in a; 2 in b, c"
+    lines = out.splitlines()
+    rows: list[str] = []
+    tables = {}  # runs by the text that is named below their table
+    for line in lines[: lines.index("Losses on different texts cannot be compared.")]:
+        name, *_ = line.split()
+        if name == "text:":
+            tables[line.partition(" split of ")[2]] = rows
+        elif name == "run":
+            rows = []
+        else:
+            rows.append(name)
+    assert tables.pop(f"{runs}/c.txt, 999 characters") == ["c"]
+    ((text, others),) = tables.items()
+    assert text.endswith(", 1,999 characters") and sorted(others) == ["a", "b"]
+    assert lines[-1] == "train.seed: 0 in a; 2 in b, c"
     lines = command("evaluate", runs, "--json")[1].splitlines()
     assert len({json.loads(line)["text_sha256"] for line in lines}) == 2
 
@@ -64,7 +71,7 @@ def test_curves_of_different_texts_are_told_apart(runs, command, monkeypatch):
     code, out, err = command("plot", runs)  # b has no checkpoint yet, and so no settings
     assert code == 0
     warning, *settings = err.splitlines()
-    assert warning == "different texts: losses cannot be compared"
+    assert warning == "losses on different texts cannot be compared"
     assert settings[-1] == "train.seed: 0 in a; 2 in c"
     assert notes == ["", warning]
 

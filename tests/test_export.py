@@ -344,26 +344,6 @@ def test_the_tokenizer_of_transformers_is_exact(odd, transformers):
 
 
 @pytest.mark.slow
-def test_transformers_keeps_what_rebuilds_the_run(odd, transformers, tmp_path):
-    lm, folder = odd
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    model.save_pretrained(tmp_path / "again")
-    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
-    before = json.loads(Path(folder, "config.json").read_text())
-    after = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert {name: after[name] for name in before} == before
-    without_folders = lm.config.replace({"data.path": Path(lm.config.data.path).name})
-    expected = RunMetadata(without_folders, lm.tokenizer.vocabulary, lm.text_sha256)
-    assert RunMetadata.from_json(after["shakegpt_jax"]) == expected
-    before, after = (
-        load_file(Path(each, "model.safetensors")) for each in (folder, tmp_path / "again")
-    )
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        np.testing.assert_array_equal(after[name], tensor, strict=True)
-
-
-@pytest.mark.slow
 def test_greedy_text_is_equal(config, tmp_path, transformers):
     config.model.n_layer = 2
     config.model.block_size = 32

@@ -109,7 +109,7 @@ def test_a_large_model_is_refused_and_serve_is_named(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(offline_page, "MAX_PARAMETERS", lm.n_params - 1)
     with pytest.raises(UserError, match=re.escape(f"{lm.n_params:,} parameters; a page can")) as e:
         export_page(lm, str(tmp_path / "page.html"))
-    assert "python -m shakegpt_jax.serve" in str(e.value)
+    assert "shakegpt serve" in str(e.value)
     assert not [*tmp_path.iterdir()]
 
 

@@ -285,9 +285,10 @@ def test_an_export_that_transformers_saves_again_comes_back(hf, finished, comman
     transformers = pytest.importorskip("transformers")
     transformers.AutoModelForCausalLM.from_pretrained(hf).save_pretrained("saved")
     transformers.AutoTokenizer.from_pretrained(hf).save_pretrained("saved")
-    code, _, err = command("import_model", "saved", "--workdir", RUN)
-    assert (code, err) == (0, "")
+    code, out, err = command("import_model", "saved", "--workdir", RUN)
+    assert (code, err) == (0, "") and "an export of step 12" in out
     ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load(finished)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
-    assert ours.tokenizer == theirs.tokenizer
-    assert ours.config.model == theirs.config.model
+    assert (ours.tokenizer, ours.metrics) == (theirs.tokenizer, theirs.metrics)
+    assert ours.config == theirs.config.replace({"data.path": "text.txt"})
+    assert ours.text_sha256 == theirs.text_sha256

@@ -39,7 +39,7 @@ def test_a_launcher_trains_one_run(tmp_path, text_file, name, programs, rejected
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout
     ranks = re.findall(r"process (\d) of 2 has 1 of 2 devices", done.stdout)

@@ -284,11 +284,15 @@ def test_pieces_are_whole_windows_spread_over_the_text():
             assert pieces[-1][-1] == 99_999
 
 
-def test_evaluates_a_sample_of_a_long_validation_split(run_config, tmp_path, capsys, command):
+def test_notes_of_a_run_and_evaluation_of_a_sample(run_config, text, tmp_path, capsys, command):
     run_config.train.eval_characters = 500
+    run_config.data.path = str(tmp_path / "windows.txt")
+    (tmp_path / "windows.txt").write_bytes(text.replace("\n", "\r\n").encode())
     train(run_config.freeze(), tmp_path / "run")
     note = "evaluations score about 500 of the 2,000 validation characters"
-    assert capsys.readouterr().out.count(note) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    changed = rf"windows.txt: {text.count(chr(10))} \r\n became \n"
+    assert out.count(note) == out.count(changed) == 1
     row = read_metrics(tmp_path / "run")[-1]
     assert row.evaluation.count == 62 * 8
     lm = load(tmp_path / "run")

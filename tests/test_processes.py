@@ -31,7 +31,7 @@ def get_config():
     config.model.block_size = config.data.batch_size = 8
     config.data.path = {path!r}
     config.train.num_steps, config.train.eval_every = 12, 6
-    config.train.steps_per_dispatch, config.train.sample_length = 3, 20
+    config.train.steps_per_dispatch, config.train.sample_length = 3, 0
     return config
 """
 
@@ -83,7 +83,7 @@ class Processes:
         """Return exit code, standard output and lines of standard error of each process."""
         ended = []
         for process in self.running:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)
             # What JAX's libraries log is not ours.
             lines = [e for e in err.splitlines() if re.match("error: |process |stopped ", e)]
             ended.append((process.returncode, out, lines))
@@ -94,7 +94,7 @@ class Processes:
         return self.finish()
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while max((row.step for row in read_metrics(self.workdir)), default=0) < step:
             assert time.monotonic() < deadline
             assert all(process.poll() is None for process in self.running)
@@ -116,11 +116,11 @@ def losses(workdir: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(many):
-    ended = many.run(2)
+    ended = many.run(2, "--config.train.sample_length=20")
     assert [code for code, _, _ in ended] == [0, 0]
     for rank, (_, _, lines) in enumerate(ended):
         assert lines == [f"process {rank} of 2 has 1 of 2 devices (cpu)"]
-    assert "step 12/12" in ended[0][1] and "Generate more" in ended[0][1]
+    assert "step 12/12" in ended[0][1] and "O God, O God!" in ended[0][1]
     assert not re.sub(r"\[Gloo\].*\n", "", ended[1][1])
 
     # One process with two devices writes the same, and reads what two have written.

@@ -73,7 +73,7 @@ def test_writes_metrics_checkpoints_and_samples(run_config, tmp_path, capsys):
     assert out.count("validation loss") == 3  # twice, and once in the summary
     assert f"validation loss {last.loss:.4f}" in out
     assert out.count("O God, O God!") == 3
-    assert "python -m shakegpt_jax.generate --workdir" in out
+    assert "shakegpt generate --workdir" in out
 
     train(run_config, tmp_path / "run")
     assert "has finished at step 12 of 12" in capsys.readouterr().out

@@ -177,8 +177,7 @@ _MISREAD = re.compile(r"[][*?\\]|gs:/|[\ud800-\udfff]")
 def literal_path(folder: Path) -> Iterator[Path]:
     """Yield an absolute path that Orbax takes as it is: a temporary link to the folder if need be.
 
-    Raises:
-        UserError: if several processes would need a link, whose paths must not differ.
+    Several processes need the same path, so they cannot have a link each.
     """
     folder = folder.absolute()
     if not (found := _MISREAD.search(str(folder))):

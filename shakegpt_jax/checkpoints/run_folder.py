@@ -39,15 +39,9 @@ def find_runs(workdirs: Sequence[str], runs: str = "runs", *, started: bool = Fa
 
 
 def find_run(workdir: str = "", runs: str = "runs", *, started: bool = False) -> Path:
-    """Return the run folder to use.
+    """Return `workdir` if it is a run folder; if empty, the run below `runs` saved last.
 
-    Args:
-        workdir: a run folder; empty for the one below `runs` with the newest checkpoint.
-        runs: the folder that holds the runs, perhaps in folders of their own.
-        started: whether metrics make a run, before there is a checkpoint.
-
-    Raises:
-        UserError: if there is none.
+    With `started`, metrics make a run, before there is a checkpoint.
     """
     if not workdir:
         inside = _runs_inside(runs, started)
@@ -103,15 +97,22 @@ def _runs_inside(folder: str, started: bool) -> list[Path]:
 
 def _folders_inside(folder: Path, depth: int) -> Iterator[Path]:
     """Yield folders below a folder, in order. Those behind links are not searched further."""
-    readable = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
-    for name in sorted(os.listdir(folder)) if readable else []:
-        path = folder / name
-        is_run = name == CHECKPOINTS and checkpoint_steps(folder)
-        if name.startswith(".") or is_run or not os.path.isdir(path):
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:  # it is missing or not readable
+        return
+    for entry in entries:
+        path, is_link = folder / entry.name, entry.is_symlink()
+        if not (os.path.isdir(path) if is_link else entry.is_dir()):
             continue
-        yield path
-        if depth > 1 and not path.is_symlink():
-            yield from _folders_inside(path, depth - 1)
+        if not entry.name.startswith(".") and not _holds_checkpoints(path):
+            yield path
+            if depth > 1 and not is_link:
+                yield from _folders_inside(path, depth - 1)
+
+
+def _holds_checkpoints(folder: Path) -> bool:
+    return folder.name == CHECKPOINTS and bool(checkpoint_steps(folder.parent))
 
 
 def _remedy(path: str) -> str:

@@ -31,17 +31,14 @@ class CheckpointWriter(CheckpointReader):
     """
 
     def __init__(self, workdir: str | Path, keep_latest: int):
-        """Open a run folder, and remove what a killed process left half written.
-
-        `keep_latest` checkpoints are kept, and the best one by validation loss.
-        """
+        """Open a run folder, to keep the latest checkpoints and the best by validation loss."""
         super().__init__(workdir)
         self._keep_latest = keep_latest
         self._temporary = self.workdir / CHECKPOINTS / "tmp"
         saved = CheckpointReader(workdir)
         self._known = {step: saved.read(step) for step in saved.steps}
         self._saving: tuple[SavedCheckpoint, Future[None]] | None = None
-        primary_first(self._clear_temporary)
+        primary_first(self._clear_temporary)  # left by a process that was killed
         self._closing = contextlib.ExitStack()
         self._folder = self._closing.enter_context(literal_path(self._temporary))
         self._pool = self._closing.enter_context(ThreadPoolExecutor(1))
@@ -74,7 +71,7 @@ class CheckpointWriter(CheckpointReader):
         return max(self._known, default=0)
 
     def read(self, step: Any) -> SavedCheckpoint:
-        """Return what a checkpoint holds besides arrays, which is known already."""
+        """Return what is known of a checkpoint already."""
         return self._known[self.find(step)]
 
     def save(
@@ -82,12 +79,7 @@ class CheckpointWriter(CheckpointReader):
     ) -> None:
         """Start saving. The arrays may be donated or changed as soon as this returns.
 
-        Args:
-            step: names the checkpoint, which must not exist.
-            params: pytree of arrays, sharded or not.
-            opt_state: pytree of arrays; None if training cannot resume here.
-            metrics: finite validation metrics, `loss` among them, or None.
-            metadata: stored beside the arrays.
+        Without `opt_state`, training cannot resume here. `metrics` are finite, `loss` among them.
 
         Raises:
             SaveError: if this save or the one before it fails. Earlier checkpoints are kept.

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shakegpt_jax.config import Config, near_fields
+from shakegpt_jax.cli.settings import near_fields, set_field
+from shakegpt_jax.config import Config
 from shakegpt_jax.configs import NAMES, load_config
 from shakegpt_jax.errors import UserError
 
@@ -26,16 +27,13 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument("--workdir", type=named, action=StoreOnce, help=help_text)
         self._example = "--workdir RUN, and a text with spaces is quoted"
 
-    def add_runs(self, *, positional: bool = False) -> None:
-        """Add --workdir: which trained runs; `positional`: also without the flag."""
-        if positional:
-            self.usage = f"{self.prog} [RUN ...] [options]"
-            self.add_argument(
-                "runs", metavar="RUN", nargs="*", type=named, help="the same as --workdir RUN"
-            )
+    def add_runs(self) -> None:
+        """Add RUN and --workdir: which trained runs."""
+        self.usage = f"{self.prog} [RUN ...] [options]"
+        help_text = "the same as --workdir RUN"
+        self.add_argument("runs", metavar="RUN", nargs="*", type=named, help=help_text)
         help_text = "run folder, or folder of runs; repeatable; default: the newest in runs/"
         self.add_argument("--workdir", default=[], action="append", type=named, help=help_text)
-        self._example = "--workdir RUN"
 
     def add_step(self) -> None:
         """Add --step: which checkpoint of the run."""
@@ -116,11 +114,11 @@ class ConfigArgumentParser(ArgumentParser):
         args, unknown = self.parse_known_args()
         for argument in unknown:
             if argument.startswith("--config."):
-                config.set(argument.removeprefix("--config.").partition("=")[0], "")
+                set_field(config, argument.removeprefix("--config.").partition("=")[0], "")
         self._complete(args, unknown)
         for name, _, _ in config.fields():
             if (text := vars(args)[f"config.{name}"]) is not None:
-                config.set(name, text)
+                set_field(config, name, text)
         return args, config.freeze(), Path(source).stem
 
 

@@ -136,12 +136,12 @@ def select(
     Args:
         workdir: run folder.
         step: the checkpoint.
-        split: of the training text; None: its validation split, or all of `path`.
-        path: another text; with `split`, where the training text is now.
+        split: of the training text; None: validation, or all of `path`.
+        path: another text, or with `split` where the training text is now.
         stride: see `LanguageModel.evaluate`.
-        characters: how many to score, evenly spread over the text; 0: all. None: for a split as
-            many as in training, for another text all.
-        memorization: whether to search for copies of the training text, which is read then.
+        characters: how many to score, spread evenly; 0: all. None: of a split as many as in
+            training, of another text all.
+        memorization: whether to search for copies of the training text.
     """
     lm = load(workdir, step=step)
     corpus = None

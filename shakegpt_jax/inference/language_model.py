@@ -298,19 +298,10 @@ def load(
 
 
 def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) -> LanguageModel:
-    step = checkpoints.find(step)
-    metadata = checkpoints.run_metadata(step)
-    config, tokenizer = metadata.config, CharTokenizer(metadata.vocabulary)
+    saved = checkpoints.read(step)
+    config, tokenizer = saved.metadata.config, CharTokenizer(saved.metadata.vocabulary)
     model = GPT(config.model, tokenizer.vocab_size)
     abstract = on_one_device(abstract_params(config.model, tokenizer.vocab_size))
-    params = checkpoints.restore(step, {"params": abstract})["params"]
-    return LanguageModel(
-        model,
-        params,
-        tokenizer,
-        config,
-        metadata.text_sha256,
-        checkpoints.path(step),
-        step,
-        checkpoints.metrics(step),
-    )
+    params = checkpoints.restore(saved.step, {"params": abstract})["params"]
+    known = saved.metadata.text_sha256, saved.path, saved.step, saved.metrics
+    return LanguageModel(model, params, tokenizer, config, *known)

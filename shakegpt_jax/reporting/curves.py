@@ -51,7 +51,7 @@ def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
         plot_curves({workdir.resolve().name: rows}, path)
     except Exception as error:  # whatever matplotlib raises must not end a run
         reason = str(error).partition("\n")[0] or type(error).__name__
-        return f"No curves: {reason}; then run python -m shakegpt_jax.plot {folder}"
+        return f"No curves: {reason}; then run shakegpt plot {folder}"
     return f"Curves: {path}"
 
 

@@ -44,9 +44,7 @@ class Evaluation:
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
-# Null stands for an infinite perplexity, and for what is not known.
-_OPTIONAL = {"train_loss", "gradient_norm", "val_standard_error", "val_perplexity"}
-_OPTIONAL |= {"train_time", "wall_time"}
+_OPTIONAL = {"train_loss", "gradient_norm", "val_standard_error", "train_time", "wall_time"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +92,6 @@ class MetricsRow(StepMetrics):
         if not finite or type(row.get("step")) is not int:
             raise ValueError("not a row of finite numbers with a whole number as step")
         validation = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
-        if validation.get("perplexity", 0) is None:
-            validation["perplexity"] = math.inf
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(
             **{k: v for k, v in row.items() if k in names},

@@ -23,9 +23,7 @@ MAX_TEXTS = 128  # prompts times n
 MAX_PROMPT = 50_000  # characters of all prompts, each counted n times
 MAX_NEW = 10_000  # characters of one text
 MAX_LOG_PROBS = 2**20  # log-probabilities of one answer
-MAX_STOPS, MAX_STOP = 4, 100  # stop strings, and characters of one
 MAX_TEMPERATURE = 1e6
-MAX_NOISE_OFFSET = 2**30
 MAX_SEARCHED = 20_000  # characters to search for in the training text
 
 _KINDS = {403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
@@ -60,7 +58,7 @@ class _StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool = False  # nothing is obfuscated here
 
 
-_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP)]
+_Stop = Annotated[str, Meta(min_length=1, max_length=100)]
 _Zero = Annotated[float, Meta(ge=0, le=0)]
 
 
@@ -75,9 +73,9 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 1.0
     top_k: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     top_p: Annotated[float, Meta(ge=1e-30, le=1)] = 1.0  # the least is above 0 in float32
-    noise_offset: Annotated[int, Meta(ge=0, le=MAX_NOISE_OFFSET)] = 0
+    noise_offset: Annotated[int, Meta(ge=0, le=2**30)] = 0
     logprobs: Annotated[int, Meta(ge=0)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] = []
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=4)] = []
     echo: bool = False
     stream: bool = False
     stream_options: _StreamOptions = msgspec.field(default_factory=_StreamOptions)
@@ -131,10 +129,10 @@ def parse(body: bytes, kind: type[T]) -> T:
         raise ApiError("the name of a field has a lone surrogate") from error
     except msgspec.ValidationError as error:
         message = str(error)
-        if field := re.search(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
+        if field := re.fullmatch(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
             message, name, path = field.groups()
-            is_long = isinstance(value[name], list | dict)
-            given = "" if is_long else f" is {_shorten(json.dumps(value[name]))}"
+            wrong = value.get(name)  # a name from the client may look like a path
+            given = "" if isinstance(wrong, list | dict) else f" is {_shorten(json.dumps(wrong))}"
             raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
         field = re.search(r"field `(.*)`", message, re.DOTALL)
         raise ApiError(f"the body: {_shorten(message)}", param=field and field[1]) from error

@@ -26,73 +26,77 @@ _MAX_SEARCHES = 8  # that run or wait
 _AROUND = 60  # characters of the training text before and after a stretch
 
 
-class App:
-    """The answers of a server, by route."""
+def application(lm: LanguageModel, engine: Engine) -> Starlette:
+    """Return the ASGI application that serves a model."""
+    try:
+        lm.tokenizer.vocabulary.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("the vocabulary has a lone surrogate, which UTF-8 forbids") from error
+    (page, policy), created = serving_page(lm), int(time.time())
+    page_headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
+    model = {"id": lm.name, "object": "model", "owned_by": "shakegpt_jax", "created": created}
+    search = _Search(lm)
 
-    def __init__(self, lm: LanguageModel, engine: Engine):
-        self._lm, self._engine = lm, engine
-        self._page, self._policy = serving_page(lm)
-        model = {"id": lm.name, "object": "model", "owned_by": "shakegpt_jax"}
-        self._model = {**model, "created": int(time.time())}
-        self._search_thread = concurrent.futures.ThreadPoolExecutor(1, "search")
-        self._n_search = 0
+    async def show_page(request: Request) -> Response:
+        return HTMLResponse(page, headers=page_headers)
 
-    def application(self) -> Starlette:
-        """Return the ASGI application."""
-        app = Starlette(
-            routes=[
-                Route("/", self._show_page),
-                Route("/health", self._show_health),
-                Route("/v1/models", self._list_models),
-                Route("/v1/models/{name:path}", self._show_model),
-                Route("/v1/completions", self._complete, methods=["POST"]),
-                Route("/v1/verbatim", self._find_verbatim, methods=["POST"]),
-            ],
-            exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _answer_error),
-        )
-        app.router.redirect_slashes = False
-        return app
+    async def show_health(request: Request) -> Response:
+        return JSONResponse({"status": "ok", "texts": engine.n_text})
 
-    async def _show_page(self, request: Request) -> Response:
-        policy = f"{self._policy}; frame-ancestors 'none'"
-        return HTMLResponse(self._page, headers={"content-security-policy": policy})
+    async def list_models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [model]})
 
-    async def _show_health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok", "texts": self._engine.n_text})
-
-    async def _list_models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model]})
-
-    async def _show_model(self, request: Request) -> Response:
-        if (name := request.path_params["name"]) != self._lm.name:
-            message = f"the model {name!r} is not served here; use {self._lm.name!r}"
+    async def show_model(request: Request) -> Response:
+        if (name := request.path_params["name"]) != lm.name:
+            message = f"the model {name!r} is not served here; use {lm.name!r}"
             raise ApiError(message, status=404, param="model", code="model_not_found")
-        return JSONResponse(self._model)
+        return JSONResponse(model)
 
-    async def _complete(self, request: Request) -> ASGIApp:
-        body, lm = await _read(request), self._lm
+    async def complete(request: Request) -> ASGIApp:
+        body = await _read(request)
         parsed = await asyncio.to_thread(parse_completion, body, lm.tokenizer, lm.name)
-        return Delivery(self._engine, parsed, lm.tokenizer, lm.name)
+        return Delivery(engine, parsed, lm.tokenizer, lm.name)
 
-    async def _find_verbatim(self, request: Request) -> Response:
-        text = parse(await _read(request), SearchRequest).text
+    async def find_verbatim(request: Request) -> Response:
+        return JSONResponse(await search.run(parse(await _read(request), SearchRequest).text))
+
+    app = Starlette(
+        routes=[
+            Route("/", show_page),
+            Route("/health", show_health),
+            Route("/v1/models", list_models),
+            Route("/v1/models/{name:path}", show_model),
+            Route("/v1/completions", complete, methods=["POST"]),
+            Route("/v1/verbatim", find_verbatim, methods=["POST"]),
+        ],
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _answer_error),
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Search:
+    """Finds stretches of texts in the training text, one text at a time."""
+
+    def __init__(self, lm: LanguageModel):
+        self._lm, self._n_search = lm, 0
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "search")
+
+    async def run(self, text: str) -> dict[str, Any]:
         if self._n_search >= _MAX_SEARCHES:
             message = f"{self._n_search} searches wait; try again later"
             raise ApiError(message, status=429, code="rate_limit_exceeded")
         self._n_search += 1
         try:
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._search_thread, self._search, text)
-        finally:
-            self._n_search -= 1
-        return JSONResponse(found)
-
-    def _search(self, text: str) -> dict[str, Any]:
-        try:
-            source = self._training_text
+            return await loop.run_in_executor(self._thread, self._search, text)
         except UserError as error:
             raise ApiError(f"the training text is not there: {error}", status=404) from error
-        stretches = []
+        finally:
+            self._n_search -= 1
+
+    def _search(self, text: str) -> dict[str, Any]:
+        source, stretches = self._training_text, []
         for start, end, place in evaluation.copied_stretches(text, source):
             before = source[max(0, place - _AROUND) : place]
             after = source[place + end - start : place + end - start + _AROUND]

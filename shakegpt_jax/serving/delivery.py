@@ -86,22 +86,18 @@ class Answer:
         self._lengths[index] += len(text)
         log_probs = None
         if self._request.logprobs is not None:
-            offsets = list(range(offset, offset + len(text)))
+            names, offsets = self._tokenizer.vocabulary, range(offset, offset + len(text))
             chosen, tops = _rounded(records_T["log_prob"]), _rounded(records_T["top"])
+            log_probs = _LogProbs(list(text), chosen, [], list(offsets))
             characters = zip(text, chosen, records_T["top_ids"].tolist(), tops, strict=True)
-            top = [self._top(*character) for character in characters]
-            log_probs = _LogProbs(list(text), chosen, top, offsets)
+            for character, value, top_ids, values in characters:
+                top = {names[i]: each for i, each in zip(top_ids, values, strict=True)}
+                top[character] = value
+                known = not math.isnan(value)
+                raw = msgspec.Raw(msgspec.json.encode(top)) if known else None
+                log_probs.top_logprobs.append(raw)
         seed = self._request.sample_seed(index % self._request.n)
         return _Choice(index, text, log_probs, pieces[-1].finish_reason, seed)
-
-    def _top(
-        self, character: str, chosen: float, ids: list[int], values: list[float]
-    ) -> msgspec.Raw | None:
-        if math.isnan(chosen):
-            return None
-        names = self._tokenizer.vocabulary
-        top = {names[i]: value for i, value in zip(ids, values, strict=True)}
-        return msgspec.Raw(msgspec.json.encode(top | {character: chosen}))
 
 
 def _rounded(log_probs: np.ndarray) -> Any:

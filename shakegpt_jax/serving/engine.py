@@ -18,7 +18,7 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import next_logits
 from shakegpt_jax.serving.api import ApiError, CompletionRequest
 from shakegpt_jax.serving.batch import Batch
-from shakegpt_jax.serving.rows import Job, Piece, Row, check_logits, describe, make_rows
+from shakegpt_jax.serving.rows import Job, Piece, Row, check_logits, describe
 
 _JOINING_SECONDS = 1.5  # for which texts under way wait for those that join
 
@@ -94,7 +94,7 @@ class Engine:
                     if job.request.echo:
                         self._echoes.append((job, self._echo(job)))
                     else:
-                        self._new.extend(make_rows(job, self._batch.block_size))
+                        self._new.extend(self._rows(job))
                 self._step()
             except Exception as failure:  # too little memory, most probably
                 reason = str(failure).split("\n")[0]
@@ -110,14 +110,14 @@ class Engine:
                     job.deliver(Piece(index, records_T))
                 if request.logprobs is not None:  # which take time
                     yield
-        rows = make_rows(job, self._batch.block_size)
         if request.max_tokens:
-            self._new.extend(rows)
+            self._new.extend(self._rows(job))
             return
-        no_log_probs = np.zeros((0, self._lm.tokenizer.vocab_size), np.float32)
-        nothing = describe(np.zeros(0, np.int32), no_log_probs, request.logprobs)
-        for row in rows:
-            job.deliver(Piece(row.index, nothing, "length"))
+        for index in range(request.n_text):
+            job.deliver(Piece(index, records_T[:0], "length"))
+
+    def _rows(self, job: Job) -> list[Row]:
+        return [Row(job, i, self._batch.block_size) for i in range(job.request.n_text)]
 
     def _describe(self, ids: np.ndarray, k: int | None) -> Iterator[np.ndarray]:
         """Describe a prompt, part by part, with the context that writing it would have.

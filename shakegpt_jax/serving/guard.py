@@ -18,8 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.serving.api import MAX_BODY, ApiError
 
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-
 # No user information, no path; the port is a number.
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
@@ -69,16 +67,15 @@ class Guard:
     def __init__(
         self, app: ASGIApp, hosts: Sequence[str], origins: Sequence[str], *, any_address: bool
     ):
-        """Guard an application that has `hosts` as names besides those of the loopback interface.
+        """Guard an application with names `hosts`, which pages of `origins` may use too.
 
-        Pages of `origins` may use it besides its own. With `any_address`, every IP address is
-        accepted as its name, since only domain names can be rebound.
+        With `any_address`, every IP address is its name: only domain names can be rebound.
         """
-        self._hosts, self._any_address = {*_LOOPBACK, *hosts}, any_address
-        self._origins = frozenset(origins)
-        methods = ("GET", "POST")
-        cors = CORSMiddleware(app, origins, allow_methods=methods, allow_headers=["*"])
-        self._app = cors if origins else app  # without origins, no answer has a CORS header
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", *hosts}
+        self._origins, self._any_address, self._app = frozenset(origins), any_address, app
+        if origins:  # otherwise no answer has a CORS header
+            methods = ("GET", "POST")
+            self._app = CORSMiddleware(app, origins, allow_methods=methods, allow_headers=["*"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""

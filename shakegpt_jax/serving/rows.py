@@ -56,22 +56,24 @@ class Job:
         self.receive(piece)
 
 
-@dataclasses.dataclass(eq=False)
 class Row:
     """One text to write."""
 
-    job: Job
-    index: int  # in the answer
-    tail: np.ndarray  # the latest ids, up to block_size
-    length: int  # characters of the text so far, prompt included
-    seed: int
-    n_noise: int  # index of the next character's noise
-    remaining: int  # characters to write
-    sampling: Sampling
-    stop: StopFilter
-    block_size: int
-    room: int = 0  # characters that still fit into the window
-    held: list[np.ndarray] = dataclasses.field(default_factory=list)  # may begin a stop string
+    def __init__(self, job: Job, index: int, block_size: int):
+        request = job.request
+        self.job, self.index, self.block_size = job, index, block_size
+        prompt = request.prompts[index // request.n]
+        self.tail = np.asarray(prompt[-block_size:], np.int32)  # the latest ids, up to block_size
+        self.length = len(prompt)  # characters of the text so far
+        self.seed = request.sample_seed(index % request.n)
+        self.n_noise = request.noise_offset  # index of the next character's noise
+        self.remaining = request.max_tokens  # characters to write
+        self.room = 0  # characters that still fit into the window
+        top_p = None if request.top_p == 1 else request.top_p  # 1, the default, excludes nothing
+        self.sampling = Sampling(request.temperature, request.top_k, top_p)
+        stop = request.stop
+        self._stop = StopFilter([stop] if isinstance(stop, str) else stop)
+        self._held: list[np.ndarray] = []  # may begin a stop string
 
     @property
     def finished(self) -> bool:
@@ -84,45 +86,21 @@ class Row:
         """Append what was generated, as far as it is wanted, and deliver it."""
         n_new = min(len(ids_C), self.room, self.remaining)
         ids_T, log_probs_TxV = ids_C[:n_new], log_probs_CxV[:n_new]
-        check_logits(log_probs_TxV)
         self.tail = np.append(self.tail, ids_T)[-self.block_size :]
         self.length, self.n_noise = self.length + n_new, self.n_noise + n_new
         self.room, self.remaining = self.room - n_new, self.remaining - n_new
+        check_logits(log_probs_TxV)
         new_T = describe(ids_T, log_probs_TxV, self.job.request.logprobs)
-        records_T = np.concatenate([*self.held, new_T])
-        n_passed = len(self.stop.feed(tokenizer.decode(ids_T)))
-        if self.stop.stopped:
+        records_T = np.concatenate([*self._held, new_T])
+        n_passed = len(self._stop.feed(tokenizer.decode(ids_T)))
+        if self._stop.stopped:
             self.remaining, reason = 0, "stop"
         elif self.remaining == 0:
             n_passed, reason = len(records_T), "length"
         else:
             reason = None
-        self.held = [records_T[n_passed:]]
+        self._held = [records_T[n_passed:]]
         self.job.deliver(Piece(self.index, records_T[:n_passed], reason))
-
-
-def make_rows(job: Job, block_size: int) -> list[Row]:
-    """Return the rows of a job, in the order of the answer."""
-    request = job.request
-    top_p = None if request.top_p == 1 else request.top_p  # 1, the default, excludes nothing
-    sampling = Sampling(request.temperature, request.top_k, top_p)
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop
-    return [
-        Row(
-            job=job,
-            index=i * request.n + sample,
-            tail=np.asarray(prompt[-block_size:], np.int32),
-            length=len(prompt),
-            seed=request.sample_seed(sample),
-            n_noise=request.noise_offset,
-            remaining=request.max_tokens,
-            sampling=sampling,
-            stop=StopFilter(stops),
-            block_size=block_size,
-        )
-        for i, prompt in enumerate(request.prompts)
-        for sample in range(request.n)
-    ]
 
 
 def check_logits(logits_TxV: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import ipaddress
 import socket
 import time
@@ -13,7 +12,7 @@ import uvicorn
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.serving.api import ApiError
-from shakegpt_jax.serving.app import App
+from shakegpt_jax.serving.app import application
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
 
@@ -26,11 +25,9 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        with contextlib.ExitStack() as failed:
-            bound = failed.enter_context(socket.socket(family, kind, protocol))
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-            failed.pop_all()
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
     except (OSError, UnicodeError) as error:  # the latter: a name with an empty or a long label
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on --host {host} --port {port}: {reason}") from error
@@ -47,20 +44,12 @@ def run_server(
     max_queue: int,
     grace: int,
 ) -> None:
-    """Serve a model on a socket from `bind` until SIGINT or SIGTERM.
+    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; see `Engine` and `Guard`.
 
-    Args:
-        lm: the model.
-        bound: the socket.
-        hosts: names of this server; see `Guard`.
-        origins: origins that may use it; see `Guard`.
-        max_batch: texts to write at the same time.
-        max_queue: texts to keep waiting.
-        grace: seconds for which texts may go on after a signal.
+    Texts under way may go on for `grace` seconds after the signal.
     """
     engine = Engine(lm, max_batch, max_queue)
-    application = App(lm, engine).application()
-    app = Guard(application, hosts, origins, any_address=_is_any(bound))
+    app = Guard(application(lm, engine), hosts, origins, any_address=_is_any(bound))
     start = time.perf_counter()
     engine.start(warm_up=True)
     seconds = time.perf_counter() - start

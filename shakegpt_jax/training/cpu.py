@@ -37,7 +37,7 @@ def adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]
         report(
             f"at {_CPU_FLOPS / 1e9:.0f} GFLOP/s one step takes {format_duration(step)}, one "
             f"evaluation {format_duration(evaluation)} and the whole run {format_duration(total)}: "
-            "a GPU is faster, and so is configs/cpu.py"
+            "a GPU is faster, and so is --config cpu"
         )
     # Estimated rather than measured, so that a resumed run has the same chunks and stays bit-exact.
     longest = max(1, int(_LONGEST_DISPATCH_SECONDS * _CPU_FLOPS / step_flops))

@@ -231,7 +231,7 @@ class TrainingRun:
         seconds = rows[best].train_time if best in rows else None
         metrics, path = self.checkpoints.metrics(best), self.checkpoints.path(best)
         self.progress.summary(best, metrics, path, seconds, rows.get(self.step))
-        command = f"python -m shakegpt_jax.generate --workdir {shlex.quote(str(self.workdir))}"
+        command = f"shakegpt generate --workdir {shlex.quote(str(self.workdir))}"
         self.progress.command(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
         # The others have nothing left to do: without waiting they would disconnect, and time out.
         primary_first(lambda: self.progress.note(draw_run(self.workdir, self.metrics.rows)))

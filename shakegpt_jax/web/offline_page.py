@@ -34,7 +34,7 @@ def offline_page(lm: LanguageModel, *, float32: bool = False) -> str:
     if lm.n_params > MAX_PARAMETERS:
         raise UserError(
             f"the model has {lm.n_params:,} parameters; a page can hold {MAX_PARAMETERS:,}, since "
-            "a browser is slow with more; python -m shakegpt_jax.serve shows the same page"
+            "a browser is slow with more; shakegpt serve shows the same page"
         )
     facts = page_facts(lm) | {"model": model_data(lm, float32=float32)}
     return prompt_page(facts, "offline_page.js")[0]
