@@ -298,7 +298,7 @@ def test_without_the_training_text_the_report_goes_on(finished, tmp_path, comman
     (tmp_path / "other.txt").write_text("the thing\n" * 20)
     from shakegpt_jax.data import corpus
 
-    monkeypatch.setattr(corpus, "read_text", lambda path: "another text " * 90)
+    monkeypatch.setattr(corpus, "read_text", lambda path, report: "another text " * 90)
     page = tmp_path / "report.html"
     args = ("--workdir", moved, "--path", tmp_path / "other.txt", "--html", page)
     code, _, err = command("evaluate", *args)
