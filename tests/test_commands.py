@@ -485,8 +485,7 @@ def test_trains_and_evaluates_on_another_text(tmp_path, monkeypatch, command):
 
 def test_exit_code_of_a_full_disk(tmp_path):
     # The limit on the size of a file, 10 kB, is less than the arrays need.
-    short = ["--config.train.num_steps=3", "--config.train.eval_every=1"]
-    args = [*TINY, *short, "--config.train.sample_length=0"]
+    args = [*TINY, "--config.train.eval_every=1", "--config.train.sample_length=0"]
     command = shlex.join([sys.executable, str(ROOT / "run_train.py"), *args])
     process = subprocess.run(
         ["bash", "-c", f"ulimit -f 10; exec {command}"],
@@ -498,8 +497,7 @@ def test_exit_code_of_a_full_disk(tmp_path):
     )
     assert process.returncode == 1
     assert process.stderr.count("\n") == 1
-    assert "this is the third failure in a row" in process.stderr
-    assert process.stdout.count("could not save the checkpoint of step") == 2
+    assert process.stderr.startswith("error: could not save the checkpoint of step 1 ")
 
 
 @pytest.mark.parametrize(
