@@ -24,7 +24,7 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.evaluation import select
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.sharding import gather, make_mesh
-from shakegpt_jax.training.init_from import find_pretrained
+from shakegpt_jax.training.init_from import find_pretrained, load_params
 from shakegpt_jax.training.resume import recorded_config
 from shakegpt_jax.training.run import train
 from shakegpt_jax.training.step import make_chunk
@@ -69,7 +69,7 @@ class Started:
         self.model, mesh = GPT(config.model, self.tokenizer.vocab_size), make_mesh(config)
         self.chunk = make_chunk(config, self.model, mesh)
         with jax.set_mesh(mesh):
-            start = source.load(self.tokenizer.vocabulary, mesh)
+            start = load_params(source, self.tokenizer.vocabulary, mesh)
             self.state = self.chunk.create(np.int32(0), start)
         self.params = gather(mesh, self.state.params)
 

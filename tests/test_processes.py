@@ -196,7 +196,7 @@ from shakegpt_jax.training import run
 
 
 def slow(*arguments, draw_run=run.draw_run):
-    time.sleep(12)
+    time.sleep(25)
     return draw_run(*arguments)
 
 
@@ -208,7 +208,7 @@ run_command(main)
 @pytest.mark.slow
 def test_the_others_wait_while_process_0_draws_the_curves(many):
     many.program = ["-c", SLOW]
-    ended = many.run(2, "--heartbeat_seconds=5")
+    ended = many.run(2, "--heartbeat_seconds=15")
     assert [code for code, _, _ in ended] == [0, 0]
     assert ended[0][1].rstrip().splitlines()[-1].startswith(("Curves: ", "No curves: "))
 
@@ -230,7 +230,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(many, rank):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_other_ends_if_a_process_is_lost(many, rank):
-    many.start(2, "--config.train.num_steps=100000", "--heartbeat_seconds=5")
+    many.start(2, "--config.train.num_steps=100000", "--heartbeat_seconds=15")
     many.wait_for_step(9)
     many.running[rank].kill()
     codes = [code for code, _, _ in many.finish()]
@@ -239,7 +239,7 @@ def test_the_other_ends_if_a_process_is_lost(many, rank):
 
 @pytest.mark.slow
 def test_a_run_that_lost_a_process_resumes_bit_for_bit(many):
-    args = "--config.train.num_steps=300", "--config.model.dropout=0.1", "--heartbeat_seconds=5"
+    args = "--config.train.num_steps=300", "--config.model.dropout=0.1", "--heartbeat_seconds=15"
     assert [code for code, _, _ in many.run(2, *args)] == [0, 0]
     whole, many.workdir = many.workdir, many.folder / "killed"
     many.start(2, *args)
@@ -261,7 +261,7 @@ def test_a_run_that_lost_a_process_resumes_bit_for_bit(many):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_in_one_process_ends_all(many, rank):
-    options = "--config.mesh.data=1", "--config.mesh.fsdp=2", "--heartbeat_seconds=5"
+    options = "--config.mesh.data=1", "--config.mesh.fsdp=2", "--heartbeat_seconds=15"
 
     def limit(each: int) -> list[str]:
         return ["prlimit", "--fsize=20:"] * (each == rank)  # bytes per file, as on a full disk
@@ -277,7 +277,7 @@ def test_an_error_in_one_process_ends_all(many, rank):
 def test_an_error_of_process_0_alone_ends_all(many):
     many.workdir.mkdir()
     with run_lock(many.workdir):
-        ended = many.run(2, "--heartbeat_seconds=5")
+        ended = many.run(2, "--heartbeat_seconds=15")
     assert [code for code, _, _ in ended] == [2, 2]
     assert "is in use by the training process" in ended[0][2][-1]
     assert ended[1][2][-1] == "error: process 0 has failed"

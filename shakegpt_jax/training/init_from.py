@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_folder import RunMetadata, checkpoint_steps, find_run
+from shakegpt_jax.checkpoints.reader import CheckpointReader, SavedCheckpoint
+from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, find_run
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.data.tokenizer import show_character
 from shakegpt_jax.distributed import is_primary
@@ -35,39 +35,27 @@ class PretrainedParams(NamedTuple):
     ids_V: jax.Array  # id in the source of each character; -1 for those that it lacks
 
 
-@dataclasses.dataclass(frozen=True)
-class PretrainedCheckpoint:
-    """The checkpoint that a run starts from."""
-
-    checkpoints: CheckpointReader
-    step: int
-    metadata: RunMetadata
-
-    @property
-    def path(self) -> Path:
-        """Folder of the checkpoint."""
-        return self.checkpoints.path(self.step)
-
-    def load(self, vocabulary: str, mesh: Mesh) -> PretrainedParams:
-        """Read the parameters, sharded like those of a run with this vocabulary."""
-        ours = self.metadata.vocabulary
-        params = abstract_params(self.metadata.config.model, len(ours))
-        abstract = shard_state(mesh, params, parameter_axes)
-        ids_V = np.array([ours.find(character) for character in vocabulary], np.int32)
-        restored = self.checkpoints.restore(self.step, {"params": abstract})
-        return PretrainedParams(restored["params"], replicate(mesh, ids_V))
-
-    def describe(self, vocabulary: str) -> str:
-        """Return a line that says where a run with this vocabulary starts, and what is new."""
-        line = f"starts from {self.path}"
-        if new := [c for c in vocabulary if c not in self.metadata.vocabulary]:
-            more = f" and {len(new) - 20} more" if len(new) > 20 else ""
-            line += f", with new rows for {len(new)} characters that it lacks: "
-            line += " ".join(map(show_character, new[:20])) + more
-        return line
+def load_params(source: SavedCheckpoint, vocabulary: str, mesh: Mesh) -> PretrainedParams:
+    """Read the parameters of a source, sharded like those of a run with this vocabulary."""
+    theirs = source.metadata.vocabulary
+    params = abstract_params(source.metadata.config.model, len(theirs))
+    abstract = {"params": shard_state(mesh, params, parameter_axes)}
+    restored = CheckpointReader(source.path.parents[1]).restore(source.step, abstract)
+    ids_V = np.array([theirs.find(character) for character in vocabulary], np.int32)
+    return PretrainedParams(restored["params"], replicate(mesh, ids_V))
 
 
-def find_pretrained(config: Config, workdir: str | Path) -> PretrainedCheckpoint | None:
+def describe(source: SavedCheckpoint, vocabulary: str) -> str:
+    """Return a line that says where a run with this vocabulary starts, and what is new."""
+    line = f"starts from {source.path}"
+    if new := [c for c in vocabulary if c not in source.metadata.vocabulary]:
+        more = f" and {len(new) - 20} more" if len(new) > 20 else ""
+        line += f", with new rows for {len(new)} characters that it lacks: "
+        line += " ".join(map(show_character, new[:20])) + more
+    return line
+
+
+def find_pretrained(config: Config, workdir: str | Path) -> SavedCheckpoint | None:
     """Find and check the checkpoint that a run starts from: the best one of `train.init_from`.
 
     None: the run starts from scratch, or resumes and needs no source any more.
@@ -91,11 +79,10 @@ def find_pretrained(config: Config, workdir: str | Path) -> PretrainedCheckpoint
     return source
 
 
-def _find_best(checkpoints: CheckpointReader) -> PretrainedCheckpoint:
-    step = checkpoints.find("best")
-    best = PretrainedCheckpoint(checkpoints, step, checkpoints.run_metadata(step))
+def _find_best(checkpoints: CheckpointReader) -> SavedCheckpoint:
+    best = checkpoints.read("best")
     if is_primary():
-        checkpoints.verify(step, skip=["opt_state"])  # before anything is written
+        checkpoints.verify(best.step, skip=["opt_state"])  # before anything is written
     return best
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.reader import CheckpointReader, SavedCheckpoint
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.cli.command import StopSignal, record_signal
 from shakegpt_jax.config import Config
@@ -22,7 +22,7 @@ from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.cpu import adapt_to_cpu, check_memory
-from shakegpt_jax.training.init_from import PretrainedCheckpoint, find_pretrained
+from shakegpt_jax.training.init_from import describe, find_pretrained
 from shakegpt_jax.training.resume import (
     check_resumable,
     lock_path,
@@ -92,7 +92,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
 
 
 def _identity(
-    config: Config, corpus: Corpus, workdir: str | Path, source: PretrainedCheckpoint | None
+    config: Config, corpus: Corpus, workdir: str | Path, source: SavedCheckpoint | None
 ) -> dict[str, Any]:
     """Return what all processes of a run have in common."""
     fields = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
@@ -143,7 +143,7 @@ class TrainingRun:
         target = self.config.target_loss
         return target > 0 and min(losses, default=math.inf) <= target
 
-    def start(self, started: float, source: PretrainedCheckpoint | None = None) -> None:
+    def start(self, started: float, source: SavedCheckpoint | None = None) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         note, n_step = self.progress.note, self.config.num_steps
         self.step = self.checkpoints.latest_step
@@ -154,7 +154,7 @@ class TrainingRun:
         else:
             self.trainer.initialize(source)
             if source:
-                note(source.describe(self.trainer.corpus.tokenizer.vocabulary))
+                note(describe(source, self.trainer.corpus.tokenizer.vocabulary))
                 note(f"step 0/{n_step}: validation loss {self.trainer.evaluate().loss:.4f}")
         self.metrics = MetricsFile(self.workdir, self.step, started, note, writes=is_primary())
         self.progress.begin(self.step, self.trainer.peak_characters_per_second)

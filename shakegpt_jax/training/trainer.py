@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.reader import CheckpointReader, SavedCheckpoint
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
@@ -27,7 +27,7 @@ from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.model.layers import compute_dtype
 from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
 from shakegpt_jax.sharding import batches_sharding, gather, replicate
-from shakegpt_jax.training.init_from import PretrainedCheckpoint
+from shakegpt_jax.training.init_from import load_params
 from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_starts
 
 
@@ -131,9 +131,9 @@ class Trainer:
                     lowered = self._chunk.run_windows.lower(state, self._windows.abstract(n), seed)
                 self._run_chunk[n] = lowered.compile()
 
-    def initialize(self, source: PretrainedCheckpoint | None = None) -> None:
+    def initialize(self, source: SavedCheckpoint | None = None) -> None:
         """Create the state before the first step, sharded from the start."""
-        start = source and source.load(self.corpus.tokenizer.vocabulary, self.mesh)
+        start = source and load_params(source, self.corpus.tokenizer.vocabulary, self.mesh)
         with jax.set_mesh(self.mesh):
             self.state = self._chunk.create(self._seed, start)
 
