@@ -25,13 +25,13 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        with socket.socket(family, kind, protocol) as bound:  # closed if it cannot be bound
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            return bound.dup()
     except (OSError, UnicodeError) as error:  # the latter: a name with an empty or a long label
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on --host {host} --port {port}: {reason}") from error
-    return bound
 
 
 def run_server(
