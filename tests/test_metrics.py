@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import time
@@ -12,22 +13,14 @@ from shakegpt_jax.reporting.metrics import (
     Evaluation,
     MetricsFile,
     MetricsRow,
-    TrainMetrics,
     read_metrics,
 )
 
 EVALUATION = Evaluation(2.0, 0.1, math.exp(2.0), 2.0 / math.log(2), 99)
 
 
-def train_metrics(step: int, seconds: float = 1.0) -> TrainMetrics:
-    return TrainMetrics(
-        step=step,
-        seconds=seconds,
-        characters_per_second=5.0,
-        train_loss=3.0,
-        learning_rate=1e-3,
-        gradient_norm=0.5,
-    )
+def trained(step: int, seconds: float = 1.0) -> MetricsRow:
+    return dataclasses.replace(row(step), train_time=seconds, wall_time=None)
 
 
 def row(step: int, evaluation: Evaluation | None = None) -> MetricsRow:
@@ -84,22 +77,14 @@ def test_names_the_line_that_is_not_a_row(tmp_path, line):
         read_metrics(tmp_path)
 
 
-def test_corrupt_rows_are_dropped_and_the_file_is_kept(tmp_path):
+def test_a_resumed_run_drops_corrupt_rows_and_says_so(tmp_path):
     before, after = write(tmp_path, [row(3), row(6)])
-    corrupt = f"{before}\ngarbage\n{after}\n"
-    (tmp_path / "metrics.jsonl").write_text(corrupt)
+    (tmp_path / "metrics.jsonl").write_text(f"{before}\ngarbage\n{after}\n")
     reports: list[str] = []
     file = MetricsFile(tmp_path, 6, 0.0, reports.append)
-    (report,) = reports
-    assert "metrics.jsonl, line 2 is not a row of metrics;" in report
-    assert report.endswith(str(tmp_path / "metrics.jsonl.corrupt"))
-    assert (tmp_path / "metrics.jsonl.corrupt").read_text() == corrupt
-    file.append(train_metrics(9), None)
+    assert reports == [f"{tmp_path}/metrics.jsonl, line 2 is not a row of metrics: dropped"]
+    file.append(trained(9), None)
     file.flush()
-    again = (tmp_path / "metrics.jsonl").read_text() + "again\n"
-    (tmp_path / "metrics.jsonl").write_text(again)
-    MetricsFile(tmp_path, 9, 0.0, reports.append)
-    assert (tmp_path / "metrics.jsonl.corrupt").read_text() == corrupt + again
     rows = read_metrics(tmp_path)
     assert [each.step for each in rows] == [3, 6, 9]
     assert rows[-1].train_time == 10.0
@@ -119,7 +104,7 @@ def test_drops_rows_after_the_checkpoint_and_an_incomplete_last_line(tmp_path):
         file.write('{"step": 12, "tra')
     assert [each.step for each in read_metrics(tmp_path)] == [3, 6, 9]
     log = MetricsFile(tmp_path, 6, time.perf_counter() - 100, pytest.fail)
-    log.append(train_metrics(9, seconds=0.5), None)
+    log.append(trained(9, seconds=0.5), None)
     log.flush()
     *kept, new = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert kept == lines[:2]
@@ -131,7 +116,7 @@ def test_times_are_not_invented_when_the_file_was_removed(tmp_path):
     write(tmp_path, [row(10, EVALUATION), row(20, EVALUATION)])
     log = MetricsFile(tmp_path, 20, time.perf_counter(), pytest.fail)
     (tmp_path / "metrics.jsonl").unlink()  # while running: the rows are in memory
-    log.append(train_metrics(25, seconds=2.0), None)
+    log.append(trained(25, seconds=2.0), None)
     log.flush()
     assert log.rows[-1].train_time == 32.0
     assert [each.step for each in read_metrics(tmp_path)] == [25]
@@ -139,7 +124,7 @@ def test_times_are_not_invented_when_the_file_was_removed(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     for step in (40, 50):  # lost while the run was stopped: unknown from then on
         log = MetricsFile(tmp_path, step - 10, time.perf_counter(), pytest.fail)
-        log.append(train_metrics(step), EVALUATION)
+        log.append(trained(step), EVALUATION)
         log.flush()
     for saved in read_metrics(tmp_path):
         assert (saved.train_time, saved.wall_time) == (None, None)
@@ -149,11 +134,11 @@ def test_times_are_not_invented_when_the_file_was_removed(tmp_path):
 def test_rows_that_could_not_be_written_are_written_later(tmp_path):
     log = MetricsFile(tmp_path, 0, 0.0, pytest.fail)
     with SmallFiles():
-        log.append(train_metrics(1), None)
+        log.append(trained(1), None)
         with pytest.raises(OSError):
             log.flush()
     assert len((tmp_path / "metrics.jsonl").read_bytes()) == 20
-    log.append(train_metrics(2), EVALUATION)
+    log.append(trained(2), EVALUATION)
     log.flush()
     rows = read_metrics(tmp_path)
     assert [each.step for each in rows] == [1, 2]

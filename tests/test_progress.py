@@ -47,7 +47,7 @@ def test_a_command_is_one_line_however_narrow_the_terminal(capsys, monkeypatch):
     text = "Generate more: shakegpt generate --workdir runs/x"
     progress = Progress(20)
     progress.note(text)
-    progress.command(text)
+    progress.note(text, soft_wrap=True)
     *wrapped, command = capsys.readouterr().out.splitlines()
     assert len(wrapped) > 1
     assert command == text

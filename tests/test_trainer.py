@@ -47,8 +47,8 @@ def test_learns_real_text_and_reports_metrics(config, corpus):
     assert trainer.evaluate().loss < 0.75 * guess
     rates = [each.learning_rate for each in metrics]
     assert rates == sorted(rates, reverse=True)
-    assert all(each.gradient_norm > 0 and each.seconds > 0 for each in metrics)
-    speed = 100 * 8 * 8 / metrics[0].seconds
+    assert all(each.gradient_norm > 0 and each.train_time > 0 for each in metrics)
+    speed = 100 * 8 * 8 / metrics[0].train_time
     assert metrics[0].characters_per_second == pytest.approx(speed)
 
 

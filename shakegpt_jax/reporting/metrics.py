@@ -48,8 +48,8 @@ _OPTIONAL = {"train_loss", "gradient_norm", "val_standard_error", "train_time", 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """Metrics of several steps."""
+class MetricsRow:
+    """Metrics of the steps since the previous row: a line of metrics.jsonl."""
 
     step: int  # the last one
     characters_per_second: float
@@ -57,22 +57,9 @@ class StepMetrics:
     learning_rate: float  # of the last step
     gradient_norm: float | None  # mean, before clipping
     skipped_updates: int = 0  # excluded from the means
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainMetrics(StepMetrics):
-    """Metrics of the steps of one dispatch."""
-
-    seconds: float  # duration of the dispatch
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricsRow(StepMetrics):
-    """A row of metrics.jsonl: metrics since the previous row, and cumulative times."""
-
     evaluation: Evaluation | None = None  # of the validation split
-    train_time: float | None  # seconds of the run so far in training steps, if known
-    wall_time: float | None  # seconds of the run so far, compilation, evaluation, saving included
+    train_time: float | None  # seconds in training steps: in the file of the run so far, if known
+    wall_time: float | None = None  # seconds of the run so far, evaluation and saving included
 
     def to_json(self) -> dict[str, Any]:
         """Return a flat JSON object, evaluation metrics with the prefix `val_`."""
@@ -130,9 +117,11 @@ def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
 
 
 class MetricsFile:
-    """Appends the rows of a run to its file.
+    """The rows of a run, in memory and, if this process `writes`, in the file.
 
-    If the row of the step to resume from was lost, the times of the run are unknown from then on.
+    Opening it drops the rows after `step`, which the run repeats; 0 starts a new file. `started` is
+    the `time.perf_counter()` of this start of the run. Without the row of `step`, the times of the
+    run are unknown from then on.
     """
 
     def __init__(
@@ -144,64 +133,38 @@ class MetricsFile:
         *,
         writes: bool = True,
     ):
-        """Open the file of a run and drop rows after `step`: those steps are repeated.
-
-        Args:
-            workdir: the run folder.
-            step: where the run resumes; 0 starts a new file.
-            started: `time.perf_counter()` when this process started the run.
-            report: called with a line if there are corrupt rows, which are dropped.
-            writes: False: leave the file to another process, and keep only new rows.
-        """
         self._writes, self._path = writes, Path(workdir) / _FILE_NAME
         rows, corrupt = _read(self._path) if step and writes else ([], [])
-        if corrupt:  # must not block training
-            aside = self._path.with_suffix(".jsonl.corrupt")
-            with aside.open("ab") as file:
-                file.write(self._path.read_bytes())
-            report(
-                f"{self._path}, line {corrupt[0]} is not a row of metrics; continuing without it, "
-                f"and keeping the file as {aside}"
-            )
-        self.rows = [row for row in rows if row.step <= step]  # of the whole run, written or not
+        for number in corrupt:
+            report(f"{self._path}, line {number} is not a row of metrics: dropped")
+        self.rows = [row for row in rows if row.step <= step]
         times = {row.step: (row.train_time, row.wall_time) for row in self.rows}
         self._train_time, wall_time = times.get(step, (None, None)) if step else (0.0, 0.0)
         self._started = None if wall_time is None else started - wall_time
-        self._n_flushed = len(self.rows)
-        text = _lines(self.rows)
+        self._n_flushed, text = len(self.rows), _lines(self.rows)
         self._size = len(text)
         if writes:
             replacement = self._path.with_suffix(".tmp")
             replacement.write_bytes(text)
             replacement.replace(self._path)
 
-    def append(self, train: TrainMetrics, evaluation: Evaluation | None) -> MetricsRow:
-        """Add a row, to be written by `flush`, and return it."""
+    def append(self, row: MetricsRow, evaluation: Evaluation | None) -> MetricsRow:
+        """Add a row of a `Trainer`, with the times of the run; `flush` writes it."""
         if self._train_time is not None:
-            self._train_time += train.seconds
-        row = MetricsRow(
-            **{name: value for name, value in vars(train).items() if name != "seconds"},
-            evaluation=evaluation,
-            train_time=self._train_time,
-            wall_time=None if self._started is None else time.perf_counter() - self._started,
-        )
-        self.rows.append(row)
-        return row
+            self._train_time += row.train_time or 0.0
+        wall_time = None if self._started is None else time.perf_counter() - self._started
+        times = {"train_time": self._train_time, "wall_time": wall_time}
+        self.rows.append(dataclasses.replace(row, evaluation=evaluation, **times))
+        return self.rows[-1]
 
     def flush(self) -> None:
         """Write the rows that are not on disk yet; after an OSError the next call tries again."""
-        if not self._writes:
-            return
-        if not self._path.exists():  # someone removed it: write what is still to come
-            self._path.touch()
-            self._size = 0
-        new = _lines(self.rows[self._n_flushed :])
-        with self._path.open("r+b") as file:
-            file.truncate(self._size)  # drop what a failed write left behind
-            file.seek(self._size)
-            file.write(new)
-        self._size += len(new)
-        self._n_flushed = len(self.rows)
+        if self._writes:
+            with self._path.open("ab") as file:
+                # Drop what a failed write left behind; nothing if someone removed the file.
+                file.truncate(min(self._size, file.tell()))
+                file.write(_lines(self.rows[self._n_flushed :]))
+            self._size, self._n_flushed = self._path.stat().st_size, len(self.rows)
 
 
 def _lines(rows: list[MetricsRow]) -> bytes:

@@ -62,22 +62,18 @@ class Progress:
         self._begun = step, time.monotonic()
         self._bar.reset(self._task, completed=step, total=self._num_steps, figures="")
 
-    def note(self, text: str) -> None:
-        """Print a line above the bar, without markup."""
-        self._console.print(Text(text))
-
-    def command(self, text: str) -> None:
-        """Print a line that ends in a command; the terminal wraps it, so that copying works."""
-        self._console.print(Text(text), soft_wrap=True)
+    def note(self, text: str, *, soft_wrap: bool | None = None) -> None:
+        """Print a line above the bar, without markup. With `soft_wrap`, the terminal wraps it."""
+        self._console.print(Text(text), soft_wrap=soft_wrap)
 
     def show(self, row: MetricsRow) -> None:
         """Show a row of metrics. Rows with an evaluation remain on the screen."""
         past = row.characters_per_second if self._speed is None else self._speed
         self._speed = _SMOOTHING * past + (1 - _SMOOTHING) * row.characters_per_second
-        figures = "every update skipped" if row.train_loss is None else f"loss {row.train_loss:.4f}"
-        if row.train_loss is not None and row.skipped_updates:
-            figures += f", {row.skipped_updates} skipped"
-        figures += f", {self._speed:,.0f} characters/s"
+        figures = "" if row.train_loss is None else f"loss {row.train_loss:.4f}, "
+        if row.skipped_updates:
+            figures += f"{row.skipped_updates} skipped, "
+        figures += f"{self._speed:,.0f} characters/s"
         if self._peak:
             figures += f" ({self._speed / self._peak:.0%} of peak)"
         self._bar.update(self._task, completed=row.step, figures=figures)
@@ -96,7 +92,7 @@ class Progress:
 
     def sample(self, text: str) -> None:
         """Print sample text, indented."""
-        self.note("\n" + "\n".join("    " + line for line in text.split("\n")) + "\n")
+        self.note(f"\n{text}".replace("\n", "\n    ") + "\n")
 
     def summary(
         self,

@@ -232,6 +232,7 @@ class TrainingRun:
         metrics, path = self.checkpoints.metrics(best), self.checkpoints.path(best)
         self.progress.summary(best, metrics, path, seconds, rows.get(self.step))
         command = f"shakegpt generate --workdir {shlex.quote(str(self.workdir))}"
-        self.progress.command(f"Generate more: {command} --prompt {shlex.quote(self.prompt)}")
+        text = f"Generate more: {command} --prompt {shlex.quote(self.prompt)}"
+        self.progress.note(text, soft_wrap=True)  # so that copying works
         # The others have nothing left to do: without waiting they would disconnect, and time out.
         primary_first(lambda: self.progress.note(draw_run(self.workdir, self.metrics.rows)))

@@ -25,7 +25,7 @@ from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.model.layers import compute_dtype
-from shakegpt_jax.reporting.metrics import Evaluation, TrainMetrics
+from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
 from shakegpt_jax.sharding import batches_sharding, gather, replicate
 from shakegpt_jax.training.init_from import load_params
 from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_starts
@@ -139,7 +139,7 @@ class Trainer:
 
     def run(
         self, step: int, until: int, stop: Callable[[], object] = lambda: False
-    ) -> Iterator[TrainMetrics]:
+    ) -> Iterator[MetricsRow]:
         """Train from a step until another one, and yield the metrics of each chunk.
 
         On an accelerator, the next chunk runs while the host reads the metrics. If `stop`, called
@@ -168,19 +168,19 @@ class Trainer:
 
     def _summarize(
         self, metrics: dict[str, np.ndarray], step: int, seconds: float, n_character: int
-    ) -> TrainMetrics:
+    ) -> MetricsRow:
         """Average the metrics of a chunk over its updates, without those that were skipped."""
         consecutive = metrics["consecutive_nonfinite"]
         skipped = (consecutive > 0) & (consecutive <= self.config.optimizer.max_skipped_updates)
         loss, norm = (metrics[name][~skipped] for name in ("loss", "gradient_norm"))
-        return TrainMetrics(
+        return MetricsRow(
             step=step,
-            seconds=seconds,
             characters_per_second=n_character / seconds,
             train_loss=float(loss.mean()) if len(loss) else None,
             learning_rate=float(metrics["learning_rate"][-1]),
             gradient_norm=float(norm.mean()) if len(norm) else None,
             skipped_updates=int(skipped.sum()),
+            train_time=seconds,
         )
 
     def _dispatch(self, n: int, inputs: jax.Array) -> Metrics:
