@@ -9,11 +9,12 @@ def main() -> None:
     """Parse the arguments, and plot or convert."""
     import shlex
     import sys
+    import time
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, shared_folder, short_names
     from shakegpt_jax.cli.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
-    from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, plot_curves
+    from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, draw_curves, save_figure
     from shakegpt_jax.reporting.metrics import has_metrics, read_metrics
 
     parser = ArgumentParser(
@@ -41,18 +42,21 @@ def main() -> None:
         print(line, file=sys.stderr)
 
     if args.tensorboard:
-        from shakegpt_jax.reporting.tensorboard import EventFile, follow
+        from shakegpt_jax.reporting.tensorboard import EventFile
         from shakegpt_jax.training.resume import is_locked
 
         files = [EventFile(run) for run in runs.values()]
         for file in files:
             file.update()
-            print(file.path)
+            print(file.path, flush=True)
         logdir = shlex.quote(str(shared_folder(runs)))
         print(f"View: tensorboard --logdir {logdir}", file=sys.stderr)
-        if args.follow:
-            sys.stdout.flush()
-            follow(files, lambda: any(map(is_locked, runs.values())), _EVERY)
+        active = args.follow
+        while active:
+            active = any(map(is_locked, runs.values()))  # first, so that the last rows are read
+            for file in files:
+                file.update()
+            time.sleep(_EVERY)
         return
 
     from shakegpt_jax.checkpoints.reader import CheckpointReader
@@ -72,7 +76,7 @@ def main() -> None:
     folder = next(iter(runs.values())) if len(runs) == 1 else shared_folder(runs)
     output = args.output or folder / FILE_NAME
     metrics = {names[run]: read_metrics(run) for run in runs}
-    plot_curves(metrics, output, args.x or "step", note)
+    save_figure(draw_curves(metrics, args.x or "step", note), output)
     for line in [note] * bool(note) + differing_settings(configs):
         print(line, file=sys.stderr)
     print(output)

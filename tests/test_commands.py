@@ -398,9 +398,9 @@ def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
     ceilings = {"flops_per_second": 1e12, "bytes_per_second": 1e11}
     ceilings |= {"weights_bytes": 3_000_000, "weights_bytes_per_second": 1e12}
     measured = [
-        Measurement("train step, batch 128", 1234.5, 10**9, flops=1e15, compile_seconds=20.0),
-        Measurement("evaluation", 1.2, 1_234_567, flops=1e12),
-        Measurement("sample, batch 1024", 0.123, 12_345_678, bytes=1e10),
+        Measurement("train step, batch 128", 1234.5, 10**9, "flops", 1e15, 20.0),
+        Measurement("evaluation", 1.2, 1_234_567, "flops", 1e12),
+        Measurement("sample, batch 1024", 0.123, 12_345_678, "bytes", 1e10),
     ]
     report = {
         "machine": {"device": "cpu"},

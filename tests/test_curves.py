@@ -57,7 +57,7 @@ def test_plots_against_seconds():
     assert figure.axes[-1].get_xlabel() == "seconds of training"
     figure = curves.draw_curves({"a": ROWS}, x="seconds")
     assert legend(figure) == ["best 3.5000 at step 2 after 20.0 s:  a"]
-    with pytest.raises(UserError, match="the metrics of a have no times; use --x step"):
+    with pytest.raises(UserError, match="a have no loss to plot against the seconds of training"):
         curves.draw_curves({"a": [unknown]}, x="seconds")
 
 
@@ -106,7 +106,7 @@ def test_plots_what_there_is(tmp_path):
     figure = curves.draw_curves({"a": [row(5, 3.0, 2.5)], "b": ROWS[:1], "c": []})
     assert points(figure.axes[0])[:3] == [[[5, 3.0]], [[5, 2.5]], [[5, 2.5]]]
     assert figure.axes[0].lines[0].get_marker() == "."  # a line needs two points
-    assert legend(figure)[1:] == ["no evaluation yet:  b", "no loss to show:  c"]
+    assert legend(figure)[1:] == ["no evaluation yet:  b", "no evaluation yet:  c"]
     figure = curves.draw_curves({"a": [row(5, None, 2.5)]})
     assert points(figure.axes[0]) == [[], [[5, 2.5]], [[5, 2.5]]]
 
@@ -122,11 +122,13 @@ def test_ticks_are_short(speed, ticks):
 
 
 def test_refuses_what_cannot_be_plotted(tmp_path):
-    with pytest.raises(UserError, match="the metrics of a, b have no loss yet"):
-        curves.plot_curves({"a": [], "b": [row(1, None)]}, tmp_path / "curves.png")
+    with pytest.raises(
+        UserError, match="the metrics of a, b have no loss to plot against the step"
+    ):
+        curves.draw_curves({"a": [], "b": [row(1, None)]})
     for name in ("curves.nosuch", "none/curves.png"):
         with pytest.raises(UserError, match="cannot write the plot"):
-            curves.plot_curves({"a": ROWS}, tmp_path / name)
+            curves.check_plot_path(tmp_path / name)
 
 
 def test_plots_growth_relative_to_the_first_value(tmp_path, monkeypatch):
@@ -173,7 +175,8 @@ def test_plot_takes_runs_with_and_without_the_flag(finished, tmp_path, command, 
         ("runs",),
     )
     drawn: list[list[str]] = []
-    monkeypatch.setattr(curves, "plot_curves", lambda runs, *_: drawn.append(sorted(runs)))
+    monkeypatch.setattr(curves, "draw_curves", lambda runs, *_: drawn.append(sorted(runs)))
+    monkeypatch.setattr(curves, "save_figure", lambda *_: None)
     for form in forms:
         assert command("plot", *form)[:2] == (0, "runs/curves.png\n")
     assert drawn == [["a", "b"]] * len(forms)

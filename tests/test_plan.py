@@ -17,7 +17,6 @@ from shakegpt_jax.profiling.gpu import (
     find_collectives,
     load_gpu,
     memory_traffic,
-    network_seconds,
 )
 from shakegpt_jax.profiling.plan import StepCompiler, largest_batch, plan
 
@@ -85,7 +84,7 @@ def test_collectives_of_all_notations_and_bytes_sent_in_a_ring():
 
 def test_a_ring_between_nodes_uses_the_adapters_of_all_its_gpus():
     def seconds(*group: int) -> float:  # nodes of 4
-        return network_seconds([Collective("all-gather", 800, group)], 4, 100.0, 10.0)
+        return Collective("all-gather", 800, group).seconds(4, 100.0, 10.0)
 
     assert seconds(0, 1, 2, 3) == 600 / 100  # within a node
     assert seconds(0, 4) == 400 / 10
@@ -112,16 +111,18 @@ def test_largest_batch_fits_and_fills_the_memory():
         assert size % 8 == 0
         return max(3_000 + 10 * size, 5_000) + size**2 // 10_000  # not quite linear
 
+    def largest(first: int, multiple: int, memory: int, peak=peak) -> int:
+        return largest_batch(peak, {0: 1_000, first: peak(first)}, multiple, memory)
+
     for first in (80, 5_000, 80_000):
         n_trial = 0
-        largest = largest_batch(peak, first, 8, 100_000, 1_000)
+        found = largest(first, 8, 100_000)
         assert n_trial <= 4
-        assert 95_000 < peak(largest) <= 100_000
-    # 23,400 bytes; the next multiple takes 44,600.
-    assert largest_batch(peak, 2_000, 2_000, 30_000, 1_000) == 2_000
-    assert largest_batch(peak, 80, 8, 4_900, 1_000) == 0
-    assert largest_batch(peak, 80, 8, 900, 1_000) == 0
-    assert largest_batch(lambda size: 1_000 + size, 72, 24, 10**12, 1_000) == 999_984
+        assert 95_000 < peak(found) <= 100_000
+    assert largest(2_000, 2_000, 30_000) == 2_000  # 23,400 bytes; the next multiple takes 44,600
+    assert largest(80, 8, 4_900) == 0
+    assert largest(80, 8, 900) == 0
+    assert largest(72, 24, 10**12, lambda size: 1_000 + size) == 999_984
 
 
 @pytest.fixture

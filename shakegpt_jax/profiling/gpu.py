@@ -18,6 +18,7 @@ _INSTRUCTION = re.compile(
 )
 _ARRAY = re.compile(r"\b(?P<dtype>[a-z]+)(?P<bits>\d*)\w*\[(?P<sizes>[\d,]*)\]")
 # Instructions that run other computations step by step. A fusion is one kernel.
+_CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _CALLERS = ("while", "call", "conditional", "async-start")
 
 
@@ -29,15 +30,6 @@ class Instruction(NamedTuple):
     opcode: str
     operands: list[str]  # names of instructions; a parameter has its number
     attributes: str
-
-    @property
-    def called(self) -> list[str]:
-        """Names of the computations that this one calls."""
-        branches = re.search(r"branch_computations=\{(.*?)\}", self.attributes)
-        return re.findall(
-            r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)",
-            self.attributes,
-        ) + re.findall(r"[\w.-]+", branches[1] if branches else "")
 
 
 class Program:
@@ -63,7 +55,9 @@ class Program:
             if each.opcode not in _CALLERS:
                 continue
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', each.attributes)
-            called = each.called
+            called = _CALLED.findall(each.attributes)
+            if branches := re.search(r"branch_computations=\{(.*?)\}", each.attributes):
+                called = re.findall(r"[\w.-]+", branches[1])
             if each.opcode == "conditional":  # the longest branch, such as an update not skipped
                 called = [max(called, key=lambda name: len(self.computations[name]))]
             for inner in called:
@@ -95,10 +89,20 @@ class Collective(NamedTuple):
     @property
     def bytes_sent(self) -> float:
         """Bytes that each device sends in a ring (all-to-all: directly)."""
-        n_device = len(self.group)
-        share = (n_device - 1) / n_device
-        others = {"all-reduce": 2 * share, "reduce-scatter": n_device - 1, "collective-permute": 1}
-        return self.n_byte * others.get(self.kind, share)
+        n = len(self.group)
+        others = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}
+        return self.n_byte * others.get(self.kind, (n - 1) / n)
+
+    def seconds(self, gpus_per_node: int, nvlink: float, network: float) -> float:
+        """Return the time of a ring, from the bytes/s to GPUs of the node and of other nodes.
+
+        GPUs of a group that share a node send through all of their network adapters: each ring
+        crosses between nodes at another one.
+        """
+        nodes = [device // gpus_per_node for device in self.group]
+        crosses = len(set(nodes)) > 1
+        rate = min(nvlink, network * nodes.count(nodes[0])) if crosses else nvlink
+        return self.bytes_sent / rate
 
 
 def find_collectives(program: Program, n_device: int) -> list[Collective]:
@@ -190,27 +194,3 @@ def memory_traffic(program: Program) -> int:
                 written = written[:1]
             total += times * sum(read + written)
     return total
-
-
-def network_seconds(
-    collectives: list[Collective], gpus_per_node: int, nvlink: float, network: float
-) -> float:
-    """Return the time that collectives take, one after another, in rings.
-
-    Devices of a group that share a node send through all of their network adapters: each ring
-    crosses between nodes at another one.
-
-    Args:
-        collectives: of a program.
-        gpus_per_node: devices 0 to gpus_per_node - 1 are on the first node, and so on.
-        nvlink: bytes per second that a device sends within its node.
-        network: bytes per second that it sends to other nodes.
-    """
-    seconds = 0.0
-    for each in collectives:
-        nodes = [device // gpus_per_node for device in each.group]
-        rate = nvlink
-        if len(set(nodes)) > 1:
-            rate = min(nvlink, network * nodes.count(nodes[0]))
-        seconds += each.bytes_sent / rate
-    return seconds

@@ -1,15 +1,15 @@
 """Speed of training, evaluation and sampling against the limits of the default device."""
 
-import dataclasses
 import functools
 import importlib.metadata
+import operator
 import os
+import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,36 +45,31 @@ def median_seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 def measure_ceilings(dtype: DTypeLike, weights_bytes: int) -> dict[str, float]:
-    """Measure `flops_per_second` in large matmuls and the bytes per second of reading.
+    """Measure FLOP/s in large matmuls, and bytes/s of reading a large matrix from memory.
 
-    `bytes_per_second` is that of a large matrix, which memory bounds. `weights_bytes_per_second`
-    is that of a matrix of `weights_bytes`, which a cache may hold.
+    `weights_bytes_per_second` is that of a matrix of `weights_bytes`, which a cache may hold.
     """
-    size, n_byte, times = (2_048, 2**28, 1) if _on_cpu() else (8_192, 2**30, 10)
-    square = _random_matrix(size, dtype)
+    on_cpu = jax.default_backend() == "cpu"
+    size, n_byte, times = (2_048, 2**28, 1) if on_cpu else (8_192, 2**30, 10)
+
+    def random_matrix(size: int) -> jax.Array:
+        """Return a matrix that keeps the length of vectors. Some devices multiply zeros faster."""
+        return jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+
+    def bytes_per_second(n_byte: int) -> float:
+        matrix = random_matrix(max(1, round((n_byte / jnp.dtype(dtype).itemsize) ** 0.5)))
+        times = max(1, (2**30 if on_cpu else 2**35) // matrix.nbytes)
+        seconds = median_seconds(lambda: _multiply(matrix, matrix[0], times))
+        return times * matrix.nbytes / seconds
+
+    square = random_matrix(size)
     seconds = median_seconds(lambda: _multiply(square, square, times))
     return {
         "flops_per_second": 2 * times * size**3 / seconds,
-        "bytes_per_second": _measure_reading(n_byte, dtype),
+        "bytes_per_second": bytes_per_second(n_byte),
         "weights_bytes": weights_bytes,
-        "weights_bytes_per_second": _measure_reading(weights_bytes, dtype),
+        "weights_bytes_per_second": bytes_per_second(weights_bytes),
     }
-
-
-def _measure_reading(n_byte: int, dtype: DTypeLike) -> float:
-    """Return the bytes per second at which matrix-vector products read a matrix of a size."""
-    matrix = _random_matrix(max(1, round((n_byte / jnp.dtype(dtype).itemsize) ** 0.5)), dtype)
-    times = max(1, (2**30 if _on_cpu() else 2**35) // matrix.nbytes)
-    return times * matrix.nbytes / median_seconds(lambda: _multiply(matrix, matrix[0], times))
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
-def _random_matrix(size: int, dtype: DTypeLike) -> jax.Array:
-    """Return a matrix that keeps the length of vectors. Some devices multiply zeros faster."""
-    return jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
 
 
 # In one call, since to dispatch it and to wait for it takes 0.5 ms on an NVIDIA H200.
@@ -86,28 +81,26 @@ def _multiply(a: jax.Array, b: jax.Array, times: int) -> jax.Array:
 _MAX_EVALUATED = 2**20  # characters of a long validation split to time
 
 
-@dataclasses.dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """Time and amount of one kind of work."""
 
     work: str
     seconds: float  # median of the repeats
     characters: int  # of one repeat
-    flops: float | None = None  # of compute-bound work
-    bytes: float | None = None  # of memory-bound work: the least that must be read
+    unit: str  # "flops" of compute-bound work, or "bytes": the least that must be read
+    amount: float  # in that unit
     compile_seconds: float | None = None  # if compilation was timed
 
     def to_row(self, ceilings: dict[str, float]) -> dict[str, Any]:
         """Return rates per second, and the share of the ceiling that bounds this work."""
-        amount, unit = (self.flops, "flops") if self.flops else (self.bytes or 0.0, "bytes")
-        rate = amount / self.seconds
-        ceiling = "flops_per_second" if self.flops else "weights_bytes_per_second"
+        rate = self.amount / self.seconds
+        ceiling = "flops_per_second" if self.unit == "flops" else "weights_bytes_per_second"
         return {
             "work": self.work,
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
             "characters_per_second": self.characters / self.seconds,
-            f"{unit}_per_second": rate,
+            f"{self.unit}_per_second": rate,
             "share_of_ceiling": rate / ceilings[ceiling],
         }
 
@@ -119,55 +112,48 @@ def measure_training(config: Config, corpus: Corpus) -> Measurement:
     config = config.replace({"train.num_steps": num_steps, "train.eval_every": num_steps})
     trainer = Trainer(config, corpus, make_mesh(config))
     trainer.initialize()
-    rows = list(trainer.run(0, num_steps))[1:]
     characters = config.data.batch_size * config.model.block_size
-    flops = train_flops_per_character(config.model, trainer.model.vocab_size)
+    speeds = [row.characters_per_second for row in trainer.run(0, num_steps)]
     return Measurement(
         f"train step, batch {config.data.batch_size}",
-        statistics.median(row.seconds / n for row in rows),
+        characters / statistics.median(speeds[1:]),
         characters,
-        flops=characters * flops,
-        compile_seconds=trainer.compile_seconds,
+        "flops",
+        characters * train_flops_per_character(config.model, trainer.model.vocab_size),
+        trainer.compile_seconds,
     )
 
 
 def measure_evaluation(model: GPT, params: Any, ids: np.ndarray) -> Measurement:
     """Time the evaluation of a text."""
     seconds = median_seconds(lambda: evaluate(model, params, ids).loss, 3)
-    flops = len(ids) * train_flops_per_character(model.config, model.vocab_size) / 3
-    return Measurement("evaluation", seconds, len(ids), flops=flops)
+    return Measurement("evaluation", seconds, len(ids), "flops", _forward_flops(model, len(ids)))
 
 
-def measure_prefill(model: GPT, params: Any, batch_size: int) -> Measurement:
-    """Time prefilling a full window per row and sampling one character."""
+def measure_prefill(model: GPT, params: Any) -> Measurement:
+    """Time prefilling a full window and sampling one character."""
     n_time = model.config.block_size
-    window_BxT = np.zeros((batch_size, n_time), np.int32)
-    context_lengths_B, seeds_B = np.full(batch_size, n_time), np.arange(batch_size, dtype=np.uint32)
-    sampling = Sampling(TEMPERATURE)
+    window_1xT, context_lengths_1 = np.zeros((1, n_time), np.int32), np.array([n_time])
+    seeds_1, sampling = np.zeros(1, np.uint32), Sampling(TEMPERATURE)
     seconds = median_seconds(
-        lambda: prefill(model, params, window_BxT, context_lengths_B, seeds_B, 0, sampling)[1]
+        lambda: prefill(model, params, window_1xT, context_lengths_1, seeds_1, 0, sampling)[1]
     )
-    characters = batch_size * n_time
-    flops = characters * train_flops_per_character(model.config, model.vocab_size) / 3
-    return Measurement(f"prefill, batch {batch_size}", seconds, characters, flops=flops)
+    return Measurement("prefill, batch 1", seconds, n_time, "flops", _forward_flops(model, n_time))
+
+
+def _forward_flops(model: GPT, n_character: int) -> float:
+    return n_character * train_flops_per_character(model.config, model.vocab_size) / 3
 
 
 def measure_sampling(model: GPT, params: Any, batch_size: int) -> Measurement:
     """Time generating from one character until the window is full, prefill included."""
     prompts, seeds = [np.zeros(1, np.int32)] * batch_size, list(range(batch_size))
-    n_new = model.config.block_size
-    sampling = Sampling(TEMPERATURE)
-
-    def generate() -> int:
-        chunks = generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2)
-        return sum(row.size for chunk in chunks for row in chunk)
-
-    return Measurement(
-        f"sample, batch {batch_size}",
-        median_seconds(generate),
-        n_new * batch_size,
-        bytes=float(n_new * weights_bytes(model, params)),
+    n_new, sampling = model.config.block_size, Sampling(TEMPERATURE)
+    seconds = median_seconds(
+        lambda: list(generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2))
     )
+    n_byte = n_new * weights_bytes(model, params)
+    return Measurement(f"sample, batch {batch_size}", seconds, n_new * batch_size, "bytes", n_byte)
 
 
 def weights_bytes(model: GPT, params: Any) -> int:
@@ -192,35 +178,27 @@ def benchmark(
     if "evaluate" in work:
         measured.append(measure_evaluation(model, params, corpus.val_ids[:_MAX_EVALUATED]))
     if "prefill" in work:
-        measured.append(measure_prefill(model, params, 1))
+        measured.append(measure_prefill(model, params))
     if "sample" in work:
         measured += [measure_sampling(model, params, size) for size in sample_batches]
-    peak_memory_bytes = _peak_memory_bytes()
+    stats = jax.devices()[0].memory_stats() or {}
+    process_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # Last: the ceilings need much memory.
     ceilings = measure_ceilings(compute_dtype(config.model), weights_bytes(model, params))
-    return {
-        "machine": _machine() | {"attention": "cuDNN" if cudnn_attends(config.model) else "JAX"},
-        "ceilings": ceilings,
-        "results": [measurement.to_row(ceilings) for measurement in measured],
-        "peak_memory_bytes": peak_memory_bytes,
-    }
-
-
-def _machine() -> dict[str, Any]:
     packages = ("jax", "flax", "optax", "numpy")
     return {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cores": os.cpu_count(),
-        "python": sys.version.split()[0],
-        **{name: importlib.metadata.version(name) for name in packages},
+        "machine": {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+            "attention": "cuDNN" if cudnn_attends(config.model) else "JAX",
+        },
+        "ceilings": ceilings,
+        "results": [measurement.to_row(ceilings) for measurement in measured],
+        "peak_memory_bytes": int(stats.get("peak_bytes_in_use") or process_bytes),
     }
-
-
-def _peak_memory_bytes() -> int:
-    stats = jax.devices()[0].memory_stats() or {}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(stats.get("peak_bytes_in_use") or kilobytes * 1024)
 
 
 _DOUBLINGS = 3
@@ -244,8 +222,7 @@ def measure_scaling(config: Config) -> dict[str, tuple[list[int], list[float], f
     """
     growth = {}
     for field in EXPECTED_EXPONENTS:
-        section, name = field.split(".")
-        first = getattr(getattr(config, section), name)
+        first = operator.attrgetter(field)(config)
         values = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
         seconds = [step_seconds(config.replace({field: value})) for value in values]
         exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])

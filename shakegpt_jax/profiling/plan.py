@@ -14,13 +14,7 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.profiling.gpu import (
-    Gpu,
-    Program,
-    find_collectives,
-    memory_traffic,
-    network_seconds,
-)
+from shakegpt_jax.profiling.gpu import Gpu, Program, find_collectives, memory_traffic
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.step import Chunk, make_chunk
 
@@ -105,11 +99,7 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def plan(
-    config: Config,
-    gpu: Gpu,
-    devices: list[jax.Device],
-    gpus_per_node: int,
-    network: float,
+    config: Config, gpu: Gpu, devices: list[jax.Device], gpus_per_node: int, network: float
 ) -> dict[str, Any]:
     """Compile a train step for `planned_devices` and read from it what a run needs.
 
@@ -129,16 +119,16 @@ def plan(
     seconds = {
         "compute": flops / mesh.size / gpu.flops,
         "memory": traffic / gpu.memory_bandwidth,
-        "network": network_seconds(found, gpus_per_node, gpu.nvlink, network),
+        "network": sum((each.seconds(gpus_per_node, gpu.nvlink, network) for each in found), 0.0),
     }
     parts = config.train.accumulate_steps * mesh.shape["data"] * mesh.shape["fsdp"]
+    # The gradients, in bfloat16, are whole until they are added up.
+    tried = {0: stats.argument_size_in_bytes + 2 * n_parameter, batch_size: peak}
     largest = largest_batch(
-        lambda size: peak if size == batch_size else peak_bytes(compiler.compile(size)[0]),
-        batch_size,
+        lambda size: peak_bytes(compiler.compile(size)[0]),
+        tried,
         parts,
         int(gpu.memory * MEMORY_FRACTION),
-        # The gradients, in bfloat16, are whole until they are added up.
-        stats.argument_size_in_bytes + 2 * n_parameter,
     )
     sent: dict[str, list[float]] = {}
     for each in found:
@@ -170,29 +160,24 @@ def plan(
 
 
 def largest_batch(
-    peak: Callable[[int], int], batch_size: int, multiple: int, memory: int, fixed: int
+    peak: Callable[[int], int], tried: dict[int, int], multiple: int, memory: int
 ) -> int:
     """Return a batch that fits and, if possible, takes 95% of the memory; 0 if none fits.
 
-    Args:
-        peak: slow; bytes that a batch size takes, which grow roughly linearly.
-        batch_size: the first one to try.
-        multiple: what the result must be a multiple of.
-        memory: bytes that there are.
-        fixed: an estimate of the bytes that do not depend on the batch.
+    `peak` returns the bytes that a multiple of `multiple` takes; it is slow and roughly linear.
+    `tried` holds the bytes of batches 0, an estimate, and another one.
     """
-    most = _LARGEST_BATCH // multiple * multiple
-    tried = {0: fixed, batch_size: peak(batch_size)}
+    tried = dict(tried)
     for _ in range(_MOST_TRIALS):
         largest = max((size for size, used in tried.items() if used <= memory), default=0)
-        too_large = min((size for size, used in tried.items() if used > memory), default=most + 1)
+        too_large = min((size for size, used in tried.items() if used > memory), default=math.inf)
         if tried[largest] > 0.95 * memory:
             break
         (last_size, last_used), (size, used) = list(tried.items())[-2:]
         per_row = max((used - last_used) / (size - last_size), 1.0)
-        trial = math.floor((size + (0.98 * memory - used) / per_row) / multiple)
-        trial = max(trial, largest // multiple + 1) * multiple
-        trial = min(trial, (too_large - 1) // multiple * multiple)
+        trial = math.floor((size + (0.98 * memory - used) / per_row) / multiple) * multiple
+        most = min(too_large - 1, _LARGEST_BATCH) // multiple * multiple
+        trial = int(min(max(trial, largest + multiple), most))
         if trial == largest:
             break
         tried[trial] = peak(trial)

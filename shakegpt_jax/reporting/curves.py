@@ -2,14 +2,14 @@
 
 import shlex
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shakegpt_jax.cli.command import import_extra
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.reporting.metrics import MetricsRow
 from shakegpt_jax.reporting.terminal import format_duration
 
@@ -37,18 +37,11 @@ def new_figure(**options: Any) -> Any:
     return figure.Figure(layout="constrained", **options)
 
 
-def plot_curves(
-    runs: dict[str, list[MetricsRow]], path: str | Path, x: str = "step", note: str = ""
-) -> None:
-    """Plot the metrics of runs by name into a file; x is a key of `X_AXES`."""
-    save_figure(draw_curves(runs, x, note), path)
-
-
 def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
     """Plot a run that has ended into its folder, and return a line that says so, or why not."""
     path, folder = workdir / FILE_NAME, shlex.quote(str(workdir))
     try:
-        plot_curves({workdir.resolve().name: rows}, path)
+        save_figure(draw_curves({workdir.resolve().name: rows}), path)
     except Exception as error:  # whatever matplotlib raises must not end a run
         reason = str(error).partition("\n")[0] or type(error).__name__
         return f"No curves: {reason}; then run shakegpt plot {folder}"
@@ -56,35 +49,61 @@ def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
 
 
 def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step", note: str = "") -> Any:
-    """Return the figure: losses with the best marked, `note` above, and `_PANELS` below."""
-    shown = {name: _losses(rows, x) for name, rows in runs.items()}
-    if not any(shown.values()):
-        times = x == "seconds" and any(_losses(rows, "step") for rows in runs.values())
-        missing = "times; use --x step" if times else "loss yet"
-        raise UserError(f"the metrics of {', '.join(runs)} have no {missing}")
+    """Return a figure of runs by name over a key of `X_AXES`, with `note` in its title.
+
+    The top panel has the losses and a star at the best; those below have the `_PANELS`.
+    """
+    flat = {name: [row.to_json() for row in rows] for name, rows in runs.items()}
+    at = {"step": "step", "seconds": "train_time"}[x]
+
+    def points(field: str, rows: Iterable[dict[str, Any]]) -> list[tuple[float, float]]:
+        pairs = ((row[at], row.get(field)) for row in rows)
+        return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+    shown = {}  # losses of the runs that have any
+    for name, rows in flat.items():
+        if found := [*points("train_loss", rows), *points("val_loss", rows)]:
+            shown[name] = [loss for _, loss in found]
+    if not shown:
+        names = ", ".join(runs)
+        raise UserError(f"the metrics of {names} have no loss to plot against the {X_AXES[x]}")
     figure = new_figure(figsize=(7, 5.6 + 0.2 * len(runs)))
     losses, *panels = figure.subplots(4, sharex=True, height_ratios=(5, 1, 1, 1))
     labels = {}
-    for number, (name, rows) in enumerate(runs.items()):
+    for number, (name, rows) in enumerate(flat.items()):
         stroke = _STROKES[number // len(_COLORS) % len(_STROKES)]
         style = {"color": _COLORS[number % len(_COLORS)], "linestyle": stroke}
-        _plot(losses, _points(rows, x, "train_loss"), linewidth=0.8, alpha=0.7, **style)
-        line = _plot(losses, _points(rows, x, "val_loss"), marker="o", markersize=4, **style)
-        evaluated = [row for row in rows if row.evaluation]
-        best = min(evaluated, key=lambda row: row.to_json()["val_loss"], default=None)
-        _plot(losses, _points([best] if best else [], x, "val_loss"), **_STAR, **style)
-        labels[line] = _label(name, best, shown[name], x)
+        _plot(losses, points("train_loss", rows), linewidth=0.8, alpha=0.7, **style)
+        line = _plot(losses, points("val_loss", rows), marker="o", markersize=4, **style)
+        evaluated = (row for row in rows if "val_loss" in row)
+        best = min(evaluated, key=lambda row: row["val_loss"], default={})
+        _plot(losses, points("val_loss", [best] if best else []), **_STAR, **style)
+        labels[line] = _label(name, best, x)
         for axes, field in zip(panels, _PANELS, strict=True):
-            _plot(axes, _points(rows, x, field), linewidth=0.8, **style)
-    losses.set_ylim(*_loss_limits([each for each in shown.values() if each]))
+            _plot(axes, points(field, rows), linewidth=0.8, **style)
+    lowest, high = [min(each) for each in shown.values()], max(map(max, shown.values()))
+    low, high = min(lowest), min(high, max(lowest) + _NATS_ABOVE_BEST)
+    margin = 0.05 * (high - low) or 0.1
+    losses.set_ylim(low - margin, high + margin)
     losses.set_ylabel("loss, nats per character")
-    _title(losses, "thin: training, dots: validation, star: best" + (note and f"; {note}"))
-    for axes, (field, title) in zip(panels, _PANELS.items(), strict=True):
-        _title(axes, title)
-        values = [y for rows in runs.values() for _, y in _points(rows, x, field)]
-        _scale(axes, values, may_be_log=field != "learning_rate")  # which decays to nothing
-    last = [_points(rows, x, "learning_rate")[-1][0] for name, rows in runs.items() if shown[name]]
-    if min(last) > 0 and max(last) >= _WIDE * min(last):  # the short runs would be slivers
+    legend = "thin: training, dots: validation, star: best" + (note and f"; {note}")
+    for axes, title in zip(figure.axes, [legend, *_PANELS.values()], strict=True):
+        axes.set_title(title, loc="left", fontsize="small", color="0.3")
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize="small")
+    for axes, field in zip(panels, _PANELS, strict=True):
+        values = [y for rows in flat.values() for _, y in points(field, rows)]
+        low, high = min(values, default=0), max(values, default=0)
+        if field != "learning_rate" and 0 < _WIDE * low <= high:  # which decays to nothing
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter("")
+        else:
+            axes.set_ylim(0, 1.15 * high or 1)
+            axes.locator_params(axis="y", nbins=3)
+        axes.yaxis.set_major_formatter(_number)
+    last = [points("learning_rate", flat[name])[-1][0] for name in shown]
+    if 0 < _WIDE * min(last) <= max(last):  # the short runs would be slivers
         losses.set_xscale("log")
         losses.xaxis.set_major_formatter(_number)
     else:
@@ -96,62 +115,21 @@ def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step", note: str = 
     return figure
 
 
-def _points(rows: Iterable[MetricsRow], x: str, field: str) -> list[tuple[float, float]]:
-    """Return x and the value of a field of metrics.jsonl in the rows that have both."""
-    flat = ((row.train_time if x == "seconds" else row.step, row.to_json()) for row in rows)
-    pairs = ((at, row.get(field)) for at, row in flat)
-    return [(at, value) for at, value in pairs if at is not None and value is not None]
-
-
-def _plot(axes: Any, points: Sequence[tuple[float, float]], **style: Any) -> Any:
+def _plot(axes: Any, points: list[tuple[float, float]], **style: Any) -> Any:
     """Plot a line through points, or a dot if there is only one."""
     style = {"marker": "." if len(points) == 1 else None} | style
-    (line,) = axes.plot(*(zip(*points, strict=True) if points else ((), ())), **style)
+    (line,) = axes.plot(*np.reshape(points, (-1, 2)).T, **style)
     return line
 
 
-def _losses(rows: Iterable[MetricsRow], x: str) -> list[float]:
-    """Return all losses of a run that have a place on the axis x."""
-    return [y for field in ("train_loss", "val_loss") for _, y in _points(rows, x, field)]
-
-
-def _label(name: str, best: MetricsRow | None, losses: list[float], x: str) -> str:
+def _label(name: str, best: dict[str, Any], x: str) -> str:
     """Return the legend's text: figures first, since matplotlib hides names like `_name`."""
     half = (_LONGEST_NAME - 1) // 2
     name = name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
-    text = "no evaluation yet" if losses else "no loss to show"
-    if best and best.evaluation and losses:
-        text = f"best {best.evaluation.loss:.4f} at step {best.step}"
-        if x == "seconds" and best.train_time is not None:
-            text += f" after {format_duration(best.train_time)}"
+    text = f"best {best['val_loss']:.4f} at step {best['step']}" if best else "no evaluation yet"
+    if x == "seconds" and best.get("train_time") is not None:
+        text += f" after {format_duration(best['train_time'])}"
     return f"{text}:  {name}".replace("$", r"\$")  # no mathematics
-
-
-def _loss_limits(runs: Sequence[list[float]]) -> tuple[float, float]:
-    """Return limits that show the lowest loss of every run, and most of the way to it."""
-    low, high = min(map(min, runs)), max(map(max, runs))
-    high = min(high, max(map(min, runs)) + _NATS_ABOVE_BEST)
-    margin = 0.05 * (high - low) or 0.1
-    return low - margin, high + margin
-
-
-def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize="small", color="0.3")
-    axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize="small")
-
-
-def _scale(axes: Any, values: list[float], *, may_be_log: bool) -> None:
-    """Scale a panel from zero, or logarithmically where positive values differ widely."""
-    low, high = min(values, default=0), max(values, default=0)
-    if may_be_log and low > 0 and high >= _WIDE * low:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter("")
-    else:
-        axes.set_ylim(0, 1.15 * high or 1)
-        axes.locator_params(axis="y", nbins=3)
-    axes.yaxis.set_major_formatter(_number)
 
 
 def _number(value: float, _: int | None = None) -> str:
@@ -177,12 +155,10 @@ def plot_growth(growth: dict[str, tuple[list[int], list[float], float]], path: s
 
 def check_plot_path(path: str | Path) -> None:
     """Raise a UserError if a plot cannot be written there, as far as can be known before."""
-    path, formats = Path(path), new_figure().canvas.get_supported_filetypes()
-    if not path.suffix or path.is_dir():
-        raise UserError(f"cannot write the plot {path}: give a file such as {FILE_NAME}")
+    path, formats = Path(path), sorted(new_figure().canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in formats:
-        right = ", ".join(sorted(formats))
-        raise UserError(f"cannot write the plot {path}: the format must be one of {right}")
+        right = f"give a file such as {FILE_NAME}, of the format {', '.join(formats)}"
+        raise UserError(f"cannot write the plot {path}: {right}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write the plot {path}: no such folder: {path.parent}")
 
@@ -190,10 +166,6 @@ def check_plot_path(path: str | Path) -> None:
 def save_figure(figure: Any, path: str | Path) -> None:
     """Write a figure to a file; its suffix selects the format."""
     check_plot_path(path)
-    with warnings.catch_warnings():
+    with os_errors_name(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # shown as a box
-        try:
-            figure.savefig(path, dpi=120)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"cannot write the plot {path}: {reason}") from error
+        figure.savefig(path, dpi=120)

@@ -153,9 +153,11 @@ class MetricsFile:
         if self._train_time is not None:
             self._train_time += row.train_time or 0.0
         wall_time = None if self._started is None else time.perf_counter() - self._started
-        times = {"train_time": self._train_time, "wall_time": wall_time}
-        self.rows.append(dataclasses.replace(row, evaluation=evaluation, **times))
-        return self.rows[-1]
+        row = dataclasses.replace(
+            row, evaluation=evaluation, train_time=self._train_time, wall_time=wall_time
+        )
+        self.rows.append(row)
+        return row
 
     def flush(self) -> None:
         """Write the rows that are not on disk yet; after an OSError the next call tries again."""

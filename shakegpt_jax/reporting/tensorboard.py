@@ -1,7 +1,6 @@
 """TensorBoard event files with TensorBoard's own writer, which the extra `tensorboard` installs."""
 
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +68,3 @@ class EventFile:
             if field in _TAGS and value is not None:
                 event.summary.value.add(tag=_TAGS[field], simple_value=value)
         return event
-
-
-def follow(files: Sequence[EventFile], is_training: Callable[[], bool], seconds: float) -> None:
-    """Update event files every few seconds until no run is training."""
-    active = True
-    while active:
-        active = is_training()  # asked first, so that the last rows are not missed
-        for file in files:
-            file.update()
-        time.sleep(seconds if active else 0)

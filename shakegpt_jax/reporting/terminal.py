@@ -17,7 +17,6 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.reporting.metrics import MetricsRow
 
 _PLAIN_LINE_EVERY = 10.0  # seconds
-_SMOOTHING = 0.8  # weight of the past in the displayed speed
 
 
 class _Console(Console):
@@ -36,7 +35,6 @@ class Progress:
         self._console.soft_wrap = not terminal  # do not wrap lines in redirected output
         self._num_steps = num_steps
         self._peak: float | None = None
-        self._speed: float | None = None
         self._begun = 0, time.monotonic()
         self._last_line = time.monotonic()
         self._bar = Bar(
@@ -68,14 +66,12 @@ class Progress:
 
     def show(self, row: MetricsRow) -> None:
         """Show a row of metrics. Rows with an evaluation remain on the screen."""
-        past = row.characters_per_second if self._speed is None else self._speed
-        self._speed = _SMOOTHING * past + (1 - _SMOOTHING) * row.characters_per_second
         figures = "" if row.train_loss is None else f"loss {row.train_loss:.4f}, "
         if row.skipped_updates:
             figures += f"{row.skipped_updates} skipped, "
-        figures += f"{self._speed:,.0f} characters/s"
+        figures += f"{row.characters_per_second:,.0f} characters/s"
         if self._peak:
-            figures += f" ({self._speed / self._peak:.0%} of peak)"
+            figures += f" ({row.characters_per_second / self._peak:.0%} of peak)"
         self._bar.update(self._task, completed=row.step, figures=figures)
         if found := row.evaluation:
             error = "" if found.standard_error is None else f" ± {found.standard_error:.4f}"
@@ -104,18 +100,15 @@ class Progress:
     ) -> None:
         """Print the best checkpoint, its metrics and time of training, and the times of the run."""
         after = "" if train_time is None else f", after {format_duration(train_time)} of training"
-        lines = {
-            "best validation loss": f"{metrics['loss']:.4f} nats/character",
-            "perplexity": f"{metrics['perplexity']:.3f}",
-            "bits per character": f"{metrics['bits_per_character']:.3f}",
-            "at step": f"{step} of {self._num_steps}{after}",
-            "best checkpoint": str(checkpoint),
-        }
-        times = {"training time": last.train_time, "total time": last.wall_time} if last else {}
-        lines |= {name: format_duration(each) for name, each in times.items() if each is not None}
         table = Table(show_header=False)
-        for name, value in lines.items():
-            table.add_row(name, Text(value, overflow="fold"))
+        table.add_row("best validation loss", f"{metrics['loss']:.4f} nats/character")
+        table.add_row("perplexity", f"{metrics['perplexity']:.3f}")
+        table.add_row("bits per character", f"{metrics['bits_per_character']:.3f}")
+        table.add_row("at step", f"{step} of {self._num_steps}{after}")
+        table.add_row("best checkpoint", Text(str(checkpoint), overflow="fold"))
+        if last and last.train_time is not None and last.wall_time is not None:
+            table.add_row("training time", format_duration(last.train_time))
+            table.add_row("total time", format_duration(last.wall_time))
         self._console.print(table)
 
 
@@ -156,12 +149,10 @@ def print_samples(chunks: Iterable[list[str]], start: str, seeds: Sequence[int])
 
     Each chunk holds one new piece of text per sample; `start` is printed before each sample.
     """
-    headers = [f"--- sample with seed {seed}\n" if len(seeds) > 1 else "" for seed in seeds]
-    print(headers[0] + start, end="", flush=True)
-    others = [header + start for header in headers[1:]]
-    for first, *rest in chunks:
-        print(first, end="", flush=True)
-        others = [text + new for text, new in zip(others, rest, strict=True)]
-    print()
-    for text in others:
-        print(text)
+    header = "--- sample with seed {}\n" if len(seeds) > 1 else ""
+    first, *others = [header.format(seed) + start for seed in seeds]
+    print(first, end="", flush=True)
+    for new, *rest in chunks:
+        print(new, end="", flush=True)
+        others = [text + each for text, each in zip(others, rest, strict=True)]
+    print("", *others, sep="\n")
