@@ -414,7 +414,8 @@ def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
     table = out[out.index("\nwork") : out.index("\ncompilation")].strip()
     assert len(table.splitlines()) == 4  # no row is broken
     monkeypatch.setattr(
-        "shakegpt_jax.profiling.measurements.step_seconds", lambda c: c.data.batch_size * 0.123
+        "shakegpt_jax.profiling.measurements.measure_training",
+        lambda config, _: measured[0]._replace(seconds=config.data.batch_size * 0.123),
     )
     code, out, _ = command("benchmark", "--scaling", *TINY)
     assert code == 0
@@ -425,8 +426,10 @@ def test_tables_of_the_benchmarks_fit_80_columns(command, monkeypatch):
 
 def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    one = Measurement("", 1.0, 1, "flops", 1.0)
     monkeypatch.setattr(
-        "shakegpt_jax.profiling.measurements.step_seconds", lambda c: c.model.n_embd**2 * 1e-3
+        "shakegpt_jax.profiling.measurements.measure_training",
+        lambda config, _: one._replace(seconds=config.model.n_embd**2 * 1e-3),
     )
     code, out, _ = command("benchmark", "--scaling", *TINY, "--json", "--plot=growth.png")
     assert code == 0
@@ -439,7 +442,7 @@ def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
     assert Path("growth.png").read_bytes().startswith(b"\x89PNG")
     # Without matplotlib, it ends before it measures anything.
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr("shakegpt_jax.profiling.measurements.step_seconds", pytest.fail)
+    monkeypatch.setattr("shakegpt_jax.profiling.measurements.measure_training", pytest.fail)
     code, out, err = command("benchmark", "--scaling", *TINY, "--plot=growth.png")
     assert (code, out) == (2, "")
     assert one_line(err).startswith("error: this needs matplotlib")

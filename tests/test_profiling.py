@@ -69,9 +69,11 @@ def test_median_leaves_out_the_first_run(monkeypatch):
 
 
 def test_fields_are_doubled_one_at_a_time_and_the_exponents_fitted(config, monkeypatch):
-    monkeypatch.setattr(
-        measurements, "step_seconds", lambda c: 0.1 * c.model.n_layer * c.model.n_embd**2
-    )
+    def measure(config, corpus) -> measurements.Measurement:
+        seconds = 0.1 * config.model.n_layer * config.model.n_embd**2
+        return measurements.Measurement("", seconds, 1, "flops", 1.0)
+
+    monkeypatch.setattr(measurements, "measure_training", measure)
     growth = measurements.measure_scaling(config)
     assert growth["model.n_layer"][0] == [1, 2, 4, 8]
     assert growth["model.n_layer"][1] == pytest.approx([25.6, 51.2, 102.4, 204.8])
@@ -80,12 +82,6 @@ def test_fields_are_doubled_one_at_a_time_and_the_exponents_fitted(config, monke
         {"model.n_layer": 1, "model.n_embd": 2, "model.block_size": 0, "data.batch_size": 0},
         abs=1e-9,
     )
-
-
-def test_a_step_of_a_config_can_be_timed(config, text, tmp_path):
-    (tmp_path / "text.txt").write_text(text)
-    config.data.path = str(tmp_path / "text.txt")
-    assert 0 < measurements.step_seconds(config) < 60
 
 
 @pytest.mark.parametrize(

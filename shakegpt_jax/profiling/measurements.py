@@ -220,18 +220,14 @@ def measure_scaling(config: Config) -> dict[str, tuple[list[int], list[float], f
         By field its values, the seconds per step, and the exponent of the fit seconds = c * value
         ** exponent by least squares of the logarithms.
     """
+    config = config.replace({"train.steps_per_dispatch": _STEPS_PER_DISPATCH})
+    corpus = load_corpus(config.data.path, config.model.block_size * 2**_DOUBLINGS)
     growth = {}
     for field in EXPECTED_EXPONENTS:
         first = operator.attrgetter(field)(config)
         values = [first * 2**doubling for doubling in range(_DOUBLINGS + 1)]
-        seconds = [step_seconds(config.replace({field: value})) for value in values]
+        configs = [config.replace({field: value}) for value in values]
+        seconds = [measure_training(each, corpus).seconds for each in configs]
         exponent = float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
         growth[field] = values, seconds, exponent
     return growth
-
-
-def step_seconds(config: Config) -> float:
-    """Time one training step of a config, without compilation; the median of several."""
-    corpus = load_corpus(config.data.path, config.model.block_size)
-    few = config.replace({"train.steps_per_dispatch": _STEPS_PER_DISPATCH})
-    return measure_training(few, corpus).seconds

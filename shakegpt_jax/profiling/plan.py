@@ -103,17 +103,17 @@ def plan(
 ) -> dict[str, Any]:
     """Compile a train step for `planned_devices` and read from it what a run needs.
 
-    `network`: bytes per second that a GPU sends to other nodes. Of the figures returned, bytes are
-    those of one device, FLOPs those of all together.
+    `network` is in bytes per second from a GPU to other nodes. The figures are bytes of one device,
+    and FLOPs of all together.
     """
     compiler = StepCompiler(config, devices)
     batch_size, mesh = config.data.batch_size, compiler.mesh
     compiled, chunk = compiler.compile(batch_size)
-    peak, stats, hlo = peak_bytes(compiled), compiled.memory_analysis(), compiled.as_text()
-    assert stats is not None and hlo is not None  # some backends lack them
+    stats: Any = compiled.memory_analysis()
+    peak, arguments = peak_bytes(compiled), stats.argument_size_in_bytes
     state = chunk.abstract_state
-    n_parameter = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
-    program = Program(hlo)
+    n_parameter = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    program = Program(compiled.as_text() or "")
     found = find_collectives(program, mesh.size)
     flops, traffic = compiler.flops(), memory_traffic(program)
     seconds = {
@@ -123,13 +123,9 @@ def plan(
     }
     parts = config.train.accumulate_steps * mesh.shape["data"] * mesh.shape["fsdp"]
     # The gradients, in bfloat16, are whole until they are added up.
-    tried = {0: stats.argument_size_in_bytes + 2 * n_parameter, batch_size: peak}
-    largest = largest_batch(
-        lambda size: peak_bytes(compiler.compile(size)[0]),
-        tried,
-        parts,
-        int(gpu.memory * MEMORY_FRACTION),
-    )
+    tried = {0: arguments + 2 * n_parameter, batch_size: peak}
+    memory = int(gpu.memory * MEMORY_FRACTION)
+    largest = largest_batch(lambda n: peak_bytes(compiler.compile(n)[0]), tried, parts, memory)
     sent: dict[str, list[float]] = {}
     for each in found:
         sent.setdefault(each.kind, []).append(each.bytes_sent)
@@ -142,10 +138,10 @@ def plan(
         "batch_size": batch_size,
         "parameters": n_parameter,
         "peak_bytes_per_device": peak,
-        "argument_bytes_per_device": stats.argument_size_in_bytes,
+        "argument_bytes_per_device": arguments,
         "parameter_bytes_per_device": _bytes_per_device(state.params),
         "optimizer_bytes_per_device": _bytes_per_device(state.opt_state),
-        "temporary_bytes_per_device": peak - stats.argument_size_in_bytes,
+        "temporary_bytes_per_device": peak - arguments,
         "flops_per_step": flops,
         "memory_traffic_per_step": traffic,
         "collectives_per_step": {
@@ -164,8 +160,7 @@ def largest_batch(
 ) -> int:
     """Return a batch that fits and, if possible, takes 95% of the memory; 0 if none fits.
 
-    `peak` returns the bytes that a multiple of `multiple` takes; it is slow and roughly linear.
-    `tried` holds the bytes of batches 0, an estimate, and another one.
+    `peak`, slow and roughly linear, gives the bytes of a batch; `tried` has those of 0 and another.
     """
     tried = dict(tried)
     for _ in range(_MOST_TRIALS):

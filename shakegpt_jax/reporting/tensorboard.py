@@ -25,9 +25,6 @@ class EventFile:
     """The event file of a run: `metrics.jsonl` as scalars, brought up to date by `update`.
 
     Events have the seconds of the run as their time, since `metrics.jsonl` has no dates.
-
-    Attributes:
-        path: the file; None before the first update.
     """
 
     def __init__(self, workdir: Path):
@@ -38,7 +35,7 @@ class EventFile:
         )
         self._workdir = workdir
         self._rows: list[MetricsRow] = []  # in the file
-        self.path: Path | None = None
+        self.path: Path | None = None  # before the first update
 
     def update(self) -> None:
         """Append the new rows of metrics.jsonl; start a new file if rows were replaced."""
