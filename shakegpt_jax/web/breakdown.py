@@ -60,14 +60,10 @@ def window_positions(n_scored: int, n_time: int, stride: int | None) -> np.ndarr
 
 def character_kinds(vocabulary: str) -> np.ndarray:
     """Return the (V,) indices into KINDS of the characters of a vocabulary."""
-    return np.array([_kind(character) for character in vocabulary])
-
-
-def _kind(character: str) -> int:
-    if character in "\n\t":
-        return _NEWLINE if character == "\n" else _SPACE
-    category = unicodedata.category(character)
-    return _BY_CATEGORY.get(category, _BY_CATEGORY.get(category[0], _OTHER))
+    categories = map(unicodedata.category, vocabulary)
+    kinds = [_BY_CATEGORY.get(each, _BY_CATEGORY.get(each[0], _OTHER)) for each in categories]
+    control = {"\n": _NEWLINE, "\t": _SPACE}
+    return np.array([control.get(c, kind) for c, kind in zip(vocabulary, kinds, strict=True)])
 
 
 def letter_ranks(ids: np.ndarray, vocabulary: str) -> np.ndarray:
