@@ -119,14 +119,7 @@ def parse(body: bytes, kind: type[T]) -> T:
     """
     try:
         value = json.loads(body, object_pairs_hook=_object, parse_float=_number)
-    except RecursionError as error:
-        raise ApiError("the body is nested too deeply") from error
-    except ValueError as error:
-        raise ApiError(f"the body is not JSON: {_shorten(str(error))}") from error
-    try:
         return msgspec.convert(value, kind)
-    except UnicodeEncodeError as error:
-        raise ApiError("the name of a field has a lone surrogate") from error
     except msgspec.ValidationError as error:
         message = str(error)
         if field := re.fullmatch(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
@@ -136,6 +129,8 @@ def parse(body: bytes, kind: type[T]) -> T:
             raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
         field = re.search(r"field `(.*)`", message, re.DOTALL)
         raise ApiError(f"the body: {_shorten(message)}", param=field and field[1]) from error
+    except (RecursionError, ValueError) as error:  # the latter: lone surrogates in names, too
+        raise ApiError(f"the body is not JSON: {_shorten(str(error))}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,9 +155,7 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
         ApiError: naming the field, what was given and what would be right.
     """
     given = parse(body, _Body)
-    if given.model not in (None, model_name):
-        message = f"the model {_shorten(given.model)!r} is not served here; use {model_name!r}"
-        raise ApiError(message, status=404, param="model", code="model_not_found")
+    check_model(given.model or model_name, model_name)
     n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
     _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
     least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
@@ -187,6 +180,13 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
         message = f"the answer would hold {total} log-probabilities, {most}"
         _require(total <= MAX_LOG_PROBS, "logprobs", message)
     return CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
+
+
+def check_model(name: str, served: str) -> None:
+    """Raise an ApiError if a client asks for another model."""
+    if name != served:
+        message = f"the model {_shorten(name)!r} is not served here; use {served!r}"
+        raise ApiError(message, status=404, param="model", code="model_not_found")
 
 
 def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:
