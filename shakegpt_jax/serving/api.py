@@ -112,11 +112,7 @@ class SearchRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def parse(body: bytes, kind: type[T]) -> T:
-    """Return the JSON object in the body of a request, as a struct.
-
-    Raises:
-        ApiError: naming the field that is wrong.
-    """
+    """Return the JSON object in the body of a request; an ApiError names the wrong field."""
     try:
         value = json.loads(body, object_pairs_hook=_object, parse_float=_number)
         return msgspec.convert(value, kind)
@@ -149,25 +145,19 @@ def _number(digits: str) -> float:
 
 
 def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> CompletionRequest:
-    """Check the body of a completion request for a model with a name.
-
-    Raises:
-        ApiError: naming the field, what was given and what would be right.
-    """
+    """Check the body of a completion request; an ApiError says what would be right."""
     given = parse(body, _Body)
     check_model(given.model or model_name, model_name)
     n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
     _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
     least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
     _require(given.max_tokens > 0 or given.echo, "max_tokens", least)
-    is_default = given.stream_options == _StreamOptions()
-    only = "stream_options is only for stream: true"
-    _require(is_default or given.stream, "stream_options", only)
+    streams = given.stream or given.stream_options == _StreamOptions()
+    _require(streams, "stream_options", "stream_options is only for stream: true")
     _require((k or 0) <= n_vocab, "logprobs", f"logprobs is {k}; it must be from 0 to {n_vocab}")
 
     prompts: list[Any] = given.prompt if isinstance(given.prompt, list) else [given.prompt]
-    if all(isinstance(each, int) for each in prompts):
-        prompts = [prompts]
+    prompts = [prompts] if all(isinstance(each, int) for each in prompts) else prompts
     prompts = [_encode(each, tokenizer) for each in prompts]
     n_text, n_prompt = n * len(prompts), n * sum(map(len, prompts))
     most = f"prompts times n is {n_text}; it must be at most {MAX_TEXTS}"

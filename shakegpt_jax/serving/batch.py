@@ -47,8 +47,8 @@ class Batch:
         self._longest_chunk = sampler.chunk_length(lm.params, self.window_stride)
         # Numbers of slots that the batch may have; few, as for _GROUPS.
         self._sizes = [4**i for i in range(10) if 4**i < max_rows] + [max_rows]
-        self._state: DecodingState | None = None
-        self._slots: list[Row | None] = []
+        self._state: DecodingState = _empty_state(lm.model, 1)
+        self._slots: list[Row | None] = [None]
 
     def warm_up(self) -> None:
         """Compile all programs, which otherwise delays the first texts that need them."""
@@ -124,7 +124,7 @@ class Batch:
     def _prefill(self, *arrays: Any) -> Any:
         return prefill(self._lm.model, self._params, *arrays, with_log_probs=True)
 
-    def _decode(self, state: Any, slots: Sequence[Row | None]) -> Any:
+    def _decode(self, state: DecodingState, slots: Sequence[Row | None]) -> Any:
         n_chunk = _power_of_two(self._budget // max(len(slots), _CHEAP_ROWS))
         n_chunk = min(self._longest_chunk, n_chunk)
         options = [row.sampling if row else None for row in slots]
@@ -143,40 +143,26 @@ class Batch:
         """Take rows that are done or whose window is full out of the batch and return them."""
         removed = [row for row in self.rows if row.finished or row.room == 0]
         self._slots = [None if row in removed else row for row in self._slots]
-        if not self.rows:
-            self.clear()
         return removed
-
-    def shrink(self) -> None:
-        """Drop free slots, as far as there is a size for the rows."""
-        if self._slots:
-            self._resize(len(self.rows))
 
     def clear(self) -> None:
         """Drop all rows."""
-        self._state, self._slots = None, []
+        self._state, self._slots = _empty_state(self._lm.model, 1), [None]
 
     def _join(self, state: DecodingState, rows: Sequence[Row]) -> None:
         """Give rows that go on a slot each, and copy their part of a state there."""
-        going_on = [row for row in rows if not row.finished and row.room > 0]
-        if not going_on:
-            return
-        self._resize(max(len(self._slots), len(self.rows) + len(going_on)))
+        going_on = [i for i, row in enumerate(rows) if not row.finished and row.room > 0]
+        self.resize(max(len(self._slots), len(self.rows) + len(going_on)))
         free = [slot for slot, row in enumerate(self._slots) if row is None]
         places_N = np.full(len(rows), len(self._slots), np.int32)  # outside: not copied
-        for i, row in enumerate(rows):
-            if row in going_on:
-                places_N[i] = free.pop(0)
-                self._slots[places_N[i]] = row
+        for i, slot in zip(going_on, free, strict=False):
+            places_N[i], self._slots[slot] = slot, rows[i]
         self._state = _put_rows(self._state, state, places_N)
 
-    def _resize(self, n_row: int) -> None:
+    def resize(self, n_row: int = 0) -> None:
         """Change the number of slots to the next possible one, and move the rows to the front."""
-        n_row = next(size for size in self._sizes if size >= n_row)
+        n_row = next(size for size in self._sizes if size >= max(n_row, len(self.rows)))
         if n_row == len(self._slots):
-            return
-        if self._state is None:
-            self._state, self._slots = _empty_state(self._lm.model, n_row), [None] * n_row
             return
         kept = [slot for slot, row in enumerate(self._slots) if row]
         taken_B = np.zeros(n_row, np.int32)

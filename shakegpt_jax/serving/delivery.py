@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
@@ -25,10 +25,6 @@ from shakegpt_jax.serving.rows import Piece
 _STALL_SECONDS = 60  # after which a client that takes nothing is disconnected
 _DIGITS = 6  # of log-probabilities, after the point
 _LEAST = -9999.0  # in place of minus infinity, which JSON lacks
-_EVENT_STREAM = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class Delivery:
@@ -66,45 +62,41 @@ class Delivery:
                 pass
             presence.reschedule(asyncio.get_running_loop().time())
 
-        deliver = self._stream if self._request.stream else self._send_whole
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as presence:
                 watcher = asyncio.create_task(watch())
                 try:
-                    await deliver(scope, receive, send_in_time)
+                    response = await self._respond()
+                    await response(scope, receive, send_in_time)
                 finally:
                     watcher.cancel()
                     self._job.cancelled = True
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_event(data: bytes) -> None:
-            body = b"data: " + data + b"\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-
-        await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
-        try:
-            async for piece in self._pieces():
-                if self._request.logprobs is None:
-                    await send_event(self._chunk(piece))
-                else:  # which take long
-                    await send_event(await asyncio.to_thread(self._chunk, piece))
-            if self._request.stream_options.include_usage:
-                await send_event(self._whole([]))
-            await send_event(b"[DONE]")
-        except ApiError as error:
-            await send_event(error.to_json())
-        await send({"type": "http.response.body"})
-
-    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self) -> Response:
+        if self._request.stream:
+            headers = {"x-accel-buffering": "no"}
+            return StreamingResponse(self._events(), 200, headers, "text/event-stream")
         pieces: list[list[Piece]] = [[] for _ in range(self._request.n_text)]
         try:
             async for piece in self._pieces():
                 pieces[piece.index].append(piece)
-            body = await asyncio.to_thread(self._whole, pieces)
-            response = Response(body, media_type="application/json")
         except ApiError as error:
-            response = error.to_response()
-        await response(scope, receive, send)
+            return error.to_response()
+        body = await asyncio.to_thread(self._whole, pieces)
+        return Response(body, media_type="application/json")
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._pieces():
+                if self._request.logprobs is None:
+                    yield _event(self._chunk(piece))
+                else:  # which take long
+                    yield _event(await asyncio.to_thread(self._chunk, piece))
+            if self._request.stream_options.include_usage:
+                yield _event(self._whole([]))
+            yield _event(b"[DONE]")
+        except ApiError as error:
+            yield _event(error.to_json())
 
     async def _pieces(self) -> AsyncIterator[Piece]:
         """Yield the pieces of the job as they come; raise the `ApiError` that ends it."""
@@ -168,3 +160,7 @@ class Delivery:
 
 def _rounded(log_probs: np.ndarray) -> Any:
     return np.maximum(log_probs.astype(np.float64), _LEAST).round(_DIGITS).tolist()
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
