@@ -3,8 +3,8 @@
 Axes: T characters, C characters of a chunk, V vocabulary, K most probable characters.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,7 @@ def describe(ids_T: np.ndarray, log_probs_TxV: np.ndarray, k: int | None) -> np.
     return records_T
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Successive characters of a text in the answer."""
 
     index: int  # of the text
@@ -40,10 +39,7 @@ class Piece:
 
 
 class Job:
-    """A completion request on its way through the engine.
-
-    The engine's thread calls `receive` with each piece, or with the error that ends the job.
-    """
+    """A request in the engine, whose thread calls `receive` with pieces or the error at the end."""
 
     def __init__(self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]):
         self.request, self.receive = request, receive
