@@ -16,15 +16,14 @@ from starlette.responses import Response
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.web.serving_page import LIMITS
 
 # Limits of one request.
 MAX_BODY = 2**20  # bytes
 MAX_TEXTS = 128  # prompts times n
-MAX_PROMPT = 50_000  # characters of all prompts, each counted n times
-MAX_NEW = 10_000  # characters of one text
-MAX_LOG_PROBS = 2**20  # log-probabilities of one answer
-MAX_TEMPERATURE = 1e6
-MAX_SEARCHED = 20_000  # characters to search for in the training text
+MAX_PROMPT = LIMITS["text"]  # characters of all prompts, each counted n times
+MAX_NEW = LIMITS["length"]
+MAX_LOG_PROBS = LIMITS["log_probs"]
 
 _KINDS = {403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
 
@@ -66,12 +65,12 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     prompt: str | list[int | str | list[int]]
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_TEXTS)] = 1
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = msgspec.field(
+    seed: Annotated[int, Meta(ge=0, le=LIMITS["seed"])] = msgspec.field(
         default_factory=lambda: secrets.randbits(32)
     )
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_NEW)] = 16
-    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 1.0
-    top_k: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=float(LIMITS["temperature"]))] = 1.0
+    top_k: Annotated[int, Meta(ge=1, le=LIMITS["top_k"])] | None = None
     top_p: Annotated[float, Meta(ge=1e-30, le=1)] = 1.0  # the least is above 0 in float32
     noise_offset: Annotated[int, Meta(ge=0, le=2**30)] = 0
     logprobs: Annotated[int, Meta(ge=0)] | None = None
@@ -108,7 +107,7 @@ class CompletionRequest(_Body, kw_only=True):
 class SearchRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request to `/v1/verbatim`."""
 
-    text: Annotated[str, Meta(max_length=MAX_SEARCHED)]
+    text: Annotated[str, Meta(max_length=LIMITS["searched"])]
 
 
 def parse(body: bytes, kind: type[T]) -> T:

@@ -3,8 +3,8 @@
 Axes: T characters, C characters of a chunk, V vocabulary, K most probable characters.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,8 @@ def describe(ids_T: np.ndarray, log_probs_TxV: np.ndarray, k: int | None) -> np.
     return records_T
 
 
-class Piece(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Piece:
     """Successive characters of a text in the answer."""
 
     index: int  # of the text

@@ -10,7 +10,7 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.sampler import default_window_stride
 from shakegpt_jax.web.page import render_page
 
-# What the page accepts and asks for at most; a server refuses more.
+# What a page accepts and a server answers, at most.
 LIMITS = {
     "temperature": 1_000_000,
     "top_k": 2**31 - 1,
