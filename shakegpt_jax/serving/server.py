@@ -80,7 +80,8 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().set_default_executor(workers)
         assert sockets
         host, port, *_ = sockets[0].getsockname()
-        host = "localhost" if _is_any(sockets[0]) else f"[{host}]" if ":" in host else host
+        host = "localhost" if _is_any(sockets[0]) else host
+        host = f"[{host}]" if ":" in host else host
         print(f"Open http://{host}:{port} (Ctrl-C stops the server)", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -53,8 +53,7 @@ def group_losses(losses: np.ndarray, groups: np.ndarray, n_group: int) -> dict[s
 
 def window_positions(n_scored: int, n_time: int, stride: int | None) -> np.ndarray:
     """Return the positions in the window from which `character_losses` predicts."""
-    stride = n_time if stride is None else stride
-    i = np.arange(n_scored)
+    i, stride = np.arange(n_scored), stride or n_time
     return np.where(i < n_time, i, n_time - stride + (i - n_time) % stride)
 
 

@@ -58,21 +58,19 @@ def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
             "numbers; a report cannot show them"
         )
     result = selection.summarize(predictions.losses)
-    n_time = lm.config.model.block_size
     data = {
         "run": page_facts(lm),
         "text": {
             "name": selection.name,
             "characters": selection.n_character,
             "pieces": len(selection.pieces),
-            "stride": n_time if selection.stride is None else selection.stride,
+            "stride": selection.stride or lm.config.model.block_size,
         },
         "evaluation": vars(result.evaluation) | {"accuracy": float(predictions.correct.mean())},
         "shown": show_text(selection),
         **breakdowns(selection, predictions),
     }
-    title = f"{lm.name}: looking inside"
-    page, _ = render_page("report", "report.js", title, data)
+    page, _ = render_page("report", "report.js", f"{lm.name}: looking inside", data)
     write_page(page, path)
     return result
 
