@@ -42,17 +42,18 @@ def main() -> None:
 
     from shakegpt_jax.inference.language_model import load
     from shakegpt_jax.interop.huggingface_export import check_output, export_folder
-    from shakegpt_jax.web.offline_page import check_new_page, export_page
+    from shakegpt_jax.web.offline_page import export_page
+    from shakegpt_jax.web.page import check_page_path
 
     if html:  # these checks come before loading, which takes longer
-        check_new_page(args.output, force=args.force)
+        check_page_path(args.output, replace=args.force)
     else:
         import_extra("safetensors", extra="hf")
         check_output(args.output, force=args.force)
     lm = load(args.workdir or "", step=args.step)
     with record_signal() as stop:  # so that no half of an export is left
         if html:
-            sizes = export_page(lm, args.output, float32=args.float32, force=args.force)
+            sizes = export_page(lm, args.output, float32=args.float32)
         else:
             sizes = export_folder(lm, args.output, force=args.force)
     if stop.received:

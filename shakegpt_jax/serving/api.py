@@ -16,15 +16,14 @@ from starlette.responses import Response
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.web.serving_page import LIMITS
 
 # Limits of one request.
 MAX_BODY = 2**20  # bytes
 MAX_TEXTS = 128  # prompts times n
-MAX_PROMPT = 50_000  # characters of all prompts, each counted n times
-MAX_NEW = 10_000  # characters of one text
-MAX_LOG_PROBS = 2**20  # log-probabilities of one answer
-MAX_TEMPERATURE = 1e6
-MAX_SEARCHED = 20_000  # characters to search for in the training text
+MAX_PROMPT = LIMITS["text"]  # characters of all prompts, each counted n times
+MAX_NEW = LIMITS["length"]
+MAX_LOG_PROBS = LIMITS["log_probs"]
 
 _KINDS = {403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
 
@@ -66,12 +65,12 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     prompt: str | list[int | str | list[int]]
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_TEXTS)] = 1
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = msgspec.field(
+    seed: Annotated[int, Meta(ge=0, le=LIMITS["seed"])] = msgspec.field(
         default_factory=lambda: secrets.randbits(32)
     )
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_NEW)] = 16
-    temperature: Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)] = 1.0
-    top_k: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=float(LIMITS["temperature"]))] = 1.0
+    top_k: Annotated[int, Meta(ge=1, le=LIMITS["top_k"])] | None = None
     top_p: Annotated[float, Meta(ge=1e-30, le=1)] = 1.0  # the least is above 0 in float32
     noise_offset: Annotated[int, Meta(ge=0, le=2**30)] = 0
     logprobs: Annotated[int, Meta(ge=0)] | None = None
@@ -108,25 +107,14 @@ class CompletionRequest(_Body, kw_only=True):
 class SearchRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request to `/v1/verbatim`."""
 
-    text: Annotated[str, Meta(max_length=MAX_SEARCHED)]
+    text: Annotated[str, Meta(max_length=LIMITS["searched"])]
 
 
 def parse(body: bytes, kind: type[T]) -> T:
-    """Return the JSON object in the body of a request, as a struct.
-
-    Raises:
-        ApiError: naming the field that is wrong.
-    """
+    """Return the JSON object in the body of a request; an ApiError names the wrong field."""
     try:
         value = json.loads(body, object_pairs_hook=_object, parse_float=_number)
-    except RecursionError as error:
-        raise ApiError("the body is nested too deeply") from error
-    except ValueError as error:
-        raise ApiError(f"the body is not JSON: {_shorten(str(error))}") from error
-    try:
         return msgspec.convert(value, kind)
-    except UnicodeEncodeError as error:
-        raise ApiError("the name of a field has a lone surrogate") from error
     except msgspec.ValidationError as error:
         message = str(error)
         if field := re.fullmatch(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
@@ -136,6 +124,8 @@ def parse(body: bytes, kind: type[T]) -> T:
             raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
         field = re.search(r"field `(.*)`", message, re.DOTALL)
         raise ApiError(f"the body: {_shorten(message)}", param=field and field[1]) from error
+    except (RecursionError, ValueError) as error:  # the latter: lone surrogates in names, too
+        raise ApiError(f"the body is not JSON: {_shorten(str(error))}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,27 +144,19 @@ def _number(digits: str) -> float:
 
 
 def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> CompletionRequest:
-    """Check the body of a completion request for a model with a name.
-
-    Raises:
-        ApiError: naming the field, what was given and what would be right.
-    """
+    """Check the body of a completion request; an ApiError says what would be right."""
     given = parse(body, _Body)
-    if given.model not in (None, model_name):
-        message = f"the model {_shorten(given.model)!r} is not served here; use {model_name!r}"
-        raise ApiError(message, status=404, param="model", code="model_not_found")
+    check_model(given.model or model_name, model_name)
     n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
     _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
     least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
     _require(given.max_tokens > 0 or given.echo, "max_tokens", least)
-    is_default = given.stream_options == _StreamOptions()
-    only = "stream_options is only for stream: true"
-    _require(is_default or given.stream, "stream_options", only)
+    streams = given.stream or given.stream_options == _StreamOptions()
+    _require(streams, "stream_options", "stream_options is only for stream: true")
     _require((k or 0) <= n_vocab, "logprobs", f"logprobs is {k}; it must be from 0 to {n_vocab}")
 
     prompts: list[Any] = given.prompt if isinstance(given.prompt, list) else [given.prompt]
-    if all(isinstance(each, int) for each in prompts):
-        prompts = [prompts]
+    prompts = [prompts] if all(isinstance(each, int) for each in prompts) else prompts
     prompts = [_encode(each, tokenizer) for each in prompts]
     n_text, n_prompt = n * len(prompts), n * sum(map(len, prompts))
     most = f"prompts times n is {n_text}; it must be at most {MAX_TEXTS}"
@@ -187,6 +169,13 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
         message = f"the answer would hold {total} log-probabilities, {most}"
         _require(total <= MAX_LOG_PROBS, "logprobs", message)
     return CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
+
+
+def check_model(name: str, served: str) -> None:
+    """Raise an ApiError if a client asks for another model."""
+    if name != served:
+        message = f"the model {_shorten(name)!r} is not served here; use {served!r}"
+        raise ApiError(message, status=404, param="model", code="model_not_found")
 
 
 def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:

@@ -47,19 +47,19 @@ class Batch:
         self._longest_chunk = sampler.chunk_length(lm.params, self.window_stride)
         # Numbers of slots that the batch may have; few, as for _GROUPS.
         self._sizes = [4**i for i in range(10) if 4**i < max_rows] + [max_rows]
-        self._state: DecodingState | None = None
-        self._slots: list[Row | None] = []
+        self._state: DecodingState = _empty_state(lm.model, 1)
+        self._slots: list[Row | None] = [None]
 
     def warm_up(self) -> None:
         """Compile all programs, which otherwise delays the first texts that need them."""
-        lm, vocab_size, n_slot = self._lm, self._lm.tokenizer.vocab_size, self.block_size
+        lm, n_slot = self._lm, self.block_size
         states: dict[int, DecodingState] = {}
         for n_time in {sampler.padded_length(n, n_slot) for n in range(1, n_slot + 1)}:
             for n in _GROUPS:
                 if self._group_size(n, n_time) == n <= self._max_rows:
                     zeros_N, windows_NxT = np.zeros(n, np.int32), np.zeros((n, n_time), np.int32)
                     arrays = (windows_NxT, zeros_N + 1, zeros_N.astype(np.uint32), zeros_N)
-                    states[n], *_ = self._prefill(*arrays, Sampling.stack([None] * n, vocab_size))
+                    states[n], *_ = self._prefill(*arrays, self._sampling([None] * n))
         for n_row in self._sizes:
             state = _empty_state(lm.model, n_row)
             for n, new in states.items():
@@ -99,12 +99,18 @@ class Batch:
             lengths_N.astype(np.int32),
             np.array([row.seed for row in group], np.uint32),
             np.array([row.n_noise for row in group], np.int32),
-            Sampling.stack([row.sampling for row in group], self._lm.tokenizer.vocab_size),
+            self._sampling(group),
         )
         for row, n_context in zip(group, lengths_N, strict=True):
             row.room = self.block_size - int(n_context) + 1
         self._advance(group, ids_Nx1, log_probs_Nx1xV)
-        self._join(state, group)
+        going_on = [i for i, row in enumerate(group) if not row.finished and row.room > 0]
+        self.resize(max(len(self._slots), len(self.rows) + len(going_on)))
+        free = [slot for slot, row in enumerate(self._slots) if row is None]
+        places_N = np.full(len(group), len(self._slots), np.int32)  # outside: not copied
+        for i, slot in zip(going_on, free, strict=False):
+            places_N[i], self._slots[slot] = slot, group[i]
+        self._state = _put_rows(self._state, state, places_N)
         return group
 
     def _padded_context(self, row: Row) -> int:
@@ -124,12 +130,15 @@ class Batch:
     def _prefill(self, *arrays: Any) -> Any:
         return prefill(self._lm.model, self._params, *arrays, with_log_probs=True)
 
-    def _decode(self, state: Any, slots: Sequence[Row | None]) -> Any:
+    def _decode(self, state: DecodingState, slots: Sequence[Row | None]) -> Any:
         n_chunk = _power_of_two(self._budget // max(len(slots), _CHEAP_ROWS))
         n_chunk = min(self._longest_chunk, n_chunk)
+        options = self._sampling(slots)
+        return decode(self._lm.model, self._params, state, options, n_chunk, with_log_probs=True)
+
+    def _sampling(self, slots: Sequence[Row | None]) -> Sampling:
         options = [row.sampling if row else None for row in slots]
-        sampling = Sampling.stack(options, self._lm.tokenizer.vocab_size)
-        return decode(self._lm.model, self._params, state, sampling, n_chunk, with_log_probs=True)
+        return Sampling.stack(options, self._lm.tokenizer.vocab_size)
 
     def _advance(
         self, slots: Sequence[Row | None], ids_BxC: jax.Array, log_probs_BxCxV: jax.Array
@@ -143,40 +152,16 @@ class Batch:
         """Take rows that are done or whose window is full out of the batch and return them."""
         removed = [row for row in self.rows if row.finished or row.room == 0]
         self._slots = [None if row in removed else row for row in self._slots]
-        if not self.rows:
-            self.clear()
         return removed
-
-    def shrink(self) -> None:
-        """Drop free slots, as far as there is a size for the rows."""
-        if self._slots:
-            self._resize(len(self.rows))
 
     def clear(self) -> None:
         """Drop all rows."""
-        self._state, self._slots = None, []
+        self._state, self._slots = _empty_state(self._lm.model, 1), [None]
 
-    def _join(self, state: DecodingState, rows: Sequence[Row]) -> None:
-        """Give rows that go on a slot each, and copy their part of a state there."""
-        going_on = [row for row in rows if not row.finished and row.room > 0]
-        if not going_on:
-            return
-        self._resize(max(len(self._slots), len(self.rows) + len(going_on)))
-        free = [slot for slot, row in enumerate(self._slots) if row is None]
-        places_N = np.full(len(rows), len(self._slots), np.int32)  # outside: not copied
-        for i, row in enumerate(rows):
-            if row in going_on:
-                places_N[i] = free.pop(0)
-                self._slots[places_N[i]] = row
-        self._state = _put_rows(self._state, state, places_N)
-
-    def _resize(self, n_row: int) -> None:
+    def resize(self, n_row: int = 0) -> None:
         """Change the number of slots to the next possible one, and move the rows to the front."""
-        n_row = next(size for size in self._sizes if size >= n_row)
+        n_row = next(size for size in self._sizes if size >= max(n_row, len(self.rows)))
         if n_row == len(self._slots):
-            return
-        if self._state is None:
-            self._state, self._slots = _empty_state(self._lm.model, n_row), [None] * n_row
             return
         kept = [slot for slot, row in enumerate(self._slots) if row]
         taken_B = np.zeros(n_row, np.int32)
@@ -197,9 +182,7 @@ def _put_rows(state: DecodingState, new: DecodingState, places_N: jax.Array) -> 
     """Copy the rows of `new` to their places in a state; those outside of it are left out."""
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        # In the cache, the first axis is rows times heads.
-        new_NxH = new.reshape(len(places_N), -1, *new.shape[1:])
-        old_BxH = old.reshape(-1, *new_NxH.shape[1:])
+        new_NxH, old_BxH = _by_row(new, len(places_N)), _by_row(old, len(state.last_B))
         return old_BxH.at[places_N].set(new_NxH, mode="drop").reshape(old.shape)
 
     return jax.tree.map(put, state, new)
@@ -210,10 +193,14 @@ def _take_rows(state: DecodingState, rows_B: jax.Array) -> DecodingState:
     """Return a state of some rows of another."""
 
     def take(old: jax.Array) -> jax.Array:
-        old_BxH = old.reshape(len(state.last_B), -1, *old.shape[1:])
-        return old_BxH[rows_B].reshape(-1, *old.shape[1:])
+        return _by_row(old, len(state.last_B))[rows_B].reshape(-1, *old.shape[1:])
 
     return jax.tree.map(take, state)
+
+
+def _by_row(array: jax.Array, n_row: int) -> jax.Array:
+    """Split the first axis, which in the cache is rows times heads."""
+    return array.reshape(n_row, -1, *array.shape[1:])
 
 
 def _power_of_two(n: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
@@ -25,83 +25,6 @@ from shakegpt_jax.serving.rows import Piece
 _STALL_SECONDS = 60  # after which a client that takes nothing is disconnected
 _DIGITS = 6  # of log-probabilities, after the point
 _LEAST = -9999.0  # in place of minus infinity, which JSON lacks
-_EVENT_STREAM = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"x-accel-buffering", b"no"),
-]
-
-
-class _LogProbs(msgspec.Struct):
-    tokens: list[str]
-    token_logprobs: list[float]  # NaN becomes null
-    top_logprobs: list[msgspec.Raw | None]  # objects, already in JSON, which needs less memory
-    text_offset: list[int]
-
-
-class _Choice(msgspec.Struct):
-    index: int
-    text: str
-    logprobs: _LogProbs | None
-    finish_reason: str | None
-    seed: int
-
-
-class _Completion(msgspec.Struct):
-    id: str
-    object: str
-    created: int
-    model: msgspec.Raw
-    choices: list[_Choice]
-    usage: dict[str, int] | msgspec.UnsetType | None = msgspec.UNSET
-
-
-class Answer:
-    """Makes the JSON of one answer: in the chunks of a stream, or as a whole."""
-
-    def __init__(self, request: CompletionRequest, tokenizer: CharTokenizer, model_name: str):
-        self._request, self._tokenizer = request, tokenizer
-        # In ASCII: the name of a folder that is not UTF-8 has lone surrogates.
-        name = msgspec.Raw(json.dumps(model_name).encode())
-        self._head = f"cmpl-{secrets.token_hex(12)}", "text_completion", int(time.time()), name
-        self._lengths = [0] * request.n_text  # characters so far
-
-    def chunk(self, piece: Piece) -> bytes:
-        """Return the next chunk of a stream."""
-        usage = None if self._request.stream_options.include_usage else msgspec.UNSET
-        return msgspec.json.encode(_Completion(*self._head, [self._choice([piece])], usage))
-
-    def whole(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
-        """Return the answer of the pieces of each text, or of none: the last chunk of a stream."""
-        choices = [self._choice(each) for each in pieces]
-        n_prompt = sum(map(len, self._request.prompts))
-        n_new = sum(self._lengths) - n_prompt * self._request.n * self._request.echo
-        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_new}
-        usage["total_tokens"] = n_prompt + n_new
-        return msgspec.json.encode(_Completion(*self._head, choices, usage))
-
-    def _choice(self, pieces: Sequence[Piece]) -> _Choice:
-        index = pieces[0].index
-        records_T = np.concatenate([piece.records_T for piece in pieces])
-        text, offset = self._tokenizer.decode(records_T["id"]), self._lengths[index]
-        self._lengths[index] += len(text)
-        log_probs = None
-        if self._request.logprobs is not None:
-            names, offsets = self._tokenizer.vocabulary, range(offset, offset + len(text))
-            chosen, tops = _rounded(records_T["log_prob"]), _rounded(records_T["top"])
-            log_probs = _LogProbs(list(text), chosen, [], list(offsets))
-            characters = zip(text, chosen, records_T["top_ids"].tolist(), tops, strict=True)
-            for character, value, top_ids, values in characters:
-                top = {names[i]: each for i, each in zip(top_ids, values, strict=True)}
-                top[character] = value
-                known = not math.isnan(value)
-                raw = msgspec.Raw(msgspec.json.encode(top)) if known else None
-                log_probs.top_logprobs.append(raw)
-        seed = self._request.sample_seed(index % self._request.n)
-        return _Choice(index, text, log_probs, pieces[-1].finish_reason, seed)
-
-
-def _rounded(log_probs: np.ndarray) -> Any:
-    return np.maximum(log_probs.astype(np.float64), _LEAST).round(_DIGITS).tolist()
 
 
 class Delivery:
@@ -111,7 +34,15 @@ class Delivery:
         self, engine: Engine, request: CompletionRequest, tokenizer: CharTokenizer, name: str
     ):
         """Submit the request to the engine, which may refuse it with an `ApiError`."""
-        self._request, self._answer = request, Answer(request, tokenizer, name)
+        self._request, self._tokenizer = request, tokenizer
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            # In ASCII: the name of a folder that is not UTF-8 has lone surrogates.
+            "model": msgspec.Raw(json.dumps(name).encode()),
+        }
+        self._lengths = [0] * request.n_text  # characters so far
         loop, self._received = asyncio.get_running_loop(), asyncio.Queue[Piece | ApiError]()
 
         def receive(piece: Piece | ApiError) -> None:
@@ -131,45 +62,41 @@ class Delivery:
                 pass
             presence.reschedule(asyncio.get_running_loop().time())
 
-        deliver = self._stream if self._request.stream else self._send_whole
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as presence:
                 watcher = asyncio.create_task(watch())
                 try:
-                    await deliver(scope, receive, send_in_time)
+                    response = await self._respond()
+                    await response(scope, receive, send_in_time)
                 finally:
                     watcher.cancel()
                     self._job.cancelled = True
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_event(data: bytes) -> None:
-            body = b"data: " + data + b"\n\n"
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-
-        await send({"type": "http.response.start", "status": 200, "headers": _EVENT_STREAM})
-        try:
-            async for piece in self._pieces():
-                if self._request.logprobs is None:
-                    await send_event(self._answer.chunk(piece))
-                else:  # which take long
-                    await send_event(await asyncio.to_thread(self._answer.chunk, piece))
-            if self._request.stream_options.include_usage:
-                await send_event(self._answer.whole([]))
-            await send_event(b"[DONE]")
-        except ApiError as error:
-            await send_event(error.to_json())
-        await send({"type": "http.response.body"})
-
-    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self) -> Response:
+        if self._request.stream:
+            headers = {"x-accel-buffering": "no"}
+            return StreamingResponse(self._events(), 200, headers, "text/event-stream")
         pieces: list[list[Piece]] = [[] for _ in range(self._request.n_text)]
         try:
             async for piece in self._pieces():
                 pieces[piece.index].append(piece)
-            body = await asyncio.to_thread(self._answer.whole, pieces)
-            response = Response(body, media_type="application/json")
         except ApiError as error:
-            response = error.to_response()
-        await response(scope, receive, send)
+            return error.to_response()
+        body = await asyncio.to_thread(self._whole, pieces)
+        return Response(body, media_type="application/json")
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._pieces():
+                if self._request.logprobs is None:
+                    yield _event(self._chunk(piece))
+                else:  # which take long
+                    yield _event(await asyncio.to_thread(self._chunk, piece))
+            if self._request.stream_options.include_usage:
+                yield _event(self._whole([]))
+            yield _event(b"[DONE]")
+        except ApiError as error:
+            yield _event(error.to_json())
 
     async def _pieces(self) -> AsyncIterator[Piece]:
         """Yield the pieces of the job as they come; raise the `ApiError` that ends it."""
@@ -180,3 +107,60 @@ class Delivery:
                 raise received
             n_unfinished -= received.finish_reason is not None
             yield received
+
+    def _chunk(self, piece: Piece) -> bytes:
+        """Return the next chunk of a stream."""
+        usage = {"usage": None} if self._request.stream_options.include_usage else {}
+        return msgspec.json.encode(self._head | {"choices": [self._choice([piece])]} | usage)
+
+    def _whole(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
+        """Return the answer of the pieces of each text, or of none: the last chunk of a stream."""
+        choices = [self._choice(each) for each in pieces]
+        n_prompt = sum(map(len, self._request.prompts))
+        n_new = sum(self._lengths) - n_prompt * self._request.n * self._request.echo
+        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_new}
+        usage["total_tokens"] = n_prompt + n_new
+        return msgspec.json.encode(self._head | {"choices": choices, "usage": usage})
+
+    def _choice(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        index = pieces[0].index
+        records_T = np.concatenate([piece.records_T for piece in pieces])
+        text, offset = self._tokenizer.decode(records_T["id"]), self._lengths[index]
+        self._lengths[index] += len(text)
+        log_probs = None
+        if self._request.logprobs is not None:
+            chosen, tops = _rounded(records_T["log_prob"]), _rounded(records_T["top"])
+            log_probs = {
+                "tokens": list(text),
+                "token_logprobs": chosen,  # NaN becomes null
+                "top_logprobs": [
+                    self._top(*each)
+                    for each in zip(text, chosen, records_T["top_ids"].tolist(), tops, strict=True)
+                ],
+                "text_offset": list(range(offset, offset + len(text))),
+            }
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": log_probs,
+            "finish_reason": pieces[-1].finish_reason,
+            "seed": self._request.sample_seed(index % self._request.n),
+        }
+
+    def _top(
+        self, character: str, log_prob: float, ids: list[int], log_probs: list[float]
+    ) -> msgspec.Raw | None:
+        """Return the most probable characters, already in JSON, which needs less memory."""
+        if math.isnan(log_prob):
+            return None
+        names = self._tokenizer.vocabulary
+        top = {names[i]: each for i, each in zip(ids, log_probs, strict=True)}
+        return msgspec.Raw(msgspec.json.encode(top | {character: log_prob}))
+
+
+def _rounded(log_probs: np.ndarray) -> Any:
+    return np.maximum(log_probs.astype(np.float64), _LEAST).round(_DIGITS).tolist()
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"

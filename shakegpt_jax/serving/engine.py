@@ -7,12 +7,12 @@ Axes: T characters, V vocabulary.
 """
 
 import collections
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.special import log_softmax
 
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import next_logits
@@ -21,8 +21,6 @@ from shakegpt_jax.serving.batch import Batch
 from shakegpt_jax.serving.rows import Job, Piece, Row, check_logits, describe
 
 _JOINING_SECONDS = 1.5  # for which texts under way wait for those that join
-
-_END = object()  # of an iterator
 
 
 class Engine:
@@ -33,9 +31,7 @@ class Engine:
         self._lm, self._batch = lm, Batch(lm, max_batch)
         self._max_texts = max_batch + max_queue
         self._jobs: list[Job] = []  # all that are not finished
-        self._new: list[Row] = []  # wait for their first window
-        self._full: list[Row] = []  # wait for another window
-        self._echoes: collections.deque[tuple[Job, Iterator[None]]] = collections.deque()
+        self._waiting: list[Row] = []  # for their first window or another one
         self._incoming: list[Job] = []
         self._changed = threading.Condition()  # guards _incoming, n_text, and _error
         self.n_text = 0  # that are being written or wait
@@ -92,9 +88,9 @@ class Engine:
             try:
                 for job in incoming:
                     if job.request.echo:
-                        self._echoes.append((job, self._echo(job)))
+                        job.echo = self._echo(job)
                     else:
-                        self._new.extend(self._rows(job))
+                        self._waiting.extend(self._rows(job))
                 self._step()
             except Exception as failure:  # too little memory, most probably
                 reason = str(failure).split("\n")[0]
@@ -110,8 +106,9 @@ class Engine:
                     job.deliver(Piece(index, records_T))
                 if request.logprobs is not None:  # which take time
                     yield
+        job.echo = None
         if request.max_tokens:
-            self._new.extend(self._rows(job))
+            self._waiting.extend(self._rows(job))
             return
         for index in range(request.n_text):
             job.deliver(Piece(index, records_T[:0], "length"))
@@ -124,64 +121,56 @@ class Engine:
 
         The log-probabilities of its first character are NaN.
         """
-        lm, batch = self._lm, self._batch
+        lm, stride = self._lm, self._batch.window_stride
         unknown = np.full((1, lm.tokenizer.vocab_size), np.nan, np.float32)
-        done = 1 if k is not None else len(ids)
+        start, done = 0, 1 if k is not None else len(ids)
         yield describe(ids[:done], unknown, k)
-        for start in itertools.count(step=batch.n_window * batch.window_stride):
-            if done == len(ids):
-                return
-            end = start + (batch.n_window - 1) * batch.window_stride + batch.block_size
-            scored = ids[start : min(end, len(ids) - 1)]
-            logits_TxV = next_logits(lm.model, lm.params, scored, stride=batch.window_stride)
+        step, overlap = self._batch.n_window * stride, self._batch.block_size - stride
+        while done < len(ids):
+            scored = ids[start : start + step + overlap]
+            logits_TxV = next_logits(lm.model, lm.params, scored, stride=stride)
             check_logits(logits_TxV)
-            new = ids[done : end + 1]
-            yield describe(new, _log_softmax(logits_TxV[done - 1 - start :]), k)
-            done += len(new)
+            new = ids[done : start + len(scored) + 1]
+            log_probs_TxV = log_softmax(logits_TxV[done - 1 - start :][: len(new)], axis=1)
+            yield describe(new, log_probs_TxV, k)
+            start, done = start + step, done + len(new)
 
     def _step(self) -> None:
         """Let go of what is finished, let rows join, and write one chunk."""
-        self._drop_finished()
-        if self._echoes:
-            job, echo = self._echoes.popleft()
-            if next(echo, _END) is not _END:
-                self._echoes.append((job, echo))
-        deadline = time.monotonic() + _JOINING_SECONDS
-        # In turn, so that neither texts that begin nor texts that go on wait for long.
-        while self._prefill(self._new) | self._prefill(self._full):
-            if time.monotonic() > deadline:
+        # First: a job that is cancelled from here on is forgotten next time.
+        finished = [job for job in self._jobs if job.cancelled or job.n_unfinished == 0]
+        rows = [*self._waiting, *self._batch.remove()]
+        self._waiting = [row for row in rows if not row.finished]
+        if not self._waiting:
+            self._batch.resize()
+        self._forget(finished)
+        for job in self._jobs:
+            if job.echo:
+                next(job.echo, None)
+                self._jobs.remove(job)
+                self._jobs.append(job)  # the others come first next time
                 break
+        deadline = time.monotonic() + _JOINING_SECONDS
+        while self._prefill() and time.monotonic() < deadline:
+            pass
         if self._batch.rows:
             self._batch.decode()
 
-    def _prefill(self, waiting: list[Row]) -> bool:
+    def _prefill(self) -> bool:
         """Prefill the next rows that wait; return whether there were any.
 
-        Jobs with the fewest rows in the batch come first, and then those that came first.
+        Jobs with the fewest rows in the batch come first; their rows take turns.
         """
         n_running = collections.Counter(row.job for row in self._batch.rows)
         turns: dict[Row, int] = {}
-        for row in waiting:
+        for row in self._waiting:
             turns[row] = n_running[row.job]
             n_running[row.job] += 1
-        group = self._batch.prefill(sorted(waiting, key=turns.__getitem__))
+        group = self._batch.prefill(sorted(turns, key=turns.__getitem__))
         for row in group:
             del turns[row]
-        waiting[:] = turns
-        self._full.extend(row for row in group if not row.finished and row.room == 0)
+        self._waiting = [*turns, *(row for row in group if not row.finished and row.room == 0)]
         return bool(group)
-
-    def _drop_finished(self) -> None:
-        """Drop jobs that are finished or cancelled, with all that they have here."""
-        # First: one that leaves from here on is dropped next time.
-        finished = [job for job in self._jobs if job.cancelled or job.n_unfinished == 0]
-        self._full.extend(row for row in self._batch.remove() if not row.finished)
-        for waiting in (self._new, self._full):
-            waiting[:] = [row for row in waiting if not row.job.cancelled]
-        self._echoes = collections.deque(each for each in self._echoes if not each[0].cancelled)
-        if not (self._new or self._full):
-            self._batch.shrink()
-        self._forget(finished)
 
     def _forget(self, jobs: list[Job]) -> None:
         self._jobs = [job for job in self._jobs if job not in jobs]
@@ -190,13 +179,7 @@ class Engine:
 
     def _fail(self, error: ApiError) -> None:
         """End all jobs with an error."""
-        for waiting in (self._new, self._full, self._echoes):
-            waiting.clear()
+        self._waiting.clear()
         for job in self._jobs:
             job.receive(error)
         self._forget(self._jobs)
-
-
-def _log_softmax(logits_TxV: np.ndarray) -> np.ndarray:
-    logits_TxV = logits_TxV - logits_TxV.max(1, keepdims=True)
-    return logits_TxV - np.log(np.exp(logits_TxV).sum(1, keepdims=True))

@@ -19,7 +19,8 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.serving.api import MAX_BODY, ApiError
 
 # No user information, no path; the port is a number.
-_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_NAME = r"[a-z0-9._-]+|\[[0-9a-f:.]+\]"
+_HOST = re.compile(f"({_NAME})(:[0-9]{{1,5}})?")
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -42,10 +43,9 @@ def check_origin(text: str) -> str:
 
 def check_host(text: str) -> str:
     """Return a host as it stands in a Host header, without a port; UserError if it is malformed."""
-    name = text.lower()
-    name = f"[{name}]" if ":" in name and "[" not in name else name
-    match = _HOST.fullmatch(name)
-    if not match or match["name"] != name or (":" in name and not _is_address(name)):
+    name = text.lower().strip("[]")
+    name = f"[{name}]" if ":" in name and _is_address(name) else name
+    if not re.fullmatch(_NAME, name):
         raise UserError(f"{text!r} is not a host; give a name or an address, without a port")
     return name
 
@@ -110,7 +110,7 @@ class Guard:
         host = hosts[0].lower() if len(hosts) == 1 else ""
         if not (match := _HOST.fullmatch(host)):
             raise ApiError("the Host header is missing or malformed")
-        name = match["name"]
+        name = match[1]
         if name not in self._hosts and not (self._any_address and _is_address(name)):
             advice = "start it with --allow_host to serve this name"
             raise ApiError(f"this server is not {name}; {advice}", status=421)
@@ -118,8 +118,7 @@ class Guard:
         if origin and origin not in {f"http://{host}", f"https://{host}", *self._origins}:
             message = f"pages of {origin} may not use this server: see --allow_origin"
             raise ApiError(message, status=403)
-        length = headers.get("content-length", "0")
-        _check_length(int(length[:20]) if length.isdecimal() else MAX_BODY + 1)
+        _check_length(int(headers.get("content-length", "0")[:20]))
 
 
 def _check_length(n_byte: int) -> None:

@@ -4,7 +4,7 @@ Axes: T characters, C characters of a chunk, V vocabulary, K most probable chara
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -40,14 +40,12 @@ class Piece:
 
 
 class Job:
-    """A completion request on its way through the engine.
-
-    The engine's thread calls `receive` with each piece, or with the error that ends the job.
-    """
+    """A request in the engine, whose thread calls `receive` with pieces or the error at the end."""
 
     def __init__(self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]):
         self.request, self.receive = request, receive
         self.n_unfinished = request.n_text
+        self.echo: Iterator[None] | None = None  # delivers the prompts, a part at a time
         self.cancelled = False  # set by any thread: nobody waits for the answer any more
 
     def deliver(self, piece: Piece) -> None:

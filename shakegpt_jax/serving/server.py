@@ -78,8 +78,11 @@ class _Server(uvicorn.Server):
         # More threads would only take turns, and the event loop would have to wait for each.
         workers = concurrent.futures.ThreadPoolExecutor(2, "worker")
         asyncio.get_running_loop().set_default_executor(workers)
-        for each in sockets or ():
-            print(f"Open {_address(each)} (Ctrl-C stops the server)", flush=True)
+        assert sockets
+        host, port, *_ = sockets[0].getsockname()
+        host = "localhost" if _is_any(sockets[0]) else host
+        host = f"[{host}]" if ":" in host else host
+        print(f"Open http://{host}:{port} (Ctrl-C stops the server)", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = ApiError("the server is shutting down", status=503)
@@ -89,13 +92,6 @@ class _Server(uvicorn.Server):
         self._engine.end(ending)
         await asyncio.to_thread(self._engine.join)
         print("Stopped.", flush=True)
-
-
-def _address(bound: socket.socket) -> str:
-    """Return the address to open in a browser on this machine."""
-    host, port, *_ = bound.getsockname()
-    host = "localhost" if _is_any(bound) else host
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _is_any(bound: socket.socket) -> bool:

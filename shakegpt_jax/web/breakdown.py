@@ -53,21 +53,16 @@ def group_losses(losses: np.ndarray, groups: np.ndarray, n_group: int) -> dict[s
 
 def window_positions(n_scored: int, n_time: int, stride: int | None) -> np.ndarray:
     """Return the positions in the window from which `character_losses` predicts."""
-    stride = n_time if stride is None else stride
-    i = np.arange(n_scored)
+    i, stride = np.arange(n_scored), stride or n_time
     return np.where(i < n_time, i, n_time - stride + (i - n_time) % stride)
 
 
 def character_kinds(vocabulary: str) -> np.ndarray:
     """Return the (V,) indices into KINDS of the characters of a vocabulary."""
-    return np.array([_kind(character) for character in vocabulary])
-
-
-def _kind(character: str) -> int:
-    if character in "\n\t":
-        return _NEWLINE if character == "\n" else _SPACE
-    category = unicodedata.category(character)
-    return _BY_CATEGORY.get(category, _BY_CATEGORY.get(category[0], _OTHER))
+    categories = map(unicodedata.category, vocabulary)
+    kinds = [_BY_CATEGORY.get(each, _BY_CATEGORY.get(each[0], _OTHER)) for each in categories]
+    control = {"\n": _NEWLINE, "\t": _SPACE}
+    return np.array([control.get(c, kind) for c, kind in zip(vocabulary, kinds, strict=True)])
 
 
 def letter_ranks(ids: np.ndarray, vocabulary: str) -> np.ndarray:

@@ -23,21 +23,21 @@ _IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.MULTILINE)
 
 
 def render_page(
-    name: str, style: str, script: str, title: str, data: Any, *, connect: str = "'none'"
+    name: str, script: str, title: str, data: Any, *, connect: str = "'none'"
 ) -> tuple[str, str]:
     """Return a page as HTML, and its content security policy, to send as a header too.
 
-    Template, style (after `common.css`) and script are files in `static`. The policy allows them
-    and connections to `connect`, nothing else. The script reads the data from the element `data`.
+    `static` has its template `name`.html, its style `name`.css and its script. The policy allows
+    them and connections to `connect`. The script reads the data from the element `data`.
     """
-    styles, module = _read("common.css") + _read(style), bundle(script)
+    styles, module = _read("common.css") + _read(f"{name}.css"), bundle(script)
     policy = (
         f"default-src 'none'; style-src '{_digest(styles)}'; script-src '{_digest(module)}'; "
         f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
     # With < escaped, no text can end the element. JSON is ASCII here.
     text = dump_json(data).replace("<", "\\u003c")
-    page = string.Template(_read(name)).substitute(
+    page = string.Template(_read(f"{name}.html")).substitute(
         policy=policy, title=html.escape(title), style=styles, script=module, data=text
     )
     return page, policy
@@ -67,21 +67,21 @@ def encode_array(array: np.ndarray) -> str:
     return base64.b64encode(little_endian.tobytes()).decode()
 
 
-def check_page_path(path: str | Path) -> None:
-    """Raise a UserError if a page cannot be written there, as far as can be known before."""
+def check_page_path(path: str | Path, *, replace: bool = True) -> None:
+    """Raise a UserError if a page cannot be written there; called before the page is computed."""
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
         raise UserError(f"cannot write the page {path}: give a file such as report.html")
     if not path.parent.is_dir():
         raise UserError(f"cannot write the page {path}: no such folder: {path.parent}")
-    needed = [path.parent, path] if path.exists() else [path.parent]
-    if not all(os.access(each, os.W_OK) for each in needed):
+    if not all(os.access(each, os.W_OK) for each in (path.parent, path) if each.exists()):
         raise UserError(f"cannot write the page {path}: Permission denied")
+    if path.exists() and not replace:
+        raise UserError(f"{path} exists; --force replaces it")
 
 
 def write_page(page: str, path: str | Path) -> None:
     """Write all of a page to a file, or raise a UserError and write nothing."""
-    check_page_path(path)
     target = Path(path).resolve()
     beside = target.with_name(f".page-{os.getpid()}")
     try:

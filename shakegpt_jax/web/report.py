@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
 
 from shakegpt_jax.config import require_known_fields
 from shakegpt_jax.errors import UserError
@@ -57,21 +58,19 @@ def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
             "numbers; a report cannot show them"
         )
     result = selection.summarize(predictions.losses)
-    n_time = lm.config.model.block_size
     data = {
         "run": page_facts(lm),
         "text": {
             "name": selection.name,
             "characters": selection.n_character,
             "pieces": len(selection.pieces),
-            "stride": n_time if selection.stride is None else selection.stride,
+            "stride": selection.stride or lm.config.model.block_size,
         },
         "evaluation": vars(result.evaluation) | {"accuracy": float(predictions.correct.mean())},
         "shown": show_text(selection),
         **breakdowns(selection, predictions),
     }
-    title = f"{lm.name}: looking inside"
-    page, _ = render_page("report.html", "report.css", "report.js", title, data)
+    page, _ = render_page("report", "report.js", f"{lm.name}: looking inside", data)
     write_page(page, path)
     return result
 
@@ -80,14 +79,10 @@ def show_text(selection: Selection) -> dict[str, Any]:
     """Return the start of the evaluated text with distributions, attention and copies."""
     lm = selection.lm
     left = min(_SHOWN_CHARACTERS, _SHOWN_LOGITS // lm.tokenizer.vocab_size)
-    pieces: list[np.ndarray] = []
-    for piece in selection.pieces:
-        if left < 2:
-            break
-        pieces.append(piece[:left])
-        left -= len(pieces[-1])
-    ids = np.concatenate(pieces)
-    starts = np.cumsum([0, *map(len, pieces[:-1])]).tolist()
+    ids = np.concatenate(selection.pieces)[:left]
+    ends = np.cumsum([len(piece) for piece in selection.pieces])
+    ends = ends[ends < len(ids)]
+    pieces, starts = np.split(ids, ends), [0, *ends.tolist()]
     log_probs_NxV = np.concatenate([log_probabilities(lm, p, selection.stride) for p in pieces])
     text = lm.tokenizer.decode(ids)
     return {
@@ -103,9 +98,7 @@ def show_text(selection: Selection) -> dict[str, Any]:
 def log_probabilities(lm: LanguageModel, ids: np.ndarray, stride: int | None) -> np.ndarray:
     """Return the (N, V) float32 log-probabilities of each character; uniform for the first."""
     logits_NxV = next_logits(lm.model, lm.params, ids, stride=stride)
-    logits_NxV = np.concatenate([np.zeros_like(logits_NxV[:1]), logits_NxV[:-1]])
-    logits_NxV -= logits_NxV.max(1, keepdims=True)
-    return logits_NxV - np.log(np.exp(logits_NxV).sum(1, keepdims=True))
+    return log_softmax(np.concatenate([np.zeros_like(logits_NxV[:1]), logits_NxV[:-1]]), axis=1)
 
 
 def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
@@ -180,9 +173,9 @@ def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[
         return known | {"problem": str(error)}
     source = selection.lm.tokenizer.decode(corpus.train_ids)
     parts = [text[i:j] for i, j in zip(starts, [*starts[1:], len(text)], strict=True)]
-    for begin, part in zip(starts, parts, strict=True):
-        known["stretches"] += [
-            {"start": begin + s.start, "end": begin + s.end, "place": s.place}
-            for s in copied_stretches(part, source)
-        ]
-    return known | {"whole": all(part in source for part in parts)}
+    stretches = [
+        {"start": begin + s.start, "end": begin + s.end, "place": s.place}
+        for begin, part in zip(starts, parts, strict=True)
+        for s in copied_stretches(part, source)
+    ]
+    return known | {"stretches": stretches, "whole": all(part in source for part in parts)}

@@ -10,7 +10,7 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.sampler import default_window_stride
 from shakegpt_jax.web.page import render_page
 
-# What the page accepts and asks for at most; a server refuses more.
+# What a page accepts and a server answers, at most.
 LIMITS = {
     "temperature": 1_000_000,
     "top_k": 2**31 - 1,
@@ -30,7 +30,7 @@ def serving_page(lm: LanguageModel) -> tuple[str, str]:
 def prompt_page(facts: dict[str, Any], script: str, *, connect: str = "'none'") -> tuple[str, str]:
     """Return the page with a prompt as HTML and its policy; see `render_page`."""
     title = f"{facts['name']}: one character at a time"
-    return render_page("page.html", "page.css", script, title, facts, connect=connect)
+    return render_page("page", script, title, facts, connect=connect)
 
 
 def page_facts(lm: LanguageModel) -> dict[str, Any]:
