@@ -1,5 +1,6 @@
 """Several processes that train together. Each of these functions also works for one alone."""
 
+import functools
 import os
 import re
 import signal
@@ -20,18 +21,10 @@ _BY_HAND = "give --coordinator_address=HOST:PORT --num_processes=N --process_id=
 def connect(
     distributed: bool, address: str | None, n: int | None, rank: int | None, heartbeat_seconds: int
 ) -> None:
-    """Connect this process to the others of the run, until `jax.distributed.shutdown`.
+    """Connect this process, `rank` of `n`, to the others until `jax.distributed.shutdown`.
 
-    Args:
-        distributed: let JAX ask the launcher (SLURM, Open MPI 4) for what is not given.
-        address: host and port of process 0.
-        n: number of processes.
-        rank: of this process.
-        heartbeat_seconds: JAX ends all processes this long after one is lost.
-
-    Raises:
-        UserError: if something is missing, or a launcher has started several processes that would
-            each train alone.
+    With `distributed`, JAX asks the launcher (SLURM, Open MPI 4) for what is not given. JAX ends
+    all processes `heartbeat_seconds` after one is lost.
     """
     if not distributed and (address, n, rank) == (None, None, None):
         names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -43,7 +36,8 @@ def connect(
         return
     if address and not re.fullmatch(r".+:\d{1,5}", address):
         raise UserError(f"--coordinator_address is {address!r}; it must be HOST:PORT")
-    _say("connecting to the other processes")
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    say("connecting to the other processes")
     # Its handler of SIGTERM would replace ours, which Python cannot call until all are connected.
     jax.config.update("jax_enable_preemption_service", False)
     handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -61,7 +55,7 @@ def connect(
         raise UserError(f"cannot connect to the other processes: {reason}; {_BY_HAND}") from error
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    _say(
+    say(
         f"process {jax.process_index()} of {jax.process_count()} has {jax.local_device_count()} of "
         f"{jax.device_count()} devices ({jax.local_devices()[0].device_kind})"
     )
@@ -73,16 +67,12 @@ def is_primary() -> bool:
 
 
 def highest(value: int) -> int:
-    """Return the highest value of all processes. All must call it, in the same order."""
+    """Return the highest value of all processes. All must call it, as the next two functions."""
     return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def primary_first(function: Callable[[], object]) -> None:
-    """Run a function in process 0, which the others wait for. All must call it.
-
-    Raises:
-        UserError: in the others, if process 0 raises an exception.
-    """
+    """Run a function in process 0, which the others wait for; they fail if it does."""
     try:
         if is_primary():
             function()
@@ -94,16 +84,8 @@ def primary_first(function: Callable[[], object]) -> None:
 
 
 def check_equal(values: dict[str, Any]) -> None:
-    """Check that all processes have the same values, by name. All must call it.
-
-    Raises:
-        UserError: in all processes, with the names of those that differ.
-    """
+    """Raise a `UserError` in all processes if some of these values, by name, differ among them."""
     digests = np.array([zlib.crc32(repr(value).encode()) for value in values.values()], np.uint32)
     equal = (multihost_utils.process_allgather(digests) == digests).all(0)
     if differing := [name for name, same in zip(values, equal, strict=True) if not same]:
         raise UserError(f"the processes differ in {', '.join(differing)}; start all of them alike")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

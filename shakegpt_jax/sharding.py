@@ -25,41 +25,24 @@ _Axis = str | tuple[str, ...] | None  # mesh axes that one dimension is sharded 
 
 
 def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
-    """Build the mesh that the config asks for, of the first devices; None: of all processes'.
-
-    Raises:
-        UserError: if there are too few devices, several processes do not use all of them, or the
-            batch size or the model does not divide into parts.
-    """
+    """Build the mesh that the config asks for, of the first devices; None: of all processes'."""
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config.mesh, axis) for axis in _AXES}
-    given = math.prod(size for size in sizes.values() if size != -1)
     asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-    if -1 in sizes.values():
-        if len(devices) % given:
-            raise UserError(
-                f"config.mesh asks for {asked} devices; {given} must divide the {len(devices)} "
-                "devices, or give each axis a size"
-            )
-        sizes = {k: len(devices) // given if v == -1 else v for k, v in sizes.items()}
+    uses_all = -1 in sizes.values() or jax.process_count() > 1
+    given = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {k: len(devices) // given if v == -1 else v for k, v in sizes.items()}
     n_device = math.prod(sizes.values())
-    if n_device > len(devices):
+    if n_device > len(devices) or (uses_all and n_device < len(devices)):
         raise UserError(
             f"config.mesh asks for {asked} devices and there are {len(devices)}; "
-            f"the product must be at most {len(devices)}"
+            f"the product must be {'' if uses_all else 'at most '}{len(devices)}"
         )
-    if n_device < len(devices) and jax.process_count() > 1:
-        raise UserError(
-            f"config.mesh asks for {asked} devices; several processes must use all "
-            f"{len(devices)} devices"
-        )
-    accumulate = config.train.accumulate_steps
-    if config.data.batch_size % (n_batch := sizes["data"] * sizes["fsdp"] * accumulate):
+    n_part = sizes["data"] * sizes["fsdp"] * config.train.accumulate_steps
+    if config.data.batch_size % n_part:
         raise UserError(
             f"config.data.batch_size is {config.data.batch_size}; it must be a multiple of "
-            f"{n_batch}, the devices of mesh.data and mesh.fsdp"
-            + f" times train.accumulate_steps ({accumulate})"
-            * (accumulate > 1)
+            f"{n_part}, the product of mesh.data, mesh.fsdp and train.accumulate_steps"
         )
     if config.model.n_head % sizes["tensor"]:
         raise UserError(
@@ -110,12 +93,8 @@ def gather(mesh: Mesh, arrays: Any) -> Any:
     """Copy a pytree of sharded arrays to the first device of each process, whole."""
     if mesh.size == 1:
         return arrays
-    whole = jax.jit(_same, out_shardings=NamedSharding(mesh, P()))(arrays)
+    whole = jax.device_put(arrays, NamedSharding(mesh, P()))
     return jax.tree.map(lambda array: array.addressable_data(0), whole)
-
-
-def _same(arrays: Any) -> Any:
-    return arrays
 
 
 def batch_devices() -> int:

@@ -255,7 +255,6 @@ def corrupt(run: Path) -> None:
             {"train.init_from": "ckpt.pt"},
             "no such run folder: ckpt.pt; import it first: shakegpt import_model",
         ),
-        ({"train.init_from": "new"}, "config.train.init_from and --workdir are both new; choose"),
         ({"train.init_from": "broken"}, "is corrupt: its SHA-256 differs"),
         (
             {"model.n_layer": 2, "model.n_embd": 32},
@@ -264,8 +263,8 @@ def corrupt(run: Path) -> None:
         ),
         (
             {"model.block_size": 9},
-            "config.model.block_size is 9; the model of source has learned positions for windows "
-            "of up to 8 (config.train.init_from); it must be at most 8",
+            "config.model has block_size 9, unlike the model of source (config.train.init_from); "
+            "add --config.model.block_size=8",
         ),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),

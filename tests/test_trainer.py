@@ -159,8 +159,8 @@ def test_four_devices_train_as_one(config, corpus, tmp_path):
     ("data", "fsdp", "message"),
     [
         (9, 1, "data 9 x fsdp 1 x tensor 1 devices and there are 8"),
-        (3, 1, "must be a multiple of 3, the devices of mesh.data and mesh.fsdp"),
-        (-1, 3, "3 must divide the 8 devices"),
+        (3, 1, "must be a multiple of 3, the product of mesh.data, mesh.fsdp and"),
+        (-1, 3, "fsdp 3 x tensor 1 devices and there are 8; the product must be 8"),
     ],
 )
 def test_refuses_a_mesh_that_does_not_fit(config, data, fsdp, message):

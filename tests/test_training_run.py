@@ -1,7 +1,6 @@
 """`train`: evaluations, checkpoints, resuming, signals, divergence, locks."""
 
 import fcntl
-import json
 import math
 import os
 import signal
@@ -19,8 +18,6 @@ import pytest
 from configs import cpu
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.cli.command import StopSignal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.windows import gather_windows
@@ -29,15 +26,12 @@ from shakegpt_jax.inference import PROMPT
 from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
-from shakegpt_jax.reporting.terminal import Progress
 from shakegpt_jax.sharding import make_mesh
-from shakegpt_jax.training import cpu as cpu_limits
-from shakegpt_jax.training.cpu import check_memory, memory_limit
 from shakegpt_jax.training.optimizer import make_schedule
 from shakegpt_jax.training.resume import is_locked, run_lock
-from shakegpt_jax.training.run import TrainingRun, train
+from shakegpt_jax.training.run import train
 from shakegpt_jax.training.step import make_chunk, window_starts
-from shakegpt_jax.training.trainer import Trainer
+from shakegpt_jax.training.trainer import Trainer, check_memory, memory_limit
 
 TIMES = ("train_time", "wall_time", "characters_per_second")
 
@@ -203,24 +197,9 @@ def test_stops_at_the_target_loss(run_config, tmp_path, capsys):
     assert CheckpointReader(tmp_path / "run").steps == [6]
     train(run_config, tmp_path / "run")
     assert "has finished at step 6 of 12" in capsys.readouterr().out
-    with CheckpointWriter(tmp_path / "zero", 1) as checkpoints:
-        never = run_config.replace({"train.target_loss": 0.0})
-        trainer = Trainer(never, load_corpus(never.data.path, 8), make_mesh(never))
-        run = TrainingRun(trainer, checkpoints, Progress(12), StopSignal())
-        run.evaluation = Evaluation(0.0, 0.0, 1.0, 0.0, 9)  # 0 means never, even so
-        assert not run.reached_target
-    lower = run_config.replace({"train.target_loss": 1e-3})
-    train(lower, tmp_path / "run")  # resumes
+    train(run_config.replace({"train.target_loss": 1e-3}), tmp_path / "run")  # resumes
     assert CheckpointReader(tmp_path / "run").steps == [6, 12]
-    capsys.readouterr()
-    train(run_config, tmp_path / "run")  # reached before, at the first evaluation
-    assert "reached the target loss of 100.0 by step 6, after" in capsys.readouterr().out
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    kept = [row for row in rows if json.loads(row)["step"] != 6]
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(kept))
-    other = run_config.replace({"train.eval_every": 5})
-    train(other, tmp_path / "run")  # the next evaluation that is still known
-    assert "reached the target loss of 100.0 by step 12, after" in capsys.readouterr().out
+    assert "reached" not in capsys.readouterr().out
 
 
 def test_stores_an_absolute_text_path(run_config, tmp_path, monkeypatch):
@@ -260,7 +239,7 @@ def test_signal_before_the_first_step(run_config, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "__init__", init_and_stop)
-    message = "stopped before the first step; run the same command again to start"
+    message = "stopped at step 0; run the same command again to resume"
     with pytest.raises(StoppedBySignalError, match=message) as ended:
         train(run_config.freeze(), tmp_path / "run")
     assert ended.value.exit_code == 143
@@ -380,34 +359,26 @@ def test_refuses_a_model_that_does_not_fit_into_memory(run_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name, n_byte", [("adam", 16), ("muon", 12)])
-def test_needs_memory_for_parameters_gradients_and_moments(run_config, monkeypatch, name, n_byte):
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_needs_memory_for_parameters_gradients_and_moments(run_config, monkeypatch, name):
     config = run_config.replace({"model.n_embd": 64, "optimizer.name": name})
     chunk = make_chunk(config, GPT(config.model, 65), make_mesh(config))
     state = chunk.abstract_state
     arrays = jax.tree.leaves((state.params, state.params, state.opt_state))
     needed = sum(math.prod(array.shape) * 4 for array in arrays)
-    limits = iter([needed, needed - 100])  # Optax counts steps in a few bytes
-    monkeypatch.setattr(cpu_limits, "memory_limit", lambda: next(limits))
+    limits = iter([needed, 0.9 * needed])  # of Muon, only the matrices are counted exactly
+    monkeypatch.setattr("shakegpt_jax.training.trainer.memory_limit", lambda: next(limits))
     check_memory(config, 65, make_mesh(config))
     with pytest.raises(UserError, match=r"a model of \d+,\d+ parameters"):
         check_memory(config, 65, make_mesh(config))
 
 
-@pytest.mark.parametrize(
-    ("groups", "files"),
-    [
-        ("0::/a/b\n", {"a/memory.max": "1000\n", "a/b/memory.max": "max\n"}),
-        ("0::/not/visible\n", {"memory.max": "1000"}),
-        ("9:cpu:/x\n4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "1000\n"}),
-    ],
-)
-def test_reads_the_limit_of_the_cgroup(tmp_path, groups, files):
-    (tmp_path / "proc/self").mkdir(parents=True)
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_reads_the_memory_limit_of_a_container(tmp_path, name):
     assert memory_limit(tmp_path) > 1_000
-    (tmp_path / "proc/self/cgroup").write_text(groups)
-    for name, content in files.items():
-        path = tmp_path / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    path = tmp_path / "sys/fs/cgroup" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("max\n")
+    assert memory_limit(tmp_path) > 1_000
+    path.write_text("1000\n")
     assert memory_limit(tmp_path) == 1_000

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader, SavedCheckpoint
 from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, find_run
-from shakegpt_jax.config import Config, ModelConfig
+from shakegpt_jax.config import Config
 from shakegpt_jax.data.tokenizer import show_character
 from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.errors import UserError
@@ -49,9 +49,8 @@ def describe(source: SavedCheckpoint, vocabulary: str) -> str:
     """Return a line that says where a run with this vocabulary starts, and what is new."""
     line = f"starts from {source.path}"
     if new := [c for c in vocabulary if c not in source.metadata.vocabulary]:
-        more = f" and {len(new) - 20} more" if len(new) > 20 else ""
         line += f", with new rows for {len(new)} characters that it lacks: "
-        line += " ".join(map(show_character, new[:20])) + more
+        line += " ".join(map(show_character, new[:20])) + " ..." * (len(new) > 20)
     return line
 
 
@@ -60,56 +59,41 @@ def find_pretrained(config: Config, workdir: str | Path) -> SavedCheckpoint | No
 
     None: the run starts from scratch, or resumes and needs no source any more.
     """
-    if not config.train.init_from:
+    if not config.train.init_from or checkpoint_steps(workdir):
         return None
     path = os.path.expanduser(config.train.init_from)
-    if os.path.realpath(path) == os.path.realpath(workdir):
-        raise UserError(
-            f"config.train.init_from and --workdir are both {workdir}; choose another --workdir "
-            "for the new run"
-        )
-    if checkpoint_steps(workdir):
-        return None
     try:
         checkpoints = CheckpointReader(find_run(path))
     except UserError as error:
         raise UserError(f"config.train.init_from: {error}") from error
-    source = checkpoints.read_stable(lambda: _find_best(checkpoints))
-    _check_shape(config.model, source.metadata.config.model, path)
-    return source
 
+    def find_best() -> SavedCheckpoint:
+        best = checkpoints.read("best")
+        if is_primary():
+            checkpoints.verify(best.step, skip=["opt_state"])  # before anything is written
+        return best
 
-def _find_best(checkpoints: CheckpointReader) -> SavedCheckpoint:
-    best = checkpoints.read("best")
-    if is_primary():
-        checkpoints.verify(best.step, skip=["opt_state"])  # before anything is written
-    return best
-
-
-def _check_shape(ours: ModelConfig, theirs: ModelConfig, path: str) -> None:
-    fields = [name for name in dataclasses.asdict(ours) if name not in _FREE_FIELDS]
-    if names := [name for name in fields if getattr(ours, name) != getattr(theirs, name)]:
-        given = ", ".join(f"{name} {getattr(ours, name)}" for name in names)
-        right = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in names)
+    source = checkpoints.read_stable(find_best)
+    ours, theirs = (dataclasses.asdict(c.model) for c in (config, source.metadata.config))
+    names = [n for n in ours if n not in _FREE_FIELDS and ours[n] != theirs[n]]
+    if ours["block_size"] > theirs["block_size"]:  # it lacks the positions beyond its own
+        names.append("block_size")
+    if names:
+        given = ", ".join(f"{name} {ours[name]}" for name in names)
+        right = " ".join(f"--config.model.{name}={theirs[name]}" for name in names)
         raise UserError(
             f"config.model has {given}, unlike the model of {path} (config.train.init_from); "
             f"add {right}"
         )
-    if ours.block_size > theirs.block_size:
-        raise UserError(
-            f"config.model.block_size is {ours.block_size}; the model of {path} has learned "
-            f"positions for windows of up to {theirs.block_size} (config.train.init_from); "
-            f"it must be at most {theirs.block_size}"
-        )
+    return source
 
 
 def merge_params(fresh: Any, start: PretrainedParams) -> Any:
     """Replace the parameters of a new model by those of a source; pure, to be traced under jit.
 
-    New characters keep their random embeddings and columns of the head. On a text with few of them
-    this trains as well as the mean of the source's columns (Hewitt 2021, "Initializing new word
-    embeddings for pretrained language models"); where they are frequent, it trains better
-    (measured in docs/interop.md). The result has the shapes of `fresh`.
+    New characters keep their random embeddings and columns of the head; where they are frequent,
+    this trains better than the mean of the source's columns (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models"; measured in docs/interop.md).
     """
     source, is_known_V = start.params, start.ids_V >= 0
     ids_V = jnp.maximum(start.ids_V, 0)

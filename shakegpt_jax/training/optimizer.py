@@ -8,8 +8,6 @@ from optax.contrib import MuonDimensionNumbers
 from shakegpt_jax.config import OptimizerConfig
 from shakegpt_jax.model.layers import is_block_matrix
 
-_ADAM_RMS = 0.2  # typical root mean square of Adam's updates
-
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Return the learning rate by step: linear warmup, then cosine or linear decay.
@@ -53,8 +51,10 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             adam_b1=config.b1,
             adam_b2=config.b2,
             adam_weight_decay=config.adam_weight_decay,
-            muon_weight_dimension_numbers=_block_matrices,
-            consistent_rms=_ADAM_RMS,
+            muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(
+                lambda path, p: MuonDimensionNumbers() if is_block_matrix(path, p) else None, params
+            ),
+            consistent_rms=0.2,  # that of Adam's updates, typically
         )
     else:
         optimizer = optax.adamw(
@@ -63,20 +63,10 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             config.b2,
             config.eps,
             weight_decay=config.weight_decay,
-            mask=_matrices,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
             nesterov=config.nesterov,
         )
     tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.max_skipped_updates:
         return optax.apply_if_finite(tx, config.max_skipped_updates)
     return tx
-
-
-def _matrices(params: optax.Params) -> optax.Params:
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
-
-
-def _block_matrices(params: optax.Params) -> optax.Params:
-    return jax.tree.map_with_path(
-        lambda path, p: MuonDimensionNumbers() if is_block_matrix(path, p) else None, params
-    )

@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader
@@ -14,19 +14,27 @@ from shakegpt_jax.errors import UserError
 
 # Fields that may change when a run resumes. The text is identified by its digest.
 _RESUMABLE = {
-    "data.path",
-    "model.remat",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-    "train.eval_every",
-    "train.eval_characters",
-    "train.target_loss",
-    "train.steps_per_dispatch",
-    "train.keep_checkpoints",
-    "train.sample_length",
-    "train.accumulate_steps",
+    "data": "path",
+    "model": "remat",
+    "optimizer": "",
+    "train": "eval_every eval_characters target_loss steps_per_dispatch keep_checkpoints "
+    "sample_length accumulate_steps",
+    "mesh": "data fsdp tensor",
 }
+
+
+def saved_metadata(workdir: str | Path) -> RunMetadata | None:
+    """Return the metadata of the run that would resume in a folder; None without checkpoints."""
+    checkpoints = CheckpointReader(workdir)
+    if not checkpoints.steps:
+        return None
+    latest = checkpoints.read("latest")
+    if not checkpoints.has_optimizer_state(latest.step):
+        raise UserError(
+            f"{workdir} holds an imported model, without an optimizer state to resume from; train "
+            f"on in another --workdir, with --config.train.init_from={workdir}"
+        )
+    return latest.metadata
 
 
 def recorded_config(config: Config, saved: RunMetadata | None) -> Config:
@@ -40,50 +48,24 @@ def recorded_config(config: Config, saved: RunMetadata | None) -> Config:
     return config.replace(paths)
 
 
-def check_resumable(checkpoints: CheckpointReader, metadata: RunMetadata) -> None:
+def check_resumable(
+    workdir: str | Path, saved: RunMetadata, config: Config, text_sha256: str
+) -> None:
     """Check that the checkpoints in a run folder belong to the run that is about to train."""
-    saved, workdir = saved_metadata(checkpoints), checkpoints.workdir
-    if not saved or not (differences := _differences(metadata, saved)):
-        return
-    remedy = "choose another --workdir, or the config that the run was started with"
-    if metadata.config.train.num_steps > saved.config.train.num_steps:
-        remedy += (
-            "; to train it for longer, start from its parameters: "
-            f"--config.train.init_from={workdir} and another --workdir"
-        )
-    raise UserError(
-        f"{workdir} holds another run, with a different {', '.join(differences)}; {remedy}"
-    )
-
-
-def saved_metadata(checkpoints: CheckpointReader) -> RunMetadata | None:
-    """Return the metadata of the latest checkpoint; None without checkpoints.
-
-    Raises:
-        UserError: if the model there was imported, so that no run can resume.
-        CorruptCheckpointError: if it is damaged.
-    """
-    if not checkpoints.steps:
-        return None
-    latest = checkpoints.read("latest")
-    if not checkpoints.has_optimizer_state(latest.step):
-        raise UserError(
-            f"{checkpoints.workdir} holds an imported model, without an optimizer state to "
-            "resume from; train on in another --workdir, with "
-            f"--config.train.init_from={checkpoints.workdir}"
-        )
-    return latest.metadata
-
-
-def _differences(ours: RunMetadata, theirs: RunMetadata) -> list[str]:
-    saved = {path: value for path, _, value in theirs.config.fields()}
-    fields = [
-        f"{path} (saved {saved[path]!r}, now {value!r})"
-        for path, _, value in ours.config.fields()
-        if path not in _RESUMABLE and saved[path] != value
+    before = {path: value for path, _, value in saved.config.fields()}
+    differences = [
+        f"{path} (saved {before[path]!r}, now {value!r})"
+        for path, field, value in config.fields()
+        if before[path] != value and field.name not in _RESUMABLE[path.partition(".")[0]].split()
     ]
-    other_text = ours.text_sha256 != theirs.text_sha256
-    return fields + [f"text (now {ours.config.data.path or 'Tiny Shakespeare'})"] * other_text
+    if saved.text_sha256 != text_sha256:
+        differences.append(f"text (now {config.data.path or 'Tiny Shakespeare'})")
+    if differences:
+        raise UserError(
+            f"{workdir} holds another run, with a different {', '.join(differences)}; choose the "
+            "config that the run was started with, or another --workdir, where "
+            f"--config.train.init_from={workdir} starts from its parameters"
+        )
 
 
 @contextmanager
@@ -96,10 +78,11 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
         raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
     with file:
         for _ in range(20):  # `is_locked` holds the lock for an instant
-            if locked := _lock(file.fileno(), fcntl.LOCK_EX):
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             time.sleep(0.01)
-        if not locked:
+        else:
             file.seek(0)
             raise UserError(
                 f"{workdir} is in use by the training process {file.read().strip()}; "
@@ -121,14 +104,7 @@ def is_locked(workdir: str | Path) -> bool:
     """Return whether a process trains in a run folder."""
     try:
         with lock_path(workdir).open() as file:
-            return not _lock(file.fileno(), fcntl.LOCK_SH)  # given back at once
-    except OSError:
-        return False
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False

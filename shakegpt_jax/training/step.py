@@ -5,7 +5,7 @@ Axes: K steps, B windows per batch, T characters per window, V vocabulary.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,8 @@ from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
 _STREAMS = ("params", "windows", "dropout")
 
 
-def random_key(
-    seed: int | jax.Array, stream: Literal["params", "windows", "dropout"], step: int | jax.Array
-) -> jax.Array:
-    """Return the random key of a step, from an independent stream per purpose."""
+def random_key(seed: int | jax.Array, stream: str, step: int | jax.Array) -> jax.Array:
+    """Return the random key of a step from one of `_STREAMS`, which are independent."""
     key = jax.random.fold_in(jax.random.key(seed), _STREAMS.index(stream))
     return jax.random.fold_in(key, step)
 
@@ -83,13 +81,10 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Take one optimizer step on a batch of inputs and targets, (B, T) int32 ids each.
 
-    `accumulate_steps` parts of the batch are processed one after another.
-
-    Returns:
-        The state after the step, and the metrics `loss` (nats per character, mean over the batch,
-        before the update), `gradient_norm` (before clipping), `learning_rate`, and
-        `consecutive_nonfinite` (how many steps up to this one had non-finite gradients, counted
-        by an optimizer that skips such updates).
+    `accumulate_steps` parts of the batch are processed one after another. Metrics: `loss` (nats per
+    character, mean over the batch, before the update), `gradient_norm` (before clipping),
+    `learning_rate`, and `consecutive_nonfinite` (how many steps up to this one had non-finite
+    gradients, counted by an optimizer that skips such updates).
     """
 
     def loss_fn(params: Any, part: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
@@ -141,43 +136,39 @@ class Chunk(NamedTuple):
 
     abstract_state: TrainState  # shapes, dtypes and shardings
     create: Any  # seed, PretrainedParams or nothing -> TrainState before the first step
-    run: Any  # TrainState (donated), ids, seed, n -> TrainState n steps later, (n,) metrics
-    run_windows: Any  # TrainState (donated), (n, B, T + 1) windows, seed -> the same
+    run: Any  # TrainState (donated), ids or (n, B, T + 1) windows, seed, n -> TrainState, metrics
 
 
 def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
     """Build the functions of a run."""
     tx = make_optimizer(config.optimizer, config.train.num_steps)
-    schedule = make_schedule(config.optimizer, config.train.num_steps)
-    n_part = config.train.accumulate_steps
     step = functools.partial(
-        train_step, model=model, tx=tx, schedule=schedule, accumulate_steps=n_part
+        train_step,
+        model=model,
+        tx=tx,
+        schedule=make_schedule(config.optimizer, config.train.num_steps),
+        accumulate_steps=config.train.accumulate_steps,
     )
     create = functools.partial(create_state, model, tx)
     abstract_state = shard_state(mesh, jax.eval_shape(create, config.train.seed), parameter_axes)
     shardings = jax.tree.map(lambda array: array.sharding, abstract_state)
     replicated = NamedSharding(mesh, PartitionSpec())  # metrics: every process reads them
 
-    def run_windows(
-        state: TrainState, windows_KxBxT1: jax.Array, seed: jax.Array
+    def run(
+        state: TrainState, inputs: jax.Array, seed: jax.Array, n: int
     ) -> tuple[TrainState, Metrics]:
         def body(state: TrainState, windows_BxT1: jax.Array) -> tuple[TrainState, Metrics]:
             batch = shard_batch(split_windows(windows_BxT1))
             return step(state, batch, random_key(seed, "dropout", state.step))
 
-        return jax.lax.scan(body, state, windows_KxBxT1)
+        if inputs.ndim == 1:
+            block_size, steps_K = config.model.block_size, state.step + jnp.arange(n, dtype="int32")
+            starts_KxB = window_starts(seed, steps_K, len(inputs), config.data, block_size)
+            inputs = gather_windows(inputs, starts_KxB, block_size)
+        return jax.lax.scan(body, state, inputs)
 
-    def run(
-        state: TrainState, ids: jax.Array, seed: jax.Array, n: int
-    ) -> tuple[TrainState, Metrics]:
-        block_size, steps_K = config.model.block_size, state.step + jnp.arange(n, dtype=jnp.int32)
-        starts_KxB = window_starts(seed, steps_K, len(ids), config.data, block_size)
-        return run_windows(state, gather_windows(ids, starts_KxB, block_size), seed)
-
-    compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated))
     return Chunk(
         abstract_state,
         jax.jit(create, out_shardings=shardings),
-        compiled(run, static_argnums=3),
-        compiled(run_windows),
+        jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(shardings, replicated)),
     )

@@ -3,9 +3,12 @@
 Axes: K steps, B windows per batch, T characters per window.
 """
 
+import contextlib
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,7 @@ from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.data.windows import gather_on_host
 from shakegpt_jax.dispatch import in_background
 from shakegpt_jax.distributed import is_primary
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
@@ -29,6 +33,8 @@ from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
 from shakegpt_jax.sharding import batches_sharding, gather, replicate
 from shakegpt_jax.training.init_from import load_params
 from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_starts
+
+_MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host
 
 
 class HostWindows:
@@ -46,19 +52,20 @@ class HostWindows:
 
     def chunks(self, step: int, lengths: list[int]) -> Iterator[jax.Array]:
         """Yield the (K, B, T + 1) windows of chunks of some lengths, the first one at a step."""
-        firsts = itertools.accumulate(lengths, initial=step)
-        return in_background(self._gather, firsts, lengths)
+        return in_background(self._gather, itertools.accumulate(lengths, initial=step), lengths)
 
     def _gather(self, step: int, n: int) -> jax.Array:
         with jax.default_device(_cpu()):  # an accelerator would first finish the chunk it runs
             steps_K = np.arange(step, step + n, dtype=np.int32)
             sizes = len(self._ids), self._data, self._block_size
             starts_KxB = np.asarray(window_starts(self._seed, steps_K, *sizes))
-
-        def rows(index: tuple[slice, ...] | None) -> np.ndarray:  # of this process's devices
-            return gather_on_host(self._ids, starts_KxB[(index or ())[:2]], self._block_size)
-
-        return jax.make_array_from_callback(self.abstract(n).shape, self._sharding, rows)
+        return jax.make_array_from_callback(  # for the devices of this process
+            self.abstract(n).shape,
+            self._sharding,
+            lambda index: gather_on_host(
+                self._ids, starts_KxB[index and index[:2]], self._block_size
+            ),
+        )
 
 
 def _cpu() -> jax.Device | None:
@@ -66,14 +73,6 @@ def _cpu() -> jax.Device | None:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out
         return None
-
-
-_MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host
-
-
-def run_metadata(config: Config, corpus: Corpus) -> RunMetadata:
-    """Return the metadata that the checkpoints of a run store."""
-    return RunMetadata(config, corpus.tokenizer.vocabulary, corpus.sha256)
 
 
 def chunk_lengths(num_steps: int, longest: int) -> list[int]:
@@ -98,13 +97,12 @@ class Trainer:
         self.model = GPT(config.model, corpus.tokenizer.vocab_size)
         self._seed = np.int32(train.seed)  # an argument: other seeds do not recompile
         self._chunk = make_chunk(config, self.model, mesh)
-        self._on_device = corpus.train_ids.nbytes <= _MAX_DEVICE_BYTES
-        if self._on_device:
+        self._windows: HostWindows | None = None
+        if corpus.train_ids.nbytes <= _MAX_DEVICE_BYTES:
             self._train_ids = replicate(mesh, corpus.train_ids)
         else:
             self._windows = HostWindows(config, corpus.train_ids, mesh)
-        block_size = config.model.block_size
-        self._val_pieces = spread_pieces(corpus.val_ids, train.eval_characters, block_size)
+        self._pieces = spread_pieces(corpus.val_ids, train.eval_characters, config.model.block_size)
         # Ahead of time: compilation is no part of the training time, and nothing recompiles later.
         start = time.perf_counter()
         longest, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
@@ -124,11 +122,8 @@ class Trainer:
     def _compile(self, lengths: list[int]) -> None:
         with jax.set_mesh(self.mesh):
             for n in set(lengths) - self._run_chunk.keys():
-                state, seed = self._chunk.abstract_state, self._seed
-                if self._on_device:
-                    lowered = self._chunk.run.lower(state, self._train_ids, seed, n)
-                else:
-                    lowered = self._chunk.run_windows.lower(state, self._windows.abstract(n), seed)
+                inputs = self._windows.abstract(n) if self._windows else self._train_ids
+                lowered = self._chunk.run.lower(self._chunk.abstract_state, inputs, self._seed, n)
                 self._run_chunk[n] = lowered.compile()
 
     def initialize(self, source: SavedCheckpoint | None = None) -> None:
@@ -145,37 +140,38 @@ class Trainer:
         On an accelerator, the next chunk runs while the host reads the metrics. If `stop`, called
         before each dispatch, returns true, training ends at the step of the last metrics.
         """
-        longest = self.config.train.steps_per_dispatch
-        window_size = self.config.data.batch_size * self.config.model.block_size
         # On a CPU, XLA starts the next chunk before it returns the results of the last one: one
         # chunk would be charged for both, and the other would seem to take no time.
         overlap = map if jax.default_backend() == "cpu" else in_background
-        chunks = chunk_lengths(until - step, longest)
+        chunks = chunk_lengths(until - step, self.config.train.steps_per_dispatch)
         self._compile(chunks)  # a resumed run may have other lengths
         mark = time.perf_counter()
         inputs: Iterator[jax.Array]
-        if self._on_device:
-            inputs = itertools.repeat(self._train_ids, len(chunks))
-        else:
+        if self._windows:
             inputs = self._windows.chunks(step, chunks)
+        else:
+            inputs = itertools.repeat(self._train_ids, len(chunks))
         pairs = itertools.takewhile(lambda _: not stop(), zip(chunks, inputs, strict=True))
-        dispatched = ((n, self._dispatch(n, each)) for n, each in pairs)
         # A thread reads the clock: on a GPU, the next dispatch blocks for most of a chunk.
-        for n, metrics, end in overlap(_fetch, dispatched):
-            seconds, mark = end - mark, end
+        for n, metrics, end in overlap(_fetch, itertools.starmap(self._dispatch, pairs)):
             step += n
-            yield self._summarize(metrics, step, seconds, n * window_size)
+            yield self._summarize(metrics, step, n, end - mark)
+            mark = end
+
+    def _dispatch(self, n: int, inputs: jax.Array) -> tuple[int, Metrics]:
+        self.state, metrics = self._run_chunk[n](self.state, inputs, self._seed)
+        return n, metrics
 
     def _summarize(
-        self, metrics: dict[str, np.ndarray], step: int, seconds: float, n_character: int
+        self, metrics: dict[str, np.ndarray], step: int, n: int, seconds: float
     ) -> MetricsRow:
-        """Average the metrics of a chunk over its updates, without those that were skipped."""
-        consecutive = metrics["consecutive_nonfinite"]
-        skipped = (consecutive > 0) & (consecutive <= self.config.optimizer.max_skipped_updates)
+        """Average the metrics of n steps over their updates, without those that were skipped."""
+        config, consecutive = self.config, metrics["consecutive_nonfinite"]
+        skipped = (consecutive > 0) & (consecutive <= config.optimizer.max_skipped_updates)
         loss, norm = (metrics[name][~skipped] for name in ("loss", "gradient_norm"))
         return MetricsRow(
             step=step,
-            characters_per_second=n_character / seconds,
+            characters_per_second=n * config.data.batch_size * config.model.block_size / seconds,
             train_loss=float(loss.mean()) if len(loss) else None,
             learning_rate=float(metrics["learning_rate"][-1]),
             gradient_norm=float(norm.mean()) if len(norm) else None,
@@ -183,14 +179,10 @@ class Trainer:
             train_time=seconds,
         )
 
-    def _dispatch(self, n: int, inputs: jax.Array) -> Metrics:
-        self.state, metrics = self._run_chunk[n](self.state, inputs, self._seed)
-        return metrics
-
     def evaluate(self) -> Evaluation:
         """Evaluate on the validation split, or on pieces of it if it is long."""
         with jax.set_mesh(self.mesh):
-            return evaluate(self.model, self.state.params, *self._val_pieces)
+            return evaluate(self.model, self.state.params, *self._pieces)
 
     def sample(self, prompt: str, length: int) -> str:
         """Continue a prompt by `length` characters with the current parameters, in process 0."""
@@ -204,12 +196,39 @@ class Trainer:
         self, checkpoints: CheckpointWriter, step: int, metrics: dict[str, float] | None
     ) -> None:
         """Start saving the state, with the validation metrics of its parameters, if known."""
-        state, metadata = self.state, run_metadata(self.config, self.corpus)
-        checkpoints.save(step, state.params, state.opt_state, metrics, metadata)
+        metadata = RunMetadata(self.config, self.corpus.tokenizer.vocabulary, self.corpus.sha256)
+        checkpoints.save(step, self.state.params, self.state.opt_state, metrics, metadata)
 
     def restore(self, checkpoints: CheckpointReader, step: int) -> None:
         """Restore the state from a checkpoint."""
         state = self._chunk.abstract_state
-        arrays = {"params": state.params, "opt_state": state.opt_state}
-        restored = checkpoints.restore(step, arrays)
+        restored = checkpoints.restore(step, {"params": state.params, "opt_state": state.opt_state})
         self.state = TrainState(step=replicate(self.mesh, np.int32(step)), **restored)
+
+
+def check_memory(config: Config, vocab_size: int, mesh: Mesh) -> None:
+    """Check that parameters, gradients and moments fit into the memory of a CPU."""
+    if jax.default_backend() != "cpu":
+        return
+    model = config.model
+    block, rest = 12 * model.n_embd + 13, 2 * vocab_size + model.block_size + 2
+    n_parameter = (model.n_layer * block + rest) * model.n_embd
+    # Float32: parameter, gradient, and two moments, of which Muon has one. Devices along the axis
+    # `data` have copies of all.
+    n_byte = (12 if config.optimizer.name == "muon" else 16) * n_parameter
+    needed, available = n_byte * mesh.shape["data"] // jax.process_count(), memory_limit()
+    if needed > available:
+        raise UserError(
+            f"a model of {n_parameter:,} parameters needs at least {needed / 1e9:,.1f} GB to "
+            f"train, and this process may use {available / 1e9:,.1f} GB; choose a smaller "
+            f"config.model.n_layer ({model.n_layer}) or n_embd ({model.n_embd})"
+        )
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Return the bytes that this process may use: physical memory, or the limit of a container."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 of cgroups, and 1
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+            limits.append(int((root / "sys/fs/cgroup" / name).read_text()))
+    return min(limits)
