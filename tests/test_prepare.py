@@ -266,7 +266,7 @@ def test_a_run_from_a_file_resumes_and_is_evaluated_with_the_folder(
     last = read_metrics(finished_copy)[-1]
     for path in (None, lm.config.data.path, folder):
         result = select(finished_copy, step=12, split=path and "val", path=path).evaluate()
-        assert result.evaluation.loss == pytest.approx(last.evaluation.loss, rel=1e-6)
+        assert result["loss"] == pytest.approx(last.evaluation.loss, rel=1e-6)
 
 
 def test_pieces_are_whole_windows_spread_over_the_text():

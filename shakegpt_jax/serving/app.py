@@ -106,9 +106,7 @@ class _Search:
 
     @functools.cached_property
     def _training_text(self) -> str:
-        train_ids = self._lm.load_corpus().train_ids
-        evaluation.check_searchable(len(train_ids))
-        return self._lm.tokenizer.decode(train_ids)
+        return evaluation.searchable_text(self._lm, self._lm.load_corpus())
 
 
 async def _read(request: Request) -> bytes:
