@@ -19,8 +19,6 @@ TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 _PIECE_BYTES = 2**20  # of text decoded at a time
 _MARK = "\ufeff"  # the byte-order mark
 
-MAX_CHARACTERS = 2**31 - 1  # of a text: the starts of windows are int32
-
 
 def tiny_shakespeare() -> str:
     """Return Tiny Shakespeare (Andrej Karpathy, char-rnn): 1,115,394 characters, 65 distinct.

@@ -75,14 +75,8 @@ def select(
 ) -> Selection:
     """Load a checkpoint of a run and choose the text to evaluate it on.
 
-    Args:
-        workdir: run folder.
-        step: the checkpoint.
-        split: of the training text; None: validation, or all of `path`.
-        path: another text, or with `split` where the training text is now.
-        stride: see `LanguageModel.evaluate`.
-        characters: how many to score, spread evenly; 0: all. None: of a split as many as in
-            training, of another text all.
+    `path` is another text, or with a `split` where the training text is now. `characters` is how
+    many to score; 0: all, None: of a split as many as in training, of another text all.
     """
     lm = load(workdir, step=step)
     if path is not None and split is None:

@@ -197,8 +197,8 @@ class LanguageModel:
             Loss in nats per character, perplexity, bits per character, standard error, count.
 
         Raises:
-            UserError: if the text is too short or outside the vocabulary, or the stride is not
-                from 1 to block_size.
+            UserError: if the text is too short or outside the vocabulary, or `stride` is not from
+                1 to block_size.
         """
         return Evaluation.from_losses(-self.score(text, stride=stride))
 
