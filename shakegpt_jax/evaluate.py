@@ -2,7 +2,7 @@
 
 from shakegpt_jax.cli.command import dump_json, run_command, use_compilation_cache
 
-_OPTIONS = ("step", "split", "path", "stride", "characters", "memorization")
+_OPTIONS = ("step", "split", "path", "stride", "characters")
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     if args.html and len(workdirs) > 1:
         parser.error(f"--html shows one run, and these are {len(workdirs)}; give one --workdir")
 
-    from shakegpt_jax.inference.evaluation import COLUMNS, COPY_COLUMNS, select
+    from shakegpt_jax.inference.evaluation import describe, scored_text, select, table_row
     from shakegpt_jax.reporting.terminal import differing_settings, print_table
     from shakegpt_jax.web.page import check_page_path
     from shakegpt_jax.web.report import write_report
@@ -48,30 +48,32 @@ def main() -> None:
     for workdir in map(str, workdirs):
         try:
             chosen = select(workdir, **options)
-            results[workdir] = write_report(chosen, args.html) if args.html else chosen.evaluate()
+            copies = chosen.longest_copies() if args.memorization else {}
+            run = write_report(chosen, args.html) if args.html else chosen.evaluate()
+            results[workdir] = run | copies
             configs[workdir] = chosen.lm.config
         except UserError as error:  # the other runs are still worth a row
             failures.append(str(error) if len(workdirs) == 1 else f"{workdir}: {error}")
     if args.json:
         for run in results.values():
-            print(dump_json(run.to_json()))
+            print(dump_json(run))
     elif len(workdirs) > 1 and results:
         names = short_names(results)
-        columns = [*COLUMNS, *(COPY_COLUMNS if args.memorization else ())]
+        rows = {each: {"run": names[each]} | table_row(results[each]) for each in results}
         by_text: dict[tuple[str, int], list[str]] = {}
-        for workdir in sorted(results, key=lambda each: results[each].evaluation.loss):
+        for workdir in sorted(results, key=lambda each: results[each]["loss"]):
             run = results[workdir]
-            by_text.setdefault((run.text_sha256, run.evaluation.count), []).append(workdir)
+            by_text.setdefault((run["text_sha256"], run["count"]), []).append(workdir)
         for inside in by_text.values():
-            print_table(columns, [[names[each], *results[each].cells()] for each in inside])
-            print(f"text: {results[inside[0]].scored}")
+            print_table(list(rows[inside[0]]), [list(rows[each].values()) for each in inside])
+            print(f"text: {scored_text(results[inside[0]])}")
         if len(by_text) > 1:
             print("Losses on different texts cannot be compared.")
         for line in differing_settings({names[each]: configs[each] for each in configs}):
             print(line)
     else:
         for run in results.values():
-            print(run)
+            print(describe(run))
             if args.html:
                 print(f"{'page':<19} {args.html}")
     if failures:

@@ -140,18 +140,18 @@ def test_refuses_missing_file_and_folder(tmp_path):
     ("raw", "text", "changes"),
     [
         ("a\nb\u2028c\x0c", "a\nb\u2028c\x0c", None),
-        ("a\r\nb\r\n", "a\nb\n", r"2 \r\n became \n"),
+        ("a\r\nb\r\n", "a\nb\n", r"2 \r\n or \r became \n"),
         (
             "\ufeffa\r\nb\rc\nd\r",
             "a\nb\nc\nd\n",
-            r"1 \r\n became \n, 2 \r became \n, the byte-order mark at the start was dropped",
+            r"3 \r\n or \r became \n, the byte-order mark at the start was dropped",
         ),
         (
             "\ufeff\ufeffa\ufeff",
             "\ufeffa\ufeff",
-            "the byte-order mark at the start was dropped, 2 U+FEFF inside the text stayed",
+            "the byte-order mark at the start was dropped",
         ),
-        ("\r\ufeffa", "\n\ufeffa", r"1 \r became \n, 1 U+FEFF inside the text stayed"),
+        ("\r\ufeffa", "\n\ufeffa", r"1 \r\n or \r became \n"),
     ],
 )
 def test_changes_line_ends_and_byte_order_mark_and_says_so(
@@ -167,5 +167,6 @@ def test_changes_line_ends_and_byte_order_mark_and_says_so(
 def test_a_corpus_notes_what_reading_changed(tmp_path, text):
     path = tmp_path / "text.txt"
     path.write_bytes(text.replace("\n", "\r\n").encode())
-    assert load_corpus(str(path), 8).note == rf"{path}: {text.count(chr(10)):,} \r\n became \n"
+    n = text.count("\n")
+    assert load_corpus(str(path), 8).note == rf"{path}: {n:,} \r\n or \r became \n"
     assert load_corpus("", 8).note == ""

@@ -79,7 +79,7 @@ def test_logits_of_every_position_come_from_its_window(length, stride):
 
 @pytest.mark.parametrize(
     ("length", "stride", "message"),
-    [(1, None, "has none to score"), (9, 0, "stride is 0"), (9, 5, r"from 1 to block_size \(4\)")],
+    [(1, None, "length is 1; it"), (9, 0, "stride is 0"), (9, 5, "from 1 to 4")],
 )
 def test_refuses_what_cannot_be_evaluated(length, stride, message):
     model = PositionModel(block_size=4, vocab_size=3)

@@ -7,13 +7,13 @@ import os
 import numpy as np
 
 from shakegpt_jax.data.prepared import load_prepared
-from shakegpt_jax.data.text import MAX_CHARACTERS, read_text
+from shakegpt_jax.data.text import read_text
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 
 TRAIN_FRACTION = 0.9  # of the text, from its start; the rest is the validation split
 _PIECES = 64  # with 2**20 characters to score, each fills a batch of an evaluation on a GPU
-
+MAX_CHARACTERS = 2**31 - 1  # of a text: the starts of windows are int32
 _PIECE_IDS = 2**20  # ids translated at a time
 
 

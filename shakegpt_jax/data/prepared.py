@@ -3,24 +3,23 @@
 The metadata is written last: a folder without it is unfinished, and preparing starts over.
 """
 
-import contextlib
-import fcntl
 import hashlib
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from shakegpt_jax.data.text import MAX_CHARACTERS, read_pieces
+from shakegpt_jax.data.text import read_pieces
 from shakegpt_jax.data.tokenizer import CharTokenizer, code_points
 from shakegpt_jax.errors import UserError
 
 _IDS, _METADATA = "ids.bin", "metadata.json"
-_PARTIAL = ".partial"  # suffix of a file that is being written
+_PARTIAL = "metadata.json.partial"  # renamed when it is complete
 _FORMAT_VERSION = 1
 
 
@@ -48,97 +47,61 @@ def prepare_text(
     finished = (folder / _METADATA).exists()
     if not finished:
         _check_unfinished(folder, output)
-    vocabulary, digest = _scan(books, advance, report)
+    text_digest, seen = hashlib.sha256(), np.zeros(sys.maxunicode + 1, bool)
+    for piece in _pieces(books, text_digest, advance, report):
+        seen[code_points(piece)] = True
     if finished:
         prepared = load_prepared(output)
-        if prepared.sha256 != digest:
+        if prepared.sha256 != text_digest.hexdigest():
             raise UserError(f"{output} holds another text; choose another --output, or delete it")
         return prepared, True
-    with _create(folder / _IDS) as file:
-        ids_digest = _write_ids(books, CharTokenizer(vocabulary), digest, file, advance)
-    metadata = {
-        "format_version": _FORMAT_VERSION,
-        "vocabulary": vocabulary,
-        "dtype": np.min_scalar_type(len(vocabulary) - 1).name,  # little-endian
-        "text_sha256": digest,
-        "ids_sha256": ids_digest,
-    }
-    metadata["metadata_sha256"] = _digest(metadata)
-    with _create(folder / _METADATA) as file:
-        file.write(json.dumps(metadata, indent=2).encode())
-    return load_prepared(output), False
-
-
-def _check_unfinished(folder: Path, output: str) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{output} is a file; --output must be a folder")
-    files = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if others := sorted(files - {_IDS, _IDS + _PARTIAL, _METADATA + _PARTIAL}):
-        raise UserError(f"{output} holds other files ({others[0]}); choose another --output")
-
-
-def _scan(
-    books: Sequence[str],
-    advance: Callable[[int], object],
-    report: Callable[[str], object] | None,
-) -> tuple[str, str]:
-    """Return the vocabulary of a text and its SHA-256 in UTF-8."""
-    digest, n_character = hashlib.sha256(), 0
-    seen = np.zeros(sys.maxunicode + 1, bool)
-    for book in books:
-        for piece in read_pieces(book, report):
-            n_character += len(piece)
-            if n_character > MAX_CHARACTERS:
-                raise UserError(f"the text has more than {MAX_CHARACTERS:,} characters")
-            seen[code_points(piece)] = True
-            digest.update(utf8 := piece.encode())
-            advance(len(utf8))
-    return "".join(map(chr, np.flatnonzero(seen))), digest.hexdigest()
-
-
-def _write_ids(
-    books: Sequence[str],
-    tokenizer: CharTokenizer,
-    expected: str,
-    file: BinaryIO,
-    advance: Callable[[int], object],
-) -> str:
-    """Write the ids of a text to a file and return the SHA-256 of that file."""
-    text_digest, ids_digest = hashlib.sha256(), hashlib.sha256()
-    for book in books:
-        for piece in read_pieces(book):
+    tokenizer = CharTokenizer("".join(map(chr, np.flatnonzero(seen))))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _IDS).open("wb")
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}") from error
+    second_digest, ids_digest = hashlib.sha256(), hashlib.sha256()
+    with file:
+        for piece in _pieces(books, second_digest, advance):
             ids = tokenizer.encode(piece)
             raw = ids.astype(ids.dtype.newbyteorder("<")).tobytes()
             file.write(raw)
             ids_digest.update(raw)
-            text_digest.update(utf8 := piece.encode())
-            advance(len(utf8))
-    if text_digest.hexdigest() != expected:
+    if second_digest.digest() != text_digest.digest():
         raise UserError("the text has changed while it was read; run the same command again")
-    return ids_digest.hexdigest()
+    metadata = {
+        "format_version": _FORMAT_VERSION,
+        "vocabulary": tokenizer.vocabulary,
+        "dtype": ids.dtype.name,  # little-endian
+        "text_sha256": text_digest.hexdigest(),
+        "ids_sha256": ids_digest.hexdigest(),
+    }
+    metadata["metadata_sha256"] = _digest(metadata)
+    partial = folder / _PARTIAL
+    partial.write_text(json.dumps(metadata, indent=2))
+    partial.replace(folder / _METADATA)
+    return load_prepared(output), False
 
 
-@contextlib.contextmanager
-def _create(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under another name; it is renamed once the `with` block is done and on disk."""
-    partial = path.with_name(path.name + _PARTIAL)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = partial.open("ab")
-    except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is writing to {path.parent}") from error
-        if not partial.exists() or not os.path.samestat(partial.stat(), os.fstat(file.fileno())):
-            raise UserError(f"another process has just written to {path.parent}; try again")
-        file.truncate(0)
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(partial, path)  # while the lock is held
+def _check_unfinished(folder: Path, output: str) -> None:
+    if folder.is_file():
+        raise UserError(f"{output} is a file; --output must be a folder")
+    if others := sorted({path.name for path in folder.glob("*")} - {_IDS, _PARTIAL}):
+        raise UserError(f"{output} holds other files ({others[0]}); choose another --output")
+
+
+def _pieces(
+    books: Sequence[str],
+    digest: Any,
+    advance: Callable[[int], object],
+    report: Callable[[str], object] | None = None,
+) -> Iterator[str]:
+    """Read a text in pieces, and add each in UTF-8 to a digest."""
+    for piece in itertools.chain.from_iterable(read_pieces(book, report) for book in books):
+        digest.update(utf8 := piece.encode())
+        advance(len(utf8))
+        yield piece
 
 
 def load_prepared(path: str) -> PreparedText:
@@ -158,16 +121,12 @@ def load_prepared(path: str) -> PreparedText:
         raise UserError(f"{folder / _METADATA} is corrupt, or not that of a prepared text")
     if (version := metadata["format_version"]) > _FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; upgrade shakegpt_jax")
-    ids_path = folder / _IDS
-    try:
+    ids_path, digest = folder / _IDS, None
+    if ids_path.exists():
         with ids_path.open("rb") as file:
-            intact = hashlib.file_digest(file, "sha256").hexdigest() == metadata["ids_sha256"]
-    except FileNotFoundError as error:
-        raise UserError(f"{ids_path} is missing; delete the folder and prepare it again") from error
-    if not intact:
-        raise UserError(
-            f"{ids_path} is corrupt or incomplete; delete the folder and prepare it again"
-        )
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != metadata["ids_sha256"]:
+        raise UserError(f"{ids_path} is corrupt or missing; delete the folder and prepare it again")
     dtype = np.dtype(metadata["dtype"]).newbyteorder("<")
     ids = np.memmap(ids_path, dtype, mode="r")
     return PreparedText(CharTokenizer(metadata["vocabulary"]), ids, metadata["text_sha256"])

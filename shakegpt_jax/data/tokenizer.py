@@ -33,12 +33,11 @@ class CharTokenizer:
         """
         ids = self._ids.take(code_points(text))
         if len(unknown := np.flatnonzero(ids < 0)):
-            first = {text[i]: i for i in reversed(unknown.tolist())}
-            shown = [
-                f"{show_character(c)} at position {i}"
-                for c, i in sorted(first.items(), key=lambda x: x[1])
-            ]
-            more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
+            first: dict[str, int] = {}
+            for i in unknown.tolist():
+                first.setdefault(text[i], i)
+            shown = [f"{show_character(c)} at position {i}" for c, i in first.items()]
+            more = ", ..." if len(shown) > 10 else ""
             raise UserError(
                 f"not in the vocabulary of {self.vocab_size} characters: "
                 f"{', '.join(shown[:10])}{more}"

@@ -61,9 +61,8 @@ def permute(key: jax.Array, index: jax.Array, n: int) -> jax.Array:
     about half of the pairs.
     """
     sum_key, swap_key = jax.random.split(key)
-    sums = jax.random.randint(
-        sum_key, (_ROUNDS,), 0, n, jnp.int32
-    )  # of the indices of a pair, modulo n
+    # Of the indices of a pair, modulo n.
+    sums = jax.random.randint(sum_key, (_ROUNDS,), 0, n, jnp.int32)
 
     def swap(index: jax.Array, pairing: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         key, sum_ = pairing

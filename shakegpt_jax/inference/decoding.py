@@ -4,7 +4,7 @@ Axes: B rows, T characters of a pass, S cache slots, V vocabulary, C characters 
 """
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +62,8 @@ def prefill(
     noise_BxV = gumbel_noise(keys_B, count_B[:, None], model.vocab_size)[:, 0]
     logits_BxV = _head(model, params, x_BxTxD[jnp.arange(n_row), context_lengths_B - 1])
     last_B = sample_token(noise_BxV, logits_BxV, sampling)
-    log_probs_BxV = jax.nn.log_softmax(logits_BxV) if with_log_probs else None
-    state = DecodingState(cache, last_B, keys_B, count_B + 1)
-    return state, last_B[:, None], None if log_probs_BxV is None else log_probs_BxV[:, None]
+    log_probs_Bx1xV = jax.nn.log_softmax(logits_BxV)[:, None] if with_log_probs else None
+    return DecodingState(cache, last_B, keys_B, count_B + 1), last_B[:, None], log_probs_Bx1xV
 
 
 @functools.partial(
@@ -94,9 +93,10 @@ def decode(
 
     indices_BxC = state.n_generated_B[:, None] + jnp.arange(n_chunk)[None]
     noise_CxBxV = gumbel_noise(state.keys_B, indices_BxC, model.vocab_size).swapaxes(0, 1)
-    carry, (ids_CxB, log_probs_CxBxV) = jax.lax.scan(step, (state.cache, state.last_B), noise_CxBxV)
+    carry, written = jax.lax.scan(step, (state.cache, state.last_B), noise_CxBxV)
     state = DecodingState(*carry, state.keys_B, state.n_generated_B + n_chunk)
-    return state, ids_CxB.T, None if log_probs_CxBxV is None else log_probs_CxBxV.swapaxes(0, 1)
+    ids_BxC, log_probs_BxCxV = jax.tree.map(lambda x: x.swapaxes(0, 1), written)
+    return state, ids_BxC, log_probs_BxCxV
 
 
 @functools.partial(
@@ -164,12 +164,9 @@ def decode_drafted(
     return state, ids_BxC, counts_B
 
 
-def _extend(
-    model: GPT, params: Any, idx_BxT: jax.Array, cache: KVCache
-) -> tuple[jax.Array, KVCache]:
-    extended = model.apply({"params": params}, idx_BxT, cache, method="extend")
-    return cast(tuple[jax.Array, KVCache], extended)
+def _extend(model: GPT, params: Any, idx_BxT: jax.Array, cache: KVCache) -> Any:
+    return model.apply({"params": params}, idx_BxT, cache, method="extend")
 
 
-def _head(model: GPT, params: Any, x: jax.Array) -> jax.Array:
-    return cast(jax.Array, model.apply({"params": params}, x, method="head"))
+def _head(model: GPT, params: Any, x: jax.Array) -> Any:
+    return model.apply({"params": params}, x, method="head")

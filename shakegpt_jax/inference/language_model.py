@@ -132,18 +132,20 @@ class LanguageModel:
         n_time = self.config.model.block_size
         if window_stride is None:
             window_stride = default_window_stride(n_time)
+        window_stride = as_integer("window_stride", window_stride, 1, n_time)
         options = Sampling.of(self.model.vocab_size, **sampling)
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
         seeds = _as_seeds(seed, len(prompts))
         n_new = as_integer("max_new_tokens", max_new_tokens, 1)
-        window_stride = as_integer("window_stride", window_stride, 1, n_time)
         require(draft is None or isinstance(draft, bool), "draft", draft, "True, False or None")
-        if draft is None:
-            pays = drafting_pays(self.n_params, len(prompts), n_new, window_stride)
-            draft = pays and not isinstance(self._ngram, UserError)
-        ngram = self._ngram if draft else None
-        if isinstance(ngram, UserError):
-            raise ngram
+        ngram = None
+        pays = drafting_pays(self.n_params, len(ids), n_new, window_stride)
+        if draft or (draft is None and pays):
+            try:
+                ngram = self._ngram
+            except UserError as error:
+                if draft:
+                    raise UserError(f"drafting needs the training text: {error}") from error
         chunks = generate_ids(
             self.model, self.params, ids, seeds, n_new, options, window_stride, ngram
         )
@@ -151,11 +153,8 @@ class LanguageModel:
         return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
 
     @functools.cached_property
-    def _ngram(self) -> NGram | UserError:
-        try:
-            return build_ngram(self.load_corpus().train_ids, self.model.vocab_size)
-        except UserError as error:
-            return UserError(f"drafting needs the training text: {error}")
+    def _ngram(self) -> NGram:
+        return build_ngram(self.load_corpus().train_ids, self.model.vocab_size)
 
     @overload
     def logits(self, text: str, *, stride: int | None = None) -> np.ndarray: ...
@@ -172,12 +171,9 @@ class LanguageModel:
             (len(text), vocab_size) float32; row i predicts character i + 1. A list of such arrays
             for a list of texts.
         """
-        require(isinstance(text, str | list | tuple), "text", text, "a text or a list of texts")
         if not isinstance(text, str):
             return [self.logits(each, stride=stride) for each in _as_texts("text", text)]
-        require(len(text) >= 1, "the text's length", len(text), "1 or more")
-        ids, stride = self.tokenizer.encode(text), self.check_stride(stride)
-        return next_logits(self.model, self.params, ids, stride=stride)
+        return next_logits(self.model, self.params, self.tokenizer.encode(text), stride=stride)
 
     def score(self, text: str, *, stride: int | None = None) -> np.ndarray:
         """Compute the log-probability of each character but the first; see `evaluate`.
@@ -186,14 +182,8 @@ class LanguageModel:
             (len(text) - 1,) float32 natural logarithms.
         """
         require(isinstance(text, str), "text", text, "a text")
-        require(len(text) >= 2, "the text's length", len(text), "2 or more")
-        ids, stride = self.tokenizer.encode(text), self.check_stride(stride)
+        ids = self.tokenizer.encode(text)
         return -character_losses(self.model, self.params, ids, stride=stride)
-
-    def check_stride(self, stride: int | None) -> int | None:
-        """Return a stride as a number."""
-        n_time = self.config.model.block_size
-        return stride if stride is None else as_integer("stride", stride, 1, n_time)
 
     def evaluate(self, text: str, *, stride: int | None = None) -> Evaluation:
         """Compute how well the model predicts a text of 2 characters or more.
@@ -207,8 +197,8 @@ class LanguageModel:
             Loss in nats per character, perplexity, bits per character, standard error, count.
 
         Raises:
-            UserError: if the text is too short or outside the vocabulary, or the stride is not
-                from 1 to block_size.
+            UserError: if the text is too short or outside the vocabulary, or `stride` is not from
+                1 to block_size.
         """
         return Evaluation.from_losses(-self.score(text, stride=stride))
 
@@ -257,8 +247,7 @@ def choose_prompt(vocabulary: str, val_text: str) -> str:
 
 def _as_seeds(seed: Any, count: int) -> list[int]:
     """Return one seed per prompt, from one seed for all or a sequence of them."""
-    several = isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) == 1
-    seeds = [*seed] if several else [seed] * count
+    seeds = [*seed] if np.ndim(seed) == 1 else [seed] * count
     if len(seeds) != count:
         raise UserError(f"seed has {len(seeds)} values; give one, or one per prompt ({count})")
     return [as_integer("seed", each, 0, 2**32 - 1) for each in seeds]
@@ -287,21 +276,20 @@ def load(
         CorruptCheckpointError: if a file of the checkpoint is missing or has changed.
     """
     require(isinstance(workdir, str | Path), "workdir", workdir, "a folder name")
-    if not isinstance(step, str) or step not in ("best", "latest"):
-        try:
-            step = as_integer("step", step, 0)
-        except UserError as error:
-            right = "'best', 'latest' or a whole number"
-            raise UserError(f"step is {step!r}; it must be {right}") from error
+    if isinstance(step, str):
+        right = "'best', 'latest' or a whole number"
+        require(step in ("best", "latest"), "step", step, right)
+    else:
+        step = as_integer("step", step, 0)
     checkpoints = CheckpointReader(find_run(str(workdir)))
-    return checkpoints.read_stable(lambda: _load(checkpoints, step))
 
+    def restore() -> LanguageModel:
+        saved = checkpoints.read(step)
+        config, tokenizer = saved.metadata.config, CharTokenizer(saved.metadata.vocabulary)
+        model = GPT(config.model, tokenizer.vocab_size)
+        abstract = on_one_device(abstract_params(config.model, tokenizer.vocab_size))
+        params = checkpoints.restore(saved.step, {"params": abstract})["params"]
+        known = saved.metadata.text_sha256, saved.path, saved.step, saved.metrics
+        return LanguageModel(model, params, tokenizer, config, *known)
 
-def _load(checkpoints: CheckpointReader, step: int | Literal["best", "latest"]) -> LanguageModel:
-    saved = checkpoints.read(step)
-    config, tokenizer = saved.metadata.config, CharTokenizer(saved.metadata.vocabulary)
-    model = GPT(config.model, tokenizer.vocab_size)
-    abstract = on_one_device(abstract_params(config.model, tokenizer.vocab_size))
-    params = checkpoints.restore(saved.step, {"params": abstract})["params"]
-    known = saved.metadata.text_sha256, saved.path, saved.step, saved.metrics
-    return LanguageModel(model, params, tokenizer, config, *known)
+    return checkpoints.read_stable(restore)

@@ -5,22 +5,17 @@ The text of a row depends only on its own prompt, seed and options, up to roundi
 Axes: B rows, T characters, C characters of a chunk.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from shakegpt_jax.dispatch import one_ahead
-from shakegpt_jax.inference.decoding import (
-    DecodingState,
-    DraftingState,
-    decode,
-    decode_drafted,
-    prefill,
-    start_drafting,
-)
+from shakegpt_jax.inference.decoding import decode, decode_drafted, prefill, start_drafting
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.model.gpt import GPT
@@ -74,26 +69,29 @@ def generate_ids(
     lengths = np.array([len(prompts[row]) for row in rows])
     n_chunk = chunk_length(params, window_stride)
     params = cast_blocks(params, model.config)
-    n_verified = _VERIFIED_OF_FEW if n_row <= _FEW else _VERIFIED
+    if ngram is None:
+        n_spare = 0
+        step = functools.partial(decode, model, params, sampling=sampling, n_chunk=n_chunk)
+    else:
+        n_spare = _VERIFIED_OF_FEW if n_row <= _FEW else _VERIFIED
+        options = {"n_verified": n_spare, "n_pass": max(1, n_chunk // _ACCEPTED)}
+        step = functools.partial(decode_drafted, model, params, ngram, sampling=sampling, **options)
     count = 0
     while count < max_new_tokens:
         window_BxT, context_lengths_B = align_contexts(tails, lengths, n_slot, window_stride)
         # The last character of a full window still predicts one more.
         room = min(n_slot - int(context_lengths_B.max()) + 1, max_new_tokens - count)
         context = window_BxT, context_lengths_B, seeds_B, count
-        n_spare = 0 if ngram is None else n_verified
         state, first_Bx1, _ = prefill(model, params, *context, sampling, n_spare=n_spare)
         left_B = np.full(len(tails), room, np.int32)
-        chunks: Iterator[tuple[jax.Array, Any]]
-        if ngram is not None:
-            drafting = start_drafting(state, ngram.contexts(tails), left_B - 1)
-            n_pass = max(1, n_chunk // _ACCEPTED)
-            chunks = _draft_chunks(model, params, ngram, drafting, sampling, n_verified, n_pass)
+        n_dispatch = None  # until every row has its characters
+        if ngram is None:
+            n_dispatch = math.ceil((room - 1) / n_chunk)
         else:
-            chunks = _decode_chunks(model, params, state, sampling, room - 1, n_chunk)
-        first = [(first_Bx1, np.ones_like(left_B))]
-        for ids_BxC, counts_B in one_ahead(itertools.chain(first, chunks)):
-            counts_B = np.minimum(counts_B, left_B)
+            state = start_drafting(state, ngram.contexts(tails), left_B - 1)
+        chunks = itertools.islice(_chunks(step, state), n_dispatch)
+        for ids_BxC, counts_B in one_ahead(itertools.chain([(first_Bx1, None)], chunks)):
+            counts_B = np.minimum(ids_BxC.shape[1] if counts_B is None else counts_B, left_B)
             new = [ids[:n] for ids, n in zip(np.asarray(ids_BxC), counts_B, strict=True)]
             tails = [np.append(tail, ids)[-n_slot:] for tail, ids in zip(tails, new, strict=True)]
             left_B -= counts_B
@@ -135,20 +133,8 @@ def align_contexts(
     return window_BxT, context_lengths_B
 
 
-def _decode_chunks(
-    model: GPT, params: Any, state: DecodingState, sampling: Sampling, n_new: int, n_chunk: int
-) -> Iterator[tuple[jax.Array, Any]]:
-    """Dispatch chunks until they add up to `n_new` characters or more."""
-    counts_B = np.full(len(state.last_B), n_chunk)
-    for _ in range(0, n_new, n_chunk):
-        state, ids_BxC, _ = decode(model, params, state, sampling, n_chunk)
-        yield ids_BxC, counts_B
-
-
-def _draft_chunks(
-    model: GPT, params: Any, ngram: NGram, state: DraftingState, *options: Any
-) -> Iterator[tuple[jax.Array, Any]]:
-    """Dispatch chunks of a few passes each, without end."""
+def _chunks(step: Callable[..., Any], state: Any) -> Iterator[tuple[jax.Array, Any]]:
+    """Dispatch chunks without end; yields (B, C) ids, and how many of each row count, or None."""
     while True:
-        state, ids_BxC, counts_B = decode_drafted(model, params, ngram, state, *options)
+        state, ids_BxC, counts_B = step(state=state)
         yield ids_BxC, counts_B

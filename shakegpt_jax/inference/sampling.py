@@ -3,6 +3,7 @@
 Axes: B rows, T characters, V vocabulary.
 """
 
+import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -64,16 +65,12 @@ def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling
     logits_BxV = logits_BxV / jnp.where(greedy, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
         # Sorting takes long for large batches.
-        used = _any_filtered(sampling, logits_BxV.shape[-1])
+        top_k = logits_BxV.shape[-1] if sampling.top_k is None else sampling.top_k
+        top_p = jnp.inf if sampling.top_p is None else sampling.top_p
+        used = jnp.any((top_k < logits_BxV.shape[-1]) | (top_p < jnp.inf))
         logits_BxV = jax.lax.cond(used, _apply_filters, lambda x, _: x, logits_BxV, sampling)
     noisy_BxV = logits_BxV + jnp.where(greedy, 0.0, noise_BxV)
     return jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
-
-
-def _any_filtered(sampling: Sampling, vocab_size: int) -> jax.Array:
-    top_k = vocab_size if sampling.top_k is None else sampling.top_k
-    top_p = jnp.inf if sampling.top_p is None else sampling.top_p
-    return jnp.any(top_k < vocab_size) | jnp.any(top_p < jnp.inf)
 
 
 def _apply_filters(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
@@ -159,25 +156,24 @@ def require(holds: bool, name: str, value: object, right: str) -> None:
         raise UserError(f"{name} is {value!r}; it must be {right}")
 
 
-def as_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+def as_integer(name: str, value: Any, least: int, most: float = math.inf) -> int:
     """Check an integer of Python, NumPy or JAX, not a boolean, and its range."""
-    right = f"{least} or more" if most is None else f"from {least} to {most}"
+    right = f"from {least} to {most}" if most < math.inf else f"{least} or more"
     try:
         number = operator.index(value)
+        is_integer = not isinstance(value, bool)
     except TypeError:
-        number = None
-    is_integer = number is not None and not isinstance(value, bool)
+        is_integer = False
     require(is_integer, name, value, f"a whole number, {right}")
-    require(least <= number and (most is None or number <= most), name, number, right)  # type: ignore[operator]
-    return number  # type: ignore[return-value]
+    require(least <= number <= most, name, number, right)
+    return number
 
 
 def as_number(name: str, value: Any, least: float, most: float, right: str) -> float:
     """Check a number of Python, NumPy or JAX, not a boolean; `right` says what is accepted."""
-    is_number = not isinstance(value, bool | str | bytes) and np.ndim(value) == 0
     try:
-        number = float(value) if is_number else None
+        number = float(math.nan if isinstance(value, bool | str | bytes) else value)
     except (TypeError, ValueError, OverflowError):
-        number = None
-    require(number is not None and least <= number <= most, name, value, right)
-    return number  # type: ignore[return-value]
+        number = math.nan
+    require(least <= number <= most, name, value, right)
+    return number

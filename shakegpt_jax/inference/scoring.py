@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from shakegpt_jax.dispatch import one_ahead
+from shakegpt_jax.inference.sampling import as_integer, require
 from shakegpt_jax.model.attention import attend
 from shakegpt_jax.model.gpt import GPT, QKV
 from shakegpt_jax.reporting.metrics import Evaluation
@@ -53,11 +54,12 @@ class Predictions(NamedTuple):
 
 
 def character_predictions(
-    model: GPT, params: Any, ids: np.ndarray, *, stride: int | None = None
+    model: GPT, params: Any, *texts: np.ndarray, stride: int | None = None
 ) -> Predictions:
     """Compute the losses of `character_losses` and the most probable characters in one pass."""
     compute = functools.partial(_window_predictions, model, params)
-    losses, confidences, correct = _map_windows(compute, ids, model.config.block_size, stride).T
+    parts = [_map_windows(compute, ids, model.config.block_size, stride) for ids in texts]
+    losses, confidences, correct = np.concatenate(parts).T
     return Predictions(losses, confidences, correct > 0)
 
 
@@ -65,6 +67,7 @@ def next_logits(
     model: GPT, params: Any, ids: np.ndarray, *, stride: int | None = None
 ) -> np.ndarray:
     """Compute the (n, V) float32 logits of the character after each one; see `character_losses`."""
+    require(len(ids) >= 1, "the text's length", len(ids), "1 or more")
     logits = functools.partial(_window_logits, model, params)
     return _map_windows(logits, np.append(ids, ids[-1:]), model.config.block_size, stride)
 
@@ -73,11 +76,8 @@ def _map_windows(
     compute: Callable[[np.ndarray], jax.Array], ids: np.ndarray, n_time: int, stride: int | None
 ) -> np.ndarray:
     """Map windows of (n,) ids to (n - 1, ...) results; `compute` maps (B, T + 1) to (B, T, ...)."""
-    stride = n_time if stride is None else stride
-    if len(ids) < 2:
-        raise ValueError(f"a text of {len(ids)} characters has none to score; give 2 or more")
-    if not 1 <= stride <= n_time:
-        raise ValueError(f"stride is {stride}; it must be from 1 to block_size ({n_time})")
+    stride = n_time if stride is None else as_integer("stride", stride, 1, n_time)
+    require(len(ids) >= 2, "the text's length", len(ids), "2 or more")
     n_window = 1 + max(0, math.ceil((len(ids) - 1 - n_time) / stride))
     n_character = _CPU_BATCH if jax.default_backend() == "cpu" else _BATCH
     batch_size, n_device = max(1, n_character // n_time), batch_devices()

@@ -48,12 +48,6 @@ def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
     return jnp.einsum("...tk,...sk->...ts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
 
 
-def _scores_forward(
-    q_NxTxK: jax.Array, k_NxSxK: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _scores(q_NxTxK, k_NxSxK), (q_NxTxK, k_NxSxK)
-
-
 def _scores_backward(
     operands: tuple[jax.Array, jax.Array], grad_NxTxS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -63,16 +57,12 @@ def _scores_backward(
     return dq_NxTxK, jnp.einsum("...ts,...tk->...sk", grad_NxTxS, q_NxTxK)
 
 
-_scores.defvjp(_scores_forward, _scores_backward)
+_scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
 
 
-def attend_causally_by_cudnn(
-    q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array
-) -> jax.Array:
+def attend_causally_by_cudnn(*qkv_BxTxHxK: jax.Array) -> jax.Array:
     """Attend to each character itself and to those before it; returns (B, T, H, K)."""
-    return jax.nn.dot_product_attention(
-        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, is_causal=True, implementation="cudnn"
-    )
+    return jax.nn.dot_product_attention(*qkv_BxTxHxK, is_causal=True, implementation="cudnn")
 
 
 @functools.cache

@@ -3,13 +3,7 @@
 from shakegpt_jax.config import ModelConfig
 
 # Dense bfloat16 matmul peaks in FLOP/s, from the vendors' data sheets.
-_PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-}
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 
 
 def train_flops_per_character(config: ModelConfig, vocab_size: int) -> float:

@@ -113,22 +113,20 @@ class CausalSelfAttention(nn.Module):
         if whole_window and cudnn_attends(self.config):
             y_BxTxHxK = attend_causally_by_cudnn(*qkv)
             return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), None
-        q_BxHxTxK, k_BxHxTxK, v_BxHxTxK = (part.transpose(0, 2, 1, 3) for part in qkv)
+        qkv_BxHxTxK = [part.transpose(0, 2, 1, 3) for part in qkv]
         cache = None
         if cached is None:
-            y_BxHxTxK = attend_causally(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
+            y_BxHxTxK = attend_causally(*qkv_BxHxTxK)
         else:
-            q_NxTxK, k_NxTxK, v_NxTxK = (
-                part.reshape(-1, n_time, n_embd // self.config.n_head)
-                for part in (q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
-            )
+            shape_NxTxK = (-1, n_time, n_embd // self.config.n_head)
+            q_NxTxK, k_NxTxK, v_NxTxK = (part.reshape(shape_NxTxK) for part in qkv_BxHxTxK)
             zero = jnp.int32(0)
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, zero)))
             cache = (
                 write(cached.keys_NxSxK, k_NxTxK, cached.starts_N),
                 write(cached.values_NxSxK, v_NxTxK, cached.starts_N),
             )
-            y_BxHxTxK = attend(q_NxTxK, *cache, cached.mask_NxTxS).reshape(q_BxHxTxK.shape)
+            y_BxHxTxK = attend(q_NxTxK, *cache, cached.mask_NxTxS).reshape(qkv_BxHxTxK[0].shape)
         return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape)), cache
 
 
@@ -165,10 +163,7 @@ class Block(nn.Module):
         self.drop = Dropout(self.config.dropout)
 
     def __call__(
-        self,
-        x_BxTxD: jax.Array,
-        cached: LayerCache | None = None,
-        train: bool = False,
+        self, x_BxTxD: jax.Array, cached: LayerCache | None = None, train: bool = False
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Map (B, T, D) to (B, T, D). See `CausalSelfAttention` for the rest."""
         # Otherwise XLA takes over the sharding of the parameters, and moves activations instead.

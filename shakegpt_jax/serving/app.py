@@ -33,7 +33,7 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
     page_headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
     model = {"id": lm.name, "object": "model", "owned_by": "shakegpt_jax", "created": created}
     searches, search_thread = asyncio.Semaphore(_MAX_SEARCHES), ThreadPoolExecutor(1, "search")
-    training_text = functools.cache(functools.partial(_training_text, lm))
+    training_text = functools.cache(lambda: evaluation.searchable_text(lm, lm.load_corpus()))
 
     def search(text: str) -> list[dict[str, Any]]:
         return _find_copies(text, training_text())
@@ -85,18 +85,12 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
     return app
 
 
-def _training_text(lm: LanguageModel) -> str:
-    train_ids = lm.load_corpus().train_ids
-    evaluation.check_searchable(len(train_ids))
-    return lm.tokenizer.decode(train_ids)
-
-
 def _find_copies(text: str, source: str) -> list[dict[str, Any]]:
     found = []
-    for stretch in evaluation.copied_stretches(text, source):
-        place, end = stretch.place, stretch.place + stretch.end - stretch.start
-        before, after = source[max(0, place - _AROUND) : place], source[end : end + _AROUND]
-        found.append(stretch._asdict() | {"before": before, "after": after})
+    for start, end, place in evaluation.copied_stretches(text, source):
+        before = source[max(0, place - _AROUND) : place]
+        after = source[place + end - start : place + end - start + _AROUND]
+        found.append({"start": start, "end": end, "place": place, "before": before, "after": after})
     return found
 
 

@@ -15,18 +15,13 @@ from shakegpt_jax.config import require_known_fields
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.evaluation import (
     SHORTEST_STRETCH,
-    RunEvaluation,
     Selection,
-    check_searchable,
     copied_stretches,
+    searchable_text,
 )
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.scoring import (
-    Predictions,
-    attention_weights,
-    character_predictions,
-    next_logits,
-)
+from shakegpt_jax.inference.scoring import attention_weights, character_predictions, next_logits
+from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.web.breakdown import breakdowns
 from shakegpt_jax.web.page import MODEL_FIELDS, encode_array, render_page, write_page
 from shakegpt_jax.web.serving_page import page_facts
@@ -40,24 +35,22 @@ _ATTENTION_BATCH = 2**23  # weights computed at a time
 _LOG_PROBABILITY_UNIT = 24 / (2**16 - 1)  # of 16 bits; the smallest is e^-24
 
 
-def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
+def write_report(selection: Selection, path: str | Path) -> dict[str, Any]:
     """Evaluate a model on a text, and write a page with the result; `report.js` describes its data.
 
     An old page is replaced. Raises a UserError if the page cannot be written or show the model.
     """
     lm = selection.lm
     require_known_fields(lm.config.model, MODEL_FIELDS, "the report")
-    parts = [
-        character_predictions(lm.model, lm.params, ids, stride=selection.stride)
-        for ids in selection.pieces
-    ]
-    predictions = Predictions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    predictions = character_predictions(
+        lm.model, lm.params, *selection.pieces, stride=selection.stride
+    )
     if not np.isfinite(predictions.losses).all():
         raise UserError(
-            f"the model in {selection.workdir} gives log-probabilities that are not finite "
-            "numbers; a report cannot show them"
+            f"the model in {lm.checkpoint} gives log-probabilities that are not finite numbers; a "
+            "report cannot show them"
         )
-    result = selection.summarize(predictions.losses)
+    evaluation = Evaluation.from_losses(predictions.losses)
     data = {
         "run": page_facts(lm),
         "text": {
@@ -66,13 +59,13 @@ def write_report(selection: Selection, path: str | Path) -> RunEvaluation:
             "pieces": len(selection.pieces),
             "stride": selection.stride or lm.config.model.block_size,
         },
-        "evaluation": vars(result.evaluation) | {"accuracy": float(predictions.correct.mean())},
+        "evaluation": vars(evaluation) | {"accuracy": float(predictions.correct.mean())},
         "shown": show_text(selection),
         **breakdowns(selection, predictions),
     }
     page, _ = render_page("report", "report.js", f"{lm.name}: looking inside", data)
     write_page(page, path)
-    return result
+    return selection.summarize(evaluation)
 
 
 def show_text(selection: Selection) -> dict[str, Any]:
@@ -167,15 +160,13 @@ def find_copies(selection: Selection, text: str, starts: Sequence[int]) -> dict[
     known: dict[str, Any] = {"shortest": SHORTEST_STRETCH, "stretches": [], "whole": False}
     known["source"] = Path(selection.lm.config.train.init_from).name  # which is not compared
     try:
-        corpus = selection.corpus or selection.lm.load_corpus()
-        check_searchable(len(corpus.train_ids))
+        source = searchable_text(selection.lm, selection.corpus or selection.lm.load_corpus())
     except UserError as error:
         return known | {"problem": str(error)}
-    source = selection.lm.tokenizer.decode(corpus.train_ids)
     parts = [text[i:j] for i, j in zip(starts, [*starts[1:], len(text)], strict=True)]
-    stretches = [
-        {"start": begin + s.start, "end": begin + s.end, "place": s.place}
-        for begin, part in zip(starts, parts, strict=True)
-        for s in copied_stretches(part, source)
-    ]
-    return known | {"stretches": stretches, "whole": all(part in source for part in parts)}
+    for begin, part in zip(starts, parts, strict=True):
+        known["stretches"] += [
+            {"start": begin + start, "end": begin + end, "place": place}
+            for start, end, place in copied_stretches(part, source)
+        ]
+    return known | {"whole": all(part in source for part in parts)}
