@@ -66,8 +66,7 @@ def main() -> None:
     configs, texts = {}, set()
     for run in runs if len(runs) > 1 else ():
         try:
-            reader = CheckpointReader(run)
-            metadata = reader.run_metadata(reader.find("latest"))
+            metadata = CheckpointReader(run).read("latest").metadata
         except UserError:  # none yet, or corrupt: the curves are there
             continue
         configs[names[run]] = metadata.config

@@ -107,7 +107,7 @@ COMMANDS = [
     ("generate", ["--workdir", "x" * 300], "no such run folder: xxx"),
     ("generate", ["--workdir", "runs"], "(own); give one of them"),
     ("generate", ["--workdir", "empty_run"], "empty_run is not a run folder"),
-    ("generate", ["--workdir", "newer"], "it has format version 99, and this version reads up to"),
+    ("generate", ["--workdir", "newer"], "its format_version is 99; this shakegpt_jax reads 1"),
     ("generate", ["--workdir", "huge"], "n_layer is 1000000000; it must be a whole number from 1"),
     ("generate", ["--workdir", "wide"], "params does not match its config"),
     ("generate", ["--workdir", "infinite"], "its metrics must map names to finite numbers"),

@@ -86,7 +86,10 @@ def test_the_config_has_all_that_rebuilds_the_run(finished, lm, exported):
     assert RunMetadata.from_json(entry) == expected
     assert lm.checkpoint
     step = int(lm.checkpoint.name)
-    assert (entry["step"], entry["metrics"]) == (step, CheckpointReader(finished).metrics(step))
+    assert (entry["step"], entry["metrics"]) == (
+        step,
+        CheckpointReader(finished).read(step).metrics,
+    )
     shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
     assert shape == {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 8}
     vocabulary = json.loads((exported / "tokenizer.json").read_text())["model"]["vocab"]
@@ -111,7 +114,7 @@ def test_the_weights_are_the_parameters_bit_for_bit(lm, exported):
 
 def test_the_card_has_the_figures_of_the_checkpoint(finished, lm, exported):
     card = (exported / "README.md").read_text()
-    metrics = CheckpointReader(finished).metrics(12)
+    metrics = CheckpointReader(finished).read(12).metrics
     for figure in (
         f"validation loss | {metrics['loss']:.4f} ± {metrics['standard_error']:.4f} nats",
         f"perplexity | {metrics['perplexity']:.3f} |",

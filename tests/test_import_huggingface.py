@@ -30,11 +30,11 @@ def test_an_export_comes_back_bit_for_bit(hf, finished, command):
     ours, theirs = CheckpointReader(RUN), CheckpointReader(finished)
     assert ours.steps == [12]
     text = {"data.path": "text.txt"}  # without its folder
-    expected = theirs.run_metadata(12)
-    assert ours.run_metadata(12) == dataclasses.replace(
+    expected = theirs.read(12).metadata
+    assert ours.read(12).metadata == dataclasses.replace(
         expected, config=expected.config.replace(text)
     )
-    assert ours.metrics(12) == theirs.metrics(12)
+    assert ours.read(12).metrics == theirs.read(12).metrics
     code, out, err = command("train", "--workdir", RUN)
     assert code == 2 and "without an optimizer state" in one_line(err)
 
@@ -87,7 +87,7 @@ def test_weights_that_have_changed_lose_their_metrics_and_their_text(hf, command
     assert command("export", "--workdir", RUN, "--output", "out")[0] == 0
     assert "training steps" not in Path("out", "README.md").read_text()
     lm = shakegpt_jax.load(RUN)
-    assert (lm.text_sha256, CheckpointReader(RUN).metrics(1)) == ("", {})
+    assert (lm.text_sha256, CheckpointReader(RUN).read(1).metrics) == ("", {})
     np.testing.assert_array_equal(
         lm.params["wpe"]["embedding"], weights["transformer.wpe.weight"], strict=True
     )

@@ -137,7 +137,7 @@ class TrainingRun:
     @property
     def reached_target(self) -> bool:
         """True if a checkpoint or the current parameters have reached the target loss."""
-        known = [self.checkpoints.metrics(step) for step in self.checkpoints.steps]
+        known = [self.checkpoints.read(step).metrics for step in self.checkpoints.steps]
         losses = [metrics["loss"] for metrics in known if metrics]
         losses += [self.evaluation.loss] if self.evaluation else []
         target = self.config.target_loss
@@ -146,7 +146,7 @@ class TrainingRun:
     def start(self, started: float, source: SavedCheckpoint | None = None) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         note, n_step = self.progress.note, self.config.num_steps
-        self.step = self.checkpoints.latest_step
+        self.step = max(self.checkpoints.steps, default=0)
         if self.step:
             self.trainer.restore(self.checkpoints, self.step)
             verb = "has finished" if self.finished else "resumes"
@@ -195,7 +195,7 @@ class TrainingRun:
     def save(self) -> None:
         """Start saving the state, unless a checkpoint of this step exists."""
         self.checkpoints.wait()
-        if self.step > self.checkpoints.latest_step:
+        if self.step > max(self.checkpoints.steps, default=0):
             metrics = self.evaluation.to_dict() if self.evaluation else None
             self.trainer.save(self.checkpoints, self.step, metrics)
 
@@ -229,7 +229,7 @@ class TrainingRun:
         if self.reached_target:
             self.progress.note(self._describe_target())
         seconds = rows[best].train_time if best in rows else None
-        metrics, path = self.checkpoints.metrics(best), self.checkpoints.path(best)
+        metrics, path = self.checkpoints.read(best).metrics, self.checkpoints.path(best)
         self.progress.summary(best, metrics, path, seconds, rows.get(self.step))
         command = f"shakegpt generate --workdir {shlex.quote(str(self.workdir))}"
         text = f"Generate more: {command} --prompt {shlex.quote(self.prompt)}"
