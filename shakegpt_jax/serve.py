@@ -8,10 +8,8 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named, whole_number
     from shakegpt_jax.cli.command import import_extra
 
-    parser = ArgumentParser(
-        "shakegpt serve",
-        "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak.",
-    )
+    description = "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak."
+    parser = ArgumentParser("shakegpt serve", description)
     parser.add_run()
     parser.add_step()
     add = parser.add_argument

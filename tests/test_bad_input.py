@@ -164,14 +164,18 @@ COMMANDS = [
     ("train", ["--config=own.txt"], "the config 'own.txt' is not a Python file"),
     ("train", ["--config=none"], "the config 'none' does not exist; give a Python file or one of"),
     ("train", ["--config=typo"], "the config 'typo' does not exist; did you mean typo.py?"),
-    ("train", ["--config", "configs/cpu.py"], "the package's own is --config cpu"),
+    ("train", ["--config", "configs/cpu.py"], "the config 'configs/cpu.py' does not exist; give"),
     ("train", ["--config="], "the config '' is not a Python file"),
     ("train", ["--config=typo.py"], "cannot load the config typo.py: UserError: no config field n"),
     ("train", ["--config=exit.py"], "cannot load the config exit.py: SystemExit"),
     ("train", ["--config=broken.py"], "cannot load the config broken.py: ZeroDivisionError"),
-    ("train", ["--config=other.py"], "other.py must return a shakegpt_jax.config.Config"),
-    ("train", ["--config=number.py"], "the config number.py does not define get_config()"),
-    ("train", ["--config=section.py"], "of section.py is None; it must be of type ModelConfig"),
+    (
+        "train",
+        ["--config=other.py"],
+        "the config other.py must define get_config(), which returns a shakegpt_jax.config.Config",
+    ),
+    ("train", ["--config=number.py"], "the config number.py must define get_config()"),
+    ("train", ["--config=section.py"], "the config section.py must define get_config(), which"),
     # Texts and folders to train in.
     ("train", ["--config.data.path=folder"], "is a folder"),
     ("train", ["--config.data.path=latin1.txt"], "not UTF-8: invalid continuation byte at byte 3"),
@@ -231,7 +235,10 @@ API = [
     (lambda lm: shakegpt_jax.load(7), "workdir is 7; it must be a folder name"),
     (lambda lm: lm.config.replace({"model.n_layer": 0}), "config.model.n_layer is 0"),
     (lambda lm: lm.config.replace({"model.layers": 1}), "no config field layers; valid fields"),
-    (lambda lm: lm.config.replace({"layers": 1}), "unknown config section layers"),
+    (
+        lambda lm: lm.config.replace({"layers": 1}),
+        "has the sections model, data, optimizer, train, mesh, layers; they",
+    ),
 ]
 
 
