@@ -25,17 +25,16 @@ def main() -> None:
 
 def _dispatch() -> None:
     name = sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else "__help"
-    if name in ("_h", "__help"):
-        print("usage: shakegpt COMMAND [options]\n\ncommands:")
-        for command, meaning in COMMANDS.items():
-            print(f"  {command:<14}{meaning}")
-        print("\nshakegpt COMMAND --help lists the options of a command.")
-        print("shakegpt --version prints the version.")
-        return
     if name == "__version":
         from shakegpt_jax import __version__
 
         print(f"shakegpt-jax {__version__}")
+        return
+    if name in ("_h", "__help"):
+        lines = [f"  {command:<14}{meaning}" for command, meaning in COMMANDS.items()]
+        print("usage: shakegpt COMMAND [options]\n\ncommands:", *lines, sep="\n")
+        print("\nshakegpt COMMAND --help lists the options of a command.")
+        print("shakegpt --version prints the version.")
         return
     if name not in COMMANDS:
         import difflib

@@ -91,17 +91,10 @@ class ModelConfig(_Section):
 
 
 def require_known_fields(config: ModelConfig, known: set[str], what: str) -> None:
-    """Raise a `UserError` if a model has a field that `what` would ignore.
-
-    A new field may change what the model computes, even at its default. Whoever writes the model
-    again elsewhere lists the fields that it reproduces.
-    """
-    for field in dataclasses.fields(config):
-        if field.name not in known:
-            value = getattr(config, field.name)
-            raise UserError(
-                f"config.model.{field.name} is {value!r:.80}; {what} does not support it"
-            )
+    """Raise a `UserError` if a model has a field that `what` would ignore, even at its default."""
+    for name, value in dataclasses.asdict(config).items():
+        if name not in known:
+            raise UserError(f"config.model.{name} is {value!r:.80}; {what} does not support it")
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -214,7 +207,7 @@ class Config(_Section):
         Raises:
             UserError: if a value is not accepted. Names the field and the accepted values.
         """
-        validate(self)
+        _validate(self)
         for section in (*self.sections.values(), self):
             object.__setattr__(section, "_frozen", True)
         return self
@@ -242,9 +235,10 @@ class Config(_Section):
         sections = config.sections
         if not isinstance(values, dict):
             raise UserError(f"the config is {values!r}, not one mapping per section")
+        if values.keys() != sections.keys():
+            right = f"they must be {', '.join(sections)}"
+            raise UserError(f"the config has the sections {', '.join(map(str, values))}; {right}")
         for name, fields in values.items():
-            if name not in sections:
-                raise UserError(f"unknown config section {name}; there are {', '.join(sections)}")
             if not isinstance(fields, dict):
                 raise UserError(f"config.{name} is {fields!r}, not a mapping of its fields")
             needed = vars(sections[name]).keys() - _ADDED_FIELDS[name].split()
@@ -252,8 +246,6 @@ class Config(_Section):
                 raise UserError(f"config.{name} lacks {', '.join(sorted(missing))}")
             for field, value in fields.items():
                 setattr(sections[name], field, value)
-        if missing := sections.keys() - values.keys():
-            raise UserError(f"the config lacks {', '.join(sorted(missing))}")
         if recorded:
             for name in _ignored(config.optimizer):
                 setattr(config.optimizer, name, getattr(OptimizerConfig, name))
@@ -265,9 +257,7 @@ def _ignored(opt: OptimizerConfig) -> list[str]:
     return [name for name, optimizer in _ONLY_WITH.items() if opt.name != optimizer]
 
 
-def validate(config: Config) -> None:
-    """Raise a `UserError` that names a field, its value and the accepted values, if one is bad."""
-
+def _validate(config: Config) -> None:
     def require(holds: bool, path: str, right: str) -> None:
         if not holds:
             raise UserError(f"config.{path} is {values[path]!r:.80}; it must be {right}")
@@ -277,12 +267,7 @@ def validate(config: Config) -> None:
         rule, kind = field.metadata["rule"], type(field.default)
         is_kind = type(value) in (kind, int if kind is float else kind)
         require(is_kind and rule.accepts(value), path, rule.description)
-    opt = config.optimizer
-    require(
-        opt.final_learning_rate <= opt.learning_rate,
-        "optimizer.final_learning_rate",
-        f"at most learning_rate ({opt.learning_rate})",
-    )
+    opt, model, batch_size = config.optimizer, config.model, config.data.batch_size
     for name in _ignored(opt):
         default = getattr(OptimizerConfig, name)
         right = f"{default} with {opt.name}, which does not use it"
@@ -290,13 +275,10 @@ def validate(config: Config) -> None:
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")
-    require(
-        config.data.batch_size % config.train.accumulate_steps == 0,
-        "train.accumulate_steps",
-        f"a divisor of data.batch_size ({config.data.batch_size})",
-    )
-    require(
-        config.model.n_embd % config.model.n_head == 0,
-        "model.n_embd",
-        f"a multiple of n_head ({config.model.n_head})",
-    )
+    right = f"at most learning_rate ({opt.learning_rate})"
+    holds = opt.final_learning_rate <= opt.learning_rate
+    require(holds, "optimizer.final_learning_rate", right)
+    right = f"a divisor of data.batch_size ({batch_size})"
+    require(batch_size % config.train.accumulate_steps == 0, "train.accumulate_steps", right)
+    right = f"a multiple of n_head ({model.n_head})"
+    require(model.n_embd % model.n_head == 0, "model.n_embd", right)

@@ -28,7 +28,7 @@ def main() -> None:
     add("--json", action="store_true", help="print one JSON object per run")
     add("--memorization", action="store_true", help="find the longest copy of training text")
     add("--html", metavar="FILE", type=named, help="write a page with predictions and attention")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_args()
     if args.characters is not None and args.characters < 0:
         parser.error(f"--characters is {args.characters}; it must be 0 or more")
     workdirs = find_runs(args.runs + args.workdir)

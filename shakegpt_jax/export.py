@@ -11,28 +11,18 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.cli.command import import_extra, record_signal
 
-    parser = ArgumentParser(
-        "shakegpt export",
-        "Export a trained model to Hugging Face transformers, or as a page for a browser.",
-    )
+    description = "Export a trained model to Hugging Face transformers, or as a page for a browser."
+    parser = ArgumentParser("shakegpt export", description)
     parser.usage = f"{parser.prog} --output PATH [options]"
     parser.add_run()
     parser.add_step()
     add = parser.add_argument
-    add(
-        "--format",
-        choices=["hf", "html"],
-        default="hf",
-        help="hf (default): a folder for transformers; html: one file, a page with the model in it",
+    help_text = (
+        "hf (default): a folder for transformers; html: one file, a page with the model in it"
     )
-    add(
-        "--output",
-        type=named,
-        action=StoreOnce,
-        required=True,
-        metavar="PATH",
-        help="folder for transformers, or HTML file",
-    )
+    add("--format", choices=["hf", "html"], default="hf", help=help_text)
+    help_text = "folder for transformers, or HTML file"
+    add("--output", type=named, action=StoreOnce, required=True, metavar="PATH", help=help_text)
     add("--force", action="store_true", help="replace an earlier export")
     add("--float32", action="store_true", help="html: weights as they are, not in float16")
     args = parser.parse_args()

@@ -12,21 +12,14 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.cli.command import record_signal
 
-    parser = ArgumentParser(
-        "shakegpt import_model",
-        "Import a character-level GPT-2 of another tool into a run folder.",
-    )
+    description = "Import a character-level GPT-2 of another tool into a run folder."
+    parser = ArgumentParser("shakegpt import_model", description)
     parser.usage = f"{parser.prog} SOURCE [options]"
     add = parser.add_argument
     help_text = "nanoGPT's ckpt.pt, or a folder of Hugging Face transformers"
     add("source", type=named, metavar="SOURCE", help=help_text)
-    add(
-        "--workdir",
-        type=named,
-        action=StoreOnce,
-        default="runs/imported",
-        help="run folder to create (%(default)s)",
-    )
+    help_text = "run folder to create (%(default)s)"
+    add("--workdir", type=named, action=StoreOnce, default="runs/imported", help=help_text)
     help_text = "with ckpt.pt: the meta.pkl of its text, which has the characters"
     add("--meta", type=named, action=StoreOnce, metavar="FILE", help=help_text)
     args = parser.parse_args()

@@ -28,7 +28,7 @@ def main() -> None:
     add("--x", choices=X_AXES, help="horizontal axis: step (default), or seconds of training")
     add("--tensorboard", action="store_true", help="write event files into the run folders instead")
     add("--follow", action="store_true", help="with --tensorboard: until no run is training")
-    args = parser.parse_intermixed_args()
+    args = parser.parse_args()
     if args.follow and not args.tensorboard:
         parser.error("--follow goes with --tensorboard")
     if args.tensorboard and (args.output or args.x):
@@ -66,8 +66,7 @@ def main() -> None:
     configs, texts = {}, set()
     for run in runs if len(runs) > 1 else ():
         try:
-            reader = CheckpointReader(run)
-            metadata = reader.run_metadata(reader.find("latest"))
+            metadata = CheckpointReader(run).read("latest").metadata
         except UserError:  # none yet, or corrupt: the curves are there
             continue
         configs[names[run]] = metadata.config

@@ -2,46 +2,31 @@
 
 from shakegpt_jax.cli.command import run_command, use_compilation_cache
 
-_MOST = {"port": 65_535, "max_batch": 1_024, "max_queue": 100_000, "grace": 3_600}
-
 
 def main() -> None:
     """Parse the arguments and serve."""
-    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named, whole_number
     from shakegpt_jax.cli.command import import_extra
 
-    parser = ArgumentParser(
-        "shakegpt serve",
-        "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak.",
-    )
+    description = "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak."
+    parser = ArgumentParser("shakegpt serve", description)
     parser.add_run()
     parser.add_step()
     add = parser.add_argument
     add("--host", type=named, action=StoreOnce, default="127.0.0.1", help="(%(default)s)")
-    add("--port", type=int, default=8000, help="0: any that is free (%(default)s)")
-    add(
-        "--allow_host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name that browsers call this server by; repeatable",
-    )
-    add(
-        "--allow_origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="whose pages may use this server, such as https://example.org; repeatable",
-    )
-    add("--max_batch", type=int, default=64, help="texts to write at a time (%(default)s)")
-    add("--max_queue", type=int, default=256, help="texts to keep waiting (%(default)s)")
+    add("--port", type=whole_number(0, 65_535), default=8000, help="0: any free one (%(default)s)")
+    help_text = "name that browsers call this server by; repeatable"
+    add("--allow_host", action="append", default=[], metavar="NAME", help=help_text)
+    help_text = "whose pages may use this server, such as https://example.org; repeatable"
+    add("--allow_origin", action="append", default=[], metavar="ORIGIN", help=help_text)
+    kind, help_text = whole_number(1, 1_024), "texts to write at a time (%(default)s)"
+    add("--max_batch", type=kind, default=64, help=help_text)
+    kind, help_text = whole_number(0, 100_000), "texts to keep waiting (%(default)s)"
+    add("--max_queue", type=kind, default=256, help=help_text)
+    kind = whole_number(0, 3_600)
     help_text = "seconds for texts under way after Ctrl-C or SIGTERM (%(default)s)"
-    add("--grace", type=int, default=10, help=help_text)
+    add("--grace", type=kind, default=10, help=help_text)
     args = parser.parse_args()
-    for name, most in _MOST.items():
-        least = 1 if name == "max_batch" else 0
-        if not least <= (value := getattr(args, name)) <= most:
-            parser.error(f"--{name} is {value}; it must be from {least} to {most}")
     for package in ("msgspec", "starlette", "uvicorn"):
         import_extra(package, extra="serve")
 

@@ -386,8 +386,8 @@ def test_works_without_a_home_folder(monkeypatch):
 
 
 def test_dashes_are_underscores_in_names_of_options_alone(monkeypatch, run_main):
-    given = ["--top-k", "3", "--prompt-file=--a-b c-d", "--a-b c", "-x-y", "--", "--a-b"]
-    spelt = ["--top_k", "3", "--prompt_file=--a-b c-d", "--a-b c", "-x-y", "--", "--a-b"]
+    given = ["--top-k", "3", "--prompt-file=--a-b c-d", "--a-b c", "-x-y"]
+    spelt = ["--top_k", "3", "--prompt_file=--a-b c-d", "--a-b c", "-x-y"]
     monkeypatch.setattr(sys, "argv", ["shakegpt", *given])
     run_main(lambda: None)
     assert sys.argv == ["shakegpt", *spelt]

@@ -2,11 +2,13 @@ import dataclasses
 import functools
 import math
 import re
+import sys
+from collections.abc import Callable
 
 import jax
 import pytest
 
-from shakegpt_jax.cli.settings import near_fields, set_field
+from shakegpt_jax.cli.arguments import ConfigArgumentParser, near_fields
 from shakegpt_jax.config import Config
 from shakegpt_jax.configs import NAMES, load_config
 from shakegpt_jax.errors import UserError
@@ -49,23 +51,35 @@ def test_loads_the_config_of_the_first_release():
     assert Config.from_dict(first) == config
 
 
-def test_sets_fields_from_text():
-    config = Config()
-    for path, text, value in (
-        ("model.n_layer", "3", 3),
-        ("optimizer.eps", "1e-6", 1e-6),
-        ("data.path", "my text.txt", "my text.txt"),
-    ):
-        set_field(config, path, text)
-        assert {name: v for name, _, v in config.fields()}[path] == value
-    for path, text, message in (
-        ("model.n_layers", "3", "no config field model.n_layers; did you mean model.n_layer (num"),
-        ("xyz", "3", "no config field xyz; shakegpt train --help lists all"),
-        ("model.n_layer", "3.5", "n_layer is '3.5'; it must be a whole number from 1"),
-        ("optimizer.eps", "tiny", "optimizer.eps is 'tiny'; it must be above 0"),
+@pytest.fixture
+def parse(monkeypatch) -> Callable[..., Config]:
+    """Returns the config of a command line."""
+
+    def parse_arguments(*arguments: str) -> Config:
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        return ConfigArgumentParser("train").parse_config()[1]
+
+    return parse_arguments
+
+
+def test_sets_fields_from_text(parse):
+    values = {
+        "model.n_layer": 3,
+        "model.remat": True,
+        "optimizer.eps": 1e-6,
+        "data.path": "my text.txt",
+    }
+    given = [f"--config.{path}={value}" for path, value in values.items()]
+    assert parse(*given) == load_config("cpu").replace(values)
+    for argument, message in (
+        ("model.n_layers=3", "no option --config.model.n_layers; did you mean --config.model.n_l"),
+        ("xyz=3", "no option --config.xyz (--help"),
+        ("model.n_layer=3.5", "n_layer is '3.5'; it must be a whole number from 1"),
+        ("optimizer.eps=tiny", "optimizer.eps is 'tiny'; it must be above 0"),
+        ("model.remat=2", "model.remat is '2'; it must be True or False"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
-            set_field(config, path, text)
+            parse(f"--config.{argument}")
 
 
 @pytest.mark.parametrize(
@@ -94,12 +108,11 @@ def test_suggests_the_field_of_another_name(field, names):
     }
 
 
-def test_config_files_may_return_a_frozen_config(tmp_path):
+def test_config_files_may_return_a_frozen_config(tmp_path, parse):
     text = "from shakegpt_jax.config import Config\nget_config = Config().freeze\n"
     (tmp_path / "frozen.py").write_text(text)
-    config = load_config(str(tmp_path / "frozen.py"))
-    set_field(config, "model.n_layer", "3")
-    assert config.freeze() == Config().replace({"model.n_layer": 3})
+    config = parse(f"--config={tmp_path / 'frozen.py'}", "--config.model.n_layer=3")
+    assert config == Config().replace({"model.n_layer": 3})
 
 
 def test_frozen_config_refuses_assignment_and_hashes_by_value():
@@ -152,10 +165,13 @@ def test_config_survives_a_dict():
     assert Config.from_dict(older) == config
     whole = config.to_dict()
     for bad, message in (
-        (whole | {"modell": {"n_layer": 1}}, "unknown config section modell"),
+        (
+            whole | {"modell": {"n_layer": 1}},
+            "the sections model, .*, modell; they must be model, data",
+        ),
         (whole | {"model": whole["model"] | {"layers": 1}}, "no config field layers; valid fields"),
         (whole | {"mesh": {"data": 1}}, "config.mesh lacks fsdp"),
-        ({"mesh": whole["mesh"]}, "the config lacks data, model, optimizer, train"),
+        ({"mesh": whole["mesh"]}, "the config has the sections mesh; they must be"),
     ):
         with pytest.raises(UserError, match=message):
             Config.from_dict(bad)

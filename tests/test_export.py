@@ -86,7 +86,10 @@ def test_the_config_has_all_that_rebuilds_the_run(finished, lm, exported):
     assert RunMetadata.from_json(entry) == expected
     assert lm.checkpoint
     step = int(lm.checkpoint.name)
-    assert (entry["step"], entry["metrics"]) == (step, CheckpointReader(finished).metrics(step))
+    assert (entry["step"], entry["metrics"]) == (
+        step,
+        CheckpointReader(finished).read(step).metrics,
+    )
     shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "n_positions")}
     assert shape == {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 8}
     vocabulary = json.loads((exported / "tokenizer.json").read_text())["model"]["vocab"]
@@ -111,7 +114,7 @@ def test_the_weights_are_the_parameters_bit_for_bit(lm, exported):
 
 def test_the_card_has_the_figures_of_the_checkpoint(finished, lm, exported):
     card = (exported / "README.md").read_text()
-    metrics = CheckpointReader(finished).metrics(12)
+    metrics = CheckpointReader(finished).read(12).metrics
     for figure in (
         f"validation loss | {metrics['loss']:.4f} ± {metrics['standard_error']:.4f} nats",
         f"perplexity | {metrics['perplexity']:.3f} |",
@@ -203,7 +206,6 @@ def test_without_safetensors_it_says_what_to_install(finished, tmp_path, command
         (["--output=hf", "--output=gguf"], "--output is given twice"),
         (["--output=hf", "--step=7"], "no checkpoint of step 7; there are: [6, 12]"),
         (["--output=/dev/null/hf"], "/dev/null/hf is not a folder"),
-        (["--output=/proc/none/hf"], "cannot create /proc/none/hf"),
         (["--output=" + 300 * "x"], "(File name too long)"),
     ],
 )
@@ -212,6 +214,12 @@ def test_bad_arguments_end_in_one_line(finished, tmp_path, command, monkeypatch,
     code, out, err = command("export", "--workdir", finished, *arguments)
     assert (code, out) == (2, "") and reason in one_line(err)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_that_cannot_be_created_is_named(lm):
+    with pytest.raises(OSError, match="No such file") as raised:
+        export_folder(lm, "/proc/none/hf")
+    assert raised.value.filename == "/proc/none/hf"
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -224,16 +232,12 @@ class RotaryConfig(ModelConfig):
 def test_what_gpt_2_cannot_compute_is_refused(lm, tmp_path):
     rotary = dataclasses.replace(lm.config, model=RotaryConfig())
     model = GPT(rotary.model, lm.model.vocab_size)
-    without = {name: module for name, module in lm.params.items() if name != "wpe"}
-    block = {"block_0": lm.params["block_0"] | {"rotary": {"scale": np.ones(4)}}}
     nan = {"wpe": {"embedding": lm.params["wpe"]["embedding"].at[3, 2].set(np.nan)}}
     for changed, reason in (
         (
             {"config": rotary, "model": model},
             "config.model.rotary is False; GPT-2 does not support it",
         ),
-        ({"params": without}, "they differ in the parameter wpe.embedding"),
-        ({"params": lm.params | block}, "they differ in the parameter block_0.rotary.scale"),
         ({"params": lm.params | nan}, "wpe.embedding has values that are not finite"),
     ):
         with pytest.raises(UserError, match=reason):

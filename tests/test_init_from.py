@@ -133,8 +133,10 @@ def test_without_updates_the_loss_is_that_of_the_source(
     train(run_config.freeze(), tmp_path / "run")
     checkpoints = CheckpointReader(finished_copy)
     best = checkpoints.find("best")
-    loss = checkpoints.metrics(best)["loss"]
-    assert CheckpointReader(tmp_path / "run").metrics(12)["loss"] == pytest.approx(loss, rel=1e-6)
+    loss = checkpoints.read(best).metrics["loss"]
+    assert CheckpointReader(tmp_path / "run").read(12).metrics["loss"] == pytest.approx(
+        loss, rel=1e-6
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         f"starts from {finished_copy}/checkpoints/{best}",
@@ -202,7 +204,7 @@ def test_finds_another_checkpoint_if_training_replaces_one(other, finished_copy,
 @pytest.mark.slow
 def test_commands_use_the_wider_vocabulary(other, tmp_path):
     train(other.freeze(), tmp_path / "run")
-    expected = CheckpointReader(tmp_path / "run").metrics(12)["loss"]
+    expected = CheckpointReader(tmp_path / "run").read(12).metrics["loss"]
     assert select(tmp_path / "run", step=12).evaluate()["loss"] == pytest.approx(expected)
     lm = load(tmp_path / "run")
     corpus = lm.load_corpus()

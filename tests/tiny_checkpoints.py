@@ -31,8 +31,8 @@ def save(workdir: Path, steps: list[int], keep_latest: int = 9) -> None:
 def restore(workdir: Path, step: int) -> list[np.ndarray]:
     """Check the metadata of a checkpoint and return its arrays."""
     checkpoints = CheckpointReader(workdir)
-    assert checkpoints.run_metadata(step) == metadata()
-    assert checkpoints.metrics(step) == {"loss": 1.0 / step}
+    assert checkpoints.read(step).metadata == metadata()
+    assert checkpoints.read(step).metrics == {"loss": 1.0 / step}
     return jax.tree.leaves(checkpoints.restore(step, on_one_device(jax.eval_shape(lambda: ARRAYS))))
 
 

@@ -25,8 +25,6 @@ def write_digests(folder: Path) -> None:
 
 def listed_digests(folder: Path) -> dict[str, str]:
     """Return the digests by file name."""
-    if not (folder / DIGESTS).is_file():
-        raise CorruptCheckpointError(f"{folder / DIGESTS} is missing")
     listed = {}
     for line in (folder / DIGESTS).read_text(errors="replace").splitlines():
         if not (match := re.fullmatch(r"([0-9a-f]{64})  (\S+)", line)):
@@ -39,15 +37,14 @@ def listed_digests(folder: Path) -> dict[str, str]:
 
 def verify_digests(folder: Path, skip: Collection[str] = ()) -> None:
     """Check every listed file, except in the subfolders to skip. Other files are ignored."""
-    for name, digest in listed_digests(folder).items():
-        if name.split("/")[0] in skip:
-            continue
-        if not (folder / name).is_file():
-            raise CorruptCheckpointError(f"{folder / name} is missing")
-        if _digest(folder / name) != digest:
-            raise CorruptCheckpointError(
-                f"{folder / name} is corrupt: its SHA-256 differs from the one in {DIGESTS}"
-            )
+    try:
+        for name, digest in listed_digests(folder).items():
+            if name.split("/")[0] not in skip and _digest(folder / name) != digest:
+                raise CorruptCheckpointError(
+                    f"{folder / name} is corrupt: its SHA-256 differs from the one in {DIGESTS}"
+                )
+    except FileNotFoundError as error:
+        raise CorruptCheckpointError(f"{error.filename} is missing") from error
 
 
 def sync_to_disk(path: Path) -> None:

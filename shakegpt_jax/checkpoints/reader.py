@@ -67,8 +67,8 @@ class CheckpointReader:
         if step == "latest":
             return steps[-1]
         if step == "best":
-            losses = {step: found["loss"] for step in steps if (found := self.metrics(step))}
-            return min(losses, key=lambda step: losses[step]) if losses else steps[-1]
+            losses = {s: found["loss"] for s in steps if (found := self.read(s).metrics)}
+            return min(losses, key=losses.__getitem__) if losses else steps[-1]
         if step not in steps:
             raise UserError(f"no checkpoint of step {step}; there are: {steps}")
         return step
@@ -86,17 +86,8 @@ class CheckpointReader:
             raise UserError(f"cannot use the checkpoint {self.path(step)}: {error}") from error
         return SavedCheckpoint(step, self.path(step), metadata, metrics or {})
 
-    def run_metadata(self, step: int) -> RunMetadata:
-        """Return the run metadata of a checkpoint."""
-        return self.read(step).metadata
-
-    def metrics(self, step: int) -> Metrics:
-        """Return the validation metrics of a checkpoint; empty if it was saved without any."""
-        return self.read(step).metrics
-
     def has_optimizer_state(self, step: int) -> bool:
         """Return whether training can resume from a checkpoint."""
-        self.verify(step, skip=ARRAYS)
         return any(name.startswith("opt_state/") for name in listed_digests(self.path(step)))
 
     def read_stable(self, read: Callable[[], Result]) -> Result:
@@ -114,18 +105,15 @@ class CheckpointReader:
         try:
             verify_digests(self.path(step), skip)
         except CorruptCheckpointError as error:
-            intact = 0
-            for other in set(checkpoint_steps(self.workdir)) - {step}:
+            advice = "no other checkpoint is intact"
+            for other in checkpoint_steps(self.workdir):
                 with contextlib.suppress(CorruptCheckpointError, OSError):
                     verify_digests(self.path(other))
-                    intact = max(intact, other)
-            advice = (
-                f"the newest intact checkpoint is that of step {intact}; remove {self.path(step)} "
-                "to go on without this one"
-            )
-            raise CorruptCheckpointError(
-                f"{error}; {advice if intact else 'no other checkpoint is intact'}"
-            ) from error
+                    advice = (
+                        f"the newest intact checkpoint is that of step {other}; remove "
+                        f"{self.path(step)} to go on without this one"
+                    )
+            raise CorruptCheckpointError(f"{error}; {advice}") from error
         except OSError as error:  # not damage: it may be temporary, or a matter of permissions
             name = error.filename or self.path(step)
             raise UserError(f"cannot read {name}: {error.strerror}") from error

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from shakegpt_jax.errors import UserError
 CHECKPOINTS = "checkpoints"  # folder inside a run folder
 _METRICS = "metrics.jsonl"  # file inside a run folder
 _TRAIN_ONE = "train one: shakegpt train --config cpu"
+_RUNS = "runs"  # folder of runs, where the newest is looked for
 _DEPTH = 4  # of the search for runs
 
 
@@ -28,36 +29,37 @@ def checkpoint_steps(workdir: str | Path) -> list[int]:
     )
 
 
-def find_runs(workdirs: Sequence[str], runs: str = "runs", *, started: bool = False) -> list[Path]:
-    """Expand folders of runs to their runs, and nothing to the newest run; see `find_run`."""
-    found: list[Path] = []
-    for workdir in workdirs or [""]:
-        is_run = not workdir or _saved(workdir, started)
-        inside = [] if is_run else _runs_inside(workdir, started)
-        found += inside or [find_run(workdir, runs, started=started)]
-    return list({path.resolve(): path for path in found}.values())
-
-
-def find_run(workdir: str = "", runs: str = "runs", *, started: bool = False) -> Path:
-    """Return `workdir` if it is a run folder; if empty, the run below `runs` saved last.
+def find_runs(workdirs: Sequence[str], *, started: bool = False) -> list[Path]:
+    """Return the runs that folders are or hold; without folders, the newest run below "runs".
 
     With `started`, metrics make a run, before there is a checkpoint.
     """
-    if not workdir:
-        inside = _runs_inside(runs, started)
+    if not workdirs:
+        if not (inside := _runs_inside(_RUNS, started)):
+            raise UserError(f"no run found under {_RUNS}/; {_TRAIN_ONE}")
+        return [max(inside, key=lambda run: max(map(os.path.getmtime, _records(run, started))))]
+    found: list[Path] = []
+    for workdir in workdirs:
+        if not os.path.isdir(workdir):  # Path.is_dir raises for names that are too long
+            raise UserError(f"no such run folder: {workdir}; {_remedy(workdir)}")
+        is_run = _records(Path(workdir), started)
+        inside = [Path(workdir)] if is_run else _runs_inside(workdir, started)
         if not inside:
-            raise UserError(f"no run found under {runs}/; {_TRAIN_ONE}")
-        return max(inside, key=lambda run: max(map(_time, _saved(run, started)), default=0))
-    if not os.path.isdir(workdir):  # Path.is_dir raises for names that are too long
-        raise UserError(f"no such run folder: {workdir}; {_remedy(workdir)}")
-    if _saved(workdir, started):
-        return Path(workdir)
-    if inside := _runs_inside(workdir, started):
-        names = ", ".join(str(path.relative_to(workdir)) for path in inside[:20])
-        more = f" and {len(inside) - 20} more" if len(inside) > 20 else ""
-        raise UserError(f"{workdir} is a folder of runs ({names}{more}); give one of them")
-    missing = "metrics" if started else "checkpoints"
-    raise UserError(f"{workdir} is not a run folder: it holds no {missing}; {_remedy(workdir)}")
+            missing = "metrics" if started else "checkpoints"
+            raise UserError(
+                f"{workdir} is not a run folder: it holds no {missing}; {_remedy(workdir)}"
+            )
+        found += inside
+    return list({path.resolve(): path for path in found}.values())
+
+
+def find_run(workdir: str = "") -> Path:
+    """Return `workdir` if it is a run folder; if empty, the newest run below "runs"."""
+    found = find_runs([workdir] if workdir else [])
+    if workdir and found != [Path(workdir)]:
+        names = ", ".join(str(path.relative_to(workdir)) for path in found)
+        raise UserError(f"{workdir} is a folder of runs ({names:.500}); give one of them")
+    return found[0]
 
 
 def short_names(workdirs: Iterable[str]) -> dict[str, str]:
@@ -77,53 +79,33 @@ def shared_folder(workdirs: Iterable[str]) -> Path:
     return Path(shared if relative.startswith(os.pardir) else relative)
 
 
-def _saved(workdir: str | Path, started: bool) -> list[Path]:
-    """Return what makes a folder a run: its checkpoints, and for `started` its metrics."""
-    folder = Path(workdir)
-    checkpoints = [folder / CHECKPOINTS / str(step) for step in checkpoint_steps(folder)]
-    return checkpoints + ([folder / _METRICS] if started and (folder / _METRICS).is_file() else [])
-
-
-def _time(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:  # training has replaced the checkpoint
-        return 0
+def _records(run: Path, started: bool) -> list[Path]:
+    """Return what makes a folder a run, and is written again whenever the run is saved."""
+    checkpoints = [run / CHECKPOINTS] if checkpoint_steps(run) else []
+    return checkpoints + ([run / _METRICS] if started and (run / _METRICS).is_file() else [])
 
 
 def _runs_inside(folder: str, started: bool) -> list[Path]:
-    return [path for path in _folders_inside(Path(folder), _DEPTH) if _saved(path, started)]
+    """List the runs below a folder, also those behind links, which are not searched further."""
+    found = []
+    for root, names, _ in os.walk(folder):
+        path = Path(root)
+        skipped = CHECKPOINTS if checkpoint_steps(path) else "."
+        names[:] = [name for name in names if name[0] != "." and name != skipped]
+        found += [path / name for name in names if _records(path / name, started)]
+        if len(path.relative_to(folder).parts) == _DEPTH - 1:
+            names.clear()
+    return sorted(found)
 
 
-def _folders_inside(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield folders below a folder, in order. Those behind links are not searched further."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:  # it is missing or not readable
-        return
-    for entry in entries:
-        path, is_link = folder / entry.name, entry.is_symlink()
-        if not (os.path.isdir(path) if is_link else entry.is_dir()):
-            continue
-        if not entry.name.startswith(".") and not _holds_checkpoints(path):
-            yield path
-            if depth > 1 and not is_link:
-                yield from _folders_inside(path, depth - 1)
-
-
-def _holds_checkpoints(folder: Path) -> bool:
-    return folder.name == CHECKPOINTS and bool(checkpoint_steps(folder.parent))
-
-
-def _remedy(path: str) -> str:
+def _remedy(folder: str) -> str:
     """Say what to do about a path that is not a run folder."""
-    inside = Path(path).parts
-    if CHECKPOINTS in inside[-2:]:
-        run = Path(*inside[: -1 - inside[::-1].index(CHECKPOINTS)])
-        if checkpoint_steps(run):
-            return f"it is part of the run {run}; give that"
-    if path.endswith(".pt") or os.path.isfile(os.path.join(path, "config.json")):
-        return f"import it first: shakegpt import_model {shlex.quote(path)}"
+    path = Path(folder)
+    for inside in (path, path.parent):
+        if inside.name == CHECKPOINTS and checkpoint_steps(inside.parent):
+            return f"it is part of the run {inside.parent}; give that"
+    if path.suffix == ".pt" or os.path.isfile(path / "config.json"):
+        return f"import it first: shakegpt import_model {shlex.quote(folder)}"
     return _TRAIN_ONE
 
 
@@ -140,24 +122,15 @@ class RunMetadata:
 
     def to_json(self) -> dict[str, Any]:
         """Return the metadata as a JSON object."""
-        return {
-            "format_version": _FORMAT_VERSION,
-            "config": self.config.to_dict(),
-            "vocabulary": self.vocabulary,
-            "text_sha256": self.text_sha256,
-        }
+        return {"format_version": _FORMAT_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, metadata: Any) -> Self:
         """Read the result of `to_json`, and check it."""
         version = metadata.get("format_version") if isinstance(metadata, dict) else None
-        if type(version) is int and version > _FORMAT_VERSION:
-            raise UserError(
-                f"it has format version {version}, and this version reads up to "
-                f"{_FORMAT_VERSION}; upgrade shakegpt_jax"
-            )
         if type(version) is not int or version != _FORMAT_VERSION:
-            raise UserError(f"its format_version is {version!r}, not {_FORMAT_VERSION}")
+            right = f"this shakegpt_jax reads {_FORMAT_VERSION}, a newer one may read more"
+            raise UserError(f"its format_version is {version!r}; {right}")
         config = Config.from_dict(metadata.get("config"), recorded=True)
         vocabulary, digest = metadata.get("vocabulary"), metadata.get("text_sha256")
         if not vocabulary or not isinstance(vocabulary, str):

@@ -3,23 +3,45 @@
 import argparse
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shakegpt_jax.cli.settings import near_fields, set_field
 from shakegpt_jax.config import Config
 from shakegpt_jax.configs import NAMES, load_config
 from shakegpt_jax.errors import UserError
+
+# What other programs call a field; names that are spelt alike are found without this table.
+_SYNONYMS = {
+    "n_layer": "depth num_hidden_layers",
+    "n_embd": "width dim d_model hidden hidden_size embed_dim",
+    "block_size": "context context_length ctx n_ctx seq_len sequence_length window",
+    "compute_dtype": "dtype precision",
+    "path": "data text file dataset",
+    "batch_size": "batch bs",
+    "name": "optimizer",
+    "learning_rate": "lr max_lr",
+    "final_learning_rate": "min_lr final_lr",
+    "decay": "schedule scheduler lr_schedule",
+    "b1": "beta1 momentum",
+    "b2": "beta2",
+    "eps": "epsilon",
+    "clip_norm": "grad_clip max_grad_norm",
+    "weight_decay": "wd",
+    "accumulate_steps": "grad_accum",
+    "num_steps": "steps iters max_iters iterations epochs",
+}
+_BOOLEANS = {"true": True, "false": False}
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser whose errors are `UserError`s, with arguments that commands share."""
 
     _example = ""  # of an option, for a value that stands alone
+    _has_runs = False  # options may come between them
 
     def __init__(self, prog: str, description: str = "", **options: Any):
-        options |= {"usage": f"{prog} [options]", "description": description}
-        super().__init__(prog, allow_abbrev=False, **options)
+        super().__init__(prog, f"{prog} [options]", description, allow_abbrev=False, **options)
 
     def add_run(self) -> None:
         """Add --workdir: which trained run."""
@@ -29,6 +51,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def add_runs(self) -> None:
         """Add RUN and --workdir: which trained runs."""
+        self._has_runs = True
         self.usage = f"{self.prog} [RUN ...] [options]"
         help_text = "the same as --workdir RUN"
         self.add_argument("runs", metavar="RUN", nargs="*", type=named, help=help_text)
@@ -42,40 +65,26 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def add_processes(self) -> None:
         """Add --distributed and what describes this process of several."""
-        group = self.add_argument_group("several processes")
-        add = group.add_argument
-        add(
-            "--distributed",
-            action="store_true",
-            help="train with all processes that SLURM or Open MPI has started",
-        )
+        add = self.add_argument_group("several processes").add_argument
+        help_text = "train with all processes that SLURM or Open MPI has started"
+        add("--distributed", action="store_true", help=help_text)
         add("--coordinator_address", metavar="HOST:PORT", help="of process 0, without a launcher")
         add("--num_processes", metavar="N", type=int, help="how many, without a launcher")
         add("--process_id", metavar="I", type=int, help="this one, from 0, without a launcher")
-        add(
-            "--heartbeat_seconds",
-            metavar="SECONDS",
-            type=_heartbeat,
-            default=30,
-            help="after how long without a sign a process is lost (30)",
-        )
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse all arguments."""
-        return self._complete(*self.parse_known_args(args, namespace))
-
-    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse all arguments, options also between those without a name."""
-        return self._complete(*self.parse_known_intermixed_args(args, namespace))
+        kind = whole_number(5, 3_600)
+        help_text = "after how long without a sign a process is lost (30)"
+        add("--heartbeat_seconds", metavar="SECONDS", type=kind, default=30, help=help_text)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
         raise UserError(f"{message} (--help lists the arguments)")
 
-    def _complete(self, args: argparse.Namespace, unknown: list[str]) -> argparse.Namespace:
-        """Return the arguments, or say what the first unknown one may mean."""
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all arguments, or say what the first unknown one may mean."""
+        parse = self.parse_known_intermixed_args if self._has_runs else self.parse_known_args
+        parsed, unknown = parse(args, namespace)
         if not unknown:
-            return args
+            return parsed
         option = unknown[0].partition("=")[0]
         if not option.startswith("-"):
             example = self._example and f"; a value follows an option, as in {self._example}"
@@ -84,7 +93,7 @@ class ArgumentParser(argparse.ArgumentParser):
         known = re.findall(r"^ +(?:-h, )?--(\w+)(?!\S)", self.format_help(), re.MULTILINE)
         near = [each for each in known if each.startswith(name)]
         near = near or difflib.get_close_matches(name, known, n=1)
-        if not near and "config" in known:
+        if "config" in known and (not near or "." in name):
             near = [f"config.{field}" for field in near_fields(name)]
         advice = f"; did you mean --{' or --'.join(near)}?" if near else ""
         self.error(f"no option {option}{advice}")
@@ -108,18 +117,32 @@ class ConfigArgumentParser(ArgumentParser):
         config = load_config(source)
         self._example = "--config cpu"
         group = self.add_argument_group("config fields, with the values of the config")
-        for name, field, value in config.fields():
+        for path, field, value in config.fields():
             meaning = f"{field.metadata['meaning']} ({value!r})".replace("%", "%%")
-            group.add_argument(f"--config.{name}", metavar="VALUE", help=meaning)
-        args, unknown = self.parse_known_args()
-        for argument in unknown:
-            if argument.startswith("--config."):
-                set_field(config, argument.removeprefix("--config.").partition("=")[0], "")
-        self._complete(args, unknown)
-        for name, _, _ in config.fields():
-            if (text := vars(args)[f"config.{name}"]) is not None:
-                set_field(config, name, text)
-        return args, config.freeze(), Path(source).stem
+            group.add_argument(f"--config.{path}", metavar="VALUE", help=meaning)
+        args = self.parse_args()
+        changes = {}
+        for path, field, _ in config.fields():
+            if (text := vars(args)[f"config.{path}"]) is None:
+                continue
+            kind: Any = type(field.default)
+            try:
+                changes[path] = _BOOLEANS[text.lower()] if kind is bool else kind(text)
+            except (KeyError, ValueError) as error:
+                right = field.metadata["rule"].description
+                raise UserError(f"config.{path} is {text!r}; it must be {right}") from error
+        return args, config.replace(changes), Path(source).stem
+
+
+def near_fields(path: str) -> list[str]:
+    """Return the fields that an unknown path may mean: by name, by synonym, by spelling."""
+    meant: dict[str, list[str]] = {}
+    for each, field, _ in Config().fields():
+        for word in (field.name, *_SYNONYMS.get(field.name, "").split()):
+            meant.setdefault(word, []).append(each)
+    name = path.rpartition(".")[2].lower()
+    words = [name] if name in meant else difflib.get_close_matches(name, meant, n=1)
+    return [each for word in words for each in meant[word]]
 
 
 class StoreOnce(argparse.Action):
@@ -144,10 +167,16 @@ def named(text: str) -> str:
     return text
 
 
-def _heartbeat(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 5 <= int(text) <= 3_600):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 5 to 3600")
-    return int(text)
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return an argparse type that accepts whole numbers from `least` to `most`."""
+
+    def convert(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            right = f"a whole number from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {right}")
+        return int(text)
+
+    return convert
 
 
 def _step(text: str) -> int | str:

@@ -24,6 +24,8 @@ from shakegpt_jax.errors import DivergedError, SaveError, StoppedBySignalError, 
 
 STARTED = time.perf_counter()  # about when the process started
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def use_compilation_cache() -> None:
     """Cache compiled programs, unless JAX_COMPILATION_CACHE_DIR says where, or "" for nowhere."""
@@ -61,8 +63,11 @@ def run_command(main: Callable[[], None]) -> NoReturn:
 
     Options may be spelt with dashes instead of underscores.
     """
-    exit_on_signal()
-    sys.argv[1:] = _with_underscores(sys.argv[1:])
+    # Python's own KeyboardInterrupt is printed and ignored if it is raised inside a callback, such
+    # as those that JAX registers with the garbage collector.
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
+    sys.argv[1:] = map(_with_underscores, sys.argv[1:])
     os.environ.pop("JAX_ENABLE_X64", None)  # every figure is in float32 or int32
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # closed by the shell
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
@@ -93,15 +98,10 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _with_underscores(arguments: list[str]) -> list[str]:
-    """Spell the names of options as they are declared: --top_k for --top-k, and --top-k=5."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    option = re.compile(r"\A--[a-z][\w.-]*(?=\Z|=)")
-    spelt = [
-        option.sub(lambda name: f"--{name[0][2:].replace('-', '_')}", argument, count=1)
-        for argument in arguments[:end]
-    ]
-    return spelt + arguments[end:]
+def _with_underscores(argument: str) -> str:
+    """Spell the name of an option as it is declared: --top_k for --top-k, and --top-k=5."""
+    option = re.compile(r"\A--([a-z][\w.-]*)(?=\Z|=)")
+    return option.sub(lambda found: f"--{found[1].replace('-', '_')}", argument, count=1)
 
 
 def _describe(error: Exception) -> str | None:
@@ -127,19 +127,6 @@ def _describe(error: Exception) -> str | None:
 def _discard_output() -> None:
     """Redirect standard output to os.devnull, so that the flush at exit cannot fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def exit_on_signal() -> None:
-    """From now on, exit silently with 128 plus its number if a signal arrives.
-
-    Python's own KeyboardInterrupt is printed and ignored if it is raised inside a callback, such
-    as those that JAX registers with the garbage collector.
-    """
-    for number in _SIGNALS:
-        signal.signal(number, lambda number, frame: os._exit(128 + number))
 
 
 class StopSignal:

@@ -23,8 +23,6 @@ def load_config(name: str) -> Config:
         right = f"give a Python file or one of {', '.join(NAMES)}"
         if Path(f"{name}.py").is_file():
             right = f"did you mean {name}.py?"
-        elif Path(name).stem in NAMES:
-            right = f"the package's own is --config {Path(name).stem}"
         raise UserError(f"the config {name!r} {problem}; {right}")
     try:
         get_config = runpy.run_path(path).get("get_config")  # leaves no __pycache__ behind
@@ -33,12 +31,8 @@ def load_config(name: str) -> Config:
         reason = str(error).strip().split("\n")[-1]
         message = f"cannot load the config {path}: {type(error).__name__}: {reason}"
         raise UserError(message) from error
-    if not callable(get_config):
-        raise UserError(f"the config {path} does not define get_config()")
-    if not isinstance(config, Config):
-        raise UserError(f"get_config() of {path} must return a shakegpt_jax.config.Config")
-    for name, default in vars(Config()).items():
-        if not isinstance(section := getattr(config, name), type(default)):
-            right = f"must be of type {type(default).__name__}"
-            raise UserError(f"config.{name} of {path} is {section!r}; it {right}")
+    kinds = [type(section) for section in Config().sections.values()]
+    if not isinstance(config, Config) or [*map(type, config.sections.values())] != kinds:
+        right = "a shakegpt_jax.config.Config with its sections"
+        raise UserError(f"the config {path} must define get_config(), which returns {right}")
     return config.copy()

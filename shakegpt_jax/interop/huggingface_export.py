@@ -38,26 +38,22 @@ def check_output(output: str, *, force: bool) -> Path:
         UserError: if something other than an export is there, or an export without `force`.
     """
     folder = Path(os.path.realpath(os.path.expanduser(output)))
+    right = "choose another --output"
     try:
         names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
         return folder
     except OSError as error:
-        right = "choose another --output"
         raise UserError(f"{output} is not a folder ({error.strerror}); {right}") from error
-    if others := sorted(names - _FILES if _is_export(folder) else names):
-        right = "choose another --output"
+    try:
+        is_export = ENTRY in json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, TypeError):
+        is_export = False
+    if others := sorted(names - _FILES if is_export else names):
         raise UserError(f"{output} holds {others[0]}, which no export wrote; {right}")
     if names and not force:
         raise UserError(f"{output} holds an export already; --force replaces it")
     return folder
-
-
-def _is_export(folder: Path) -> bool:
-    try:
-        return ENTRY in json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
 
 
 def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dict[str, int]:
@@ -69,8 +65,9 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
         The size of each file in bytes, by name.
 
     Raises:
-        UserError: if safetensors is missing, the folder cannot be written, the model is not a
-            GPT-2 or not finite, or UTF-8 lacks a character of its vocabulary.
+        UserError: if safetensors is missing, something else is there, the model is not a GPT-2 or
+            not finite, or UTF-8 lacks a character of its vocabulary.
+        OSError: if the folder cannot be written.
     """
     safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
@@ -78,21 +75,18 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
     contents = _json_files(lm, hashlib.sha256(weights).hexdigest())
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
     texts["README.md"] = model_card(lm, folder.name)
-    try:
+    with os_errors_name(output):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
-    except OSError as error:
-        raise UserError(f"cannot create {output}: {error.strerror}") from error
-    with os_errors_name(output), beside as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        new.mkdir()
-        for name, text in texts.items():
-            (new / name).write_text(text, encoding="utf-8", errors="replace")
-        (new / WEIGHTS).write_bytes(weights)
-        sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()
+            for name, text in texts.items():
+                (new / name).write_text(text, encoding="utf-8", errors="replace")
+            (new / WEIGHTS).write_bytes(weights)
+            sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
+            if folder.exists():
+                folder.rename(Path(temporary, "old"))
+            new.rename(folder)
     return sizes
 
 
@@ -112,14 +106,34 @@ def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, A
     if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
     metadata = RunMetadata(without_folders(lm.config), vocabulary, lm.text_sha256)
+    model = lm.config.model
     entry = {"metrics": lm.metrics, "step": lm.step, "weights_sha256": weights_sha256}
     return {
-        CONFIG: _gpt2_config(lm) | {ENTRY: metadata.to_json() | entry},
+        CONFIG: {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": len(vocabulary),
+            "n_positions": model.block_size,
+            "n_embd": model.n_embd,
+            "n_layer": model.n_layer,
+            "n_head": model.n_head,
+            "activation_function": ACTIVATIONS[model.activation],
+            "layer_norm_epsilon": LAYER_NORM_EPSILON,
+            "initializer_range": model.init_stddev,
+            "embd_pdrop": model.dropout,
+            "resid_pdrop": model.dropout,
+            "attn_pdrop": 0.0,
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "dtype": "float32",
+            ENTRY: metadata.to_json() | entry,
+        },
         _GENERATION: {
             "do_sample": True,
             "temperature": TEMPERATURE,
             "top_k": 0,  # without it, transformers samples from the 50 most probable characters
-            "max_length": lm.config.model.block_size,
+            "max_length": model.block_size,
         },
         "tokenizer.json": tokenizer_json(vocabulary),
         _TOKENIZATION: {
@@ -127,34 +141,11 @@ def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, A
             "tokenizer_class": "PreTrainedTokenizerFast",
             # Otherwise it would pass token_type_ids, which GPT-2 adds to the embeddings.
             "model_input_names": ["input_ids", "attention_mask"],
-            "model_max_length": lm.config.model.block_size,
+            "model_max_length": model.block_size,
             "padding_side": "left",
             "truncation_side": "left",
             "clean_up_tokenization_spaces": False,
         },
-    }
-
-
-def _gpt2_config(lm: LanguageModel) -> dict[str, Any]:
-    model = lm.config.model
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": lm.tokenizer.vocab_size,
-        "n_positions": model.block_size,
-        "n_embd": model.n_embd,
-        "n_layer": model.n_layer,
-        "n_head": model.n_head,
-        "activation_function": ACTIVATIONS[model.activation],
-        "layer_norm_epsilon": LAYER_NORM_EPSILON,
-        "initializer_range": model.init_stddev,
-        "embd_pdrop": model.dropout,
-        "resid_pdrop": model.dropout,
-        "attn_pdrop": 0.0,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "dtype": "float32",
     }
 
 

@@ -141,7 +141,7 @@ class TrainingRun:
         tokenizer, val_ids = trainer.corpus.tokenizer, trainer.corpus.val_ids
         self.prompt = choose_prompt(tokenizer.vocabulary, tokenizer.decode(val_ids[:1_000]))
         self.step = 0
-        known = [checkpoints.metrics(step) for step in checkpoints.steps]
+        known = [checkpoints.read(step).metrics for step in checkpoints.steps]
         self.lowest_loss = min((each["loss"] for each in known if each), default=math.inf)
         self.stopped = 0  # number of a signal that a process has received
 
@@ -158,7 +158,7 @@ class TrainingRun:
     def start(self, started: float, source: SavedCheckpoint | None = None) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         note, n_step = self.progress.note, self.config.num_steps
-        self.step = self.checkpoints.latest_step
+        self.step = max(self.checkpoints.steps, default=0)
         if self.step:
             self.trainer.restore(self.checkpoints, self.step)
             verb = "has finished" if self.finished else "resumes"
@@ -188,7 +188,7 @@ class TrainingRun:
             with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
                 self.metrics.flush()
         self.checkpoints.wait()
-        if self.step > self.checkpoints.latest_step:
+        if self.step > max(self.checkpoints.steps, default=0):
             metrics = evaluation.to_dict() if evaluation else None
             self.trainer.save(self.checkpoints, self.step, metrics)
 
