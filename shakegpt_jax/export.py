@@ -32,8 +32,8 @@ def main() -> None:
 
     from shakegpt_jax.inference.language_model import load
     from shakegpt_jax.interop.huggingface_export import check_output, export_folder
-    from shakegpt_jax.web.offline_page import export_page
     from shakegpt_jax.web.page import check_page_path
+    from shakegpt_jax.web.prompt_page import export_page
 
     if html:  # these checks come before loading, which takes longer
         check_page_path(args.output, replace=args.force)

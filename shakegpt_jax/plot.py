@@ -43,7 +43,7 @@ def main() -> None:
 
     if args.tensorboard:
         from shakegpt_jax.reporting.tensorboard import EventFile
-        from shakegpt_jax.training.resume import is_locked
+        from shakegpt_jax.training.start import is_locked
 
         files = [EventFile(run) for run in runs.values()]
         for file in files:

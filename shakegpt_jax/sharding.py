@@ -1,4 +1,4 @@
-"""Device mesh, and arrays on it.
+"""Device mesh and arrays on it, peak speed of devices, and dispatch ahead of them.
 
 The mesh has three axes. The batch is sharded over `data` and `fsdp`. Parameters and optimizer state
 are sharded over `fsdp` (Rajbhandari et al. 2020, ZeRO stage 3), and the blocks' matrices also over
@@ -6,9 +6,11 @@ are sharded over `fsdp` (Rajbhandari et al. 2020, ZeRO stage 3), and the blocks'
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -130,3 +132,33 @@ def _mesh(devices: list[jax.Device], *sizes: int) -> Mesh:
     # Linen modules do not support explicit axes. jax.make_mesh refuses devices of several hosts.
     auto = (AxisType.Auto,) * len(sizes)
     return Mesh(np.array(devices).reshape(sizes), _AXES, axis_types=auto)
+
+
+T = TypeVar("T")
+
+
+def one_ahead(results: Iterable[T]) -> Iterator[T]:
+    """Yield each result after the next one; `next(results)` dispatches work and does not wait."""
+    for result, _ in itertools.pairwise(itertools.chain(results, [None])):
+        yield result  # type: ignore[misc]  # the padding None is never yielded
+
+
+def in_background(function: Callable[..., T], *arguments: Iterable[Any]) -> Iterator[T]:
+    """Map a function as `map` does, in a thread that computes the next result ahead.
+
+    The thread of the caller draws the arguments, those of one call ahead of the result.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        calls = zip(*arguments, strict=False)
+        for future in one_ahead(thread.submit(function, *each) for each in calls):
+            yield future.result()
+
+
+# Dense bfloat16 matmul peaks in FLOP/s, from the vendors' data sheets.
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Return the bfloat16 peak of a kind of device in FLOP/s, or None if it is not known."""
+    words = device_kind.replace("-", " ").split()
+    return next((_PEAK_FLOPS[word] for word in words if word in _PEAK_FLOPS), None)

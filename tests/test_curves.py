@@ -9,7 +9,7 @@ import pytest
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting import curves
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
-from shakegpt_jax.training.resume import is_locked, run_lock
+from shakegpt_jax.training.start import is_locked, run_lock
 
 PNG = b"\x89PNG"
 

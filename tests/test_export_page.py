@@ -16,8 +16,7 @@ from fakes import SmallFiles, one_line, with_new_field
 import shakegpt_jax
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.web import offline_page
-from shakegpt_jax.web.offline_page import export_page, model_data
-from shakegpt_jax.web.serving_page import page_facts
+from shakegpt_jax.web.prompt_page import export_page, model_data, page_facts
 
 
 @pytest.fixture(scope="session")

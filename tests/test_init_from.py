@@ -24,9 +24,8 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.evaluation import select
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.sharding import gather, make_mesh
-from shakegpt_jax.training.init_from import find_pretrained, load_params
-from shakegpt_jax.training.resume import recorded_config
 from shakegpt_jax.training.run import train
+from shakegpt_jax.training.start import find_pretrained, load_params, recorded_config
 from shakegpt_jax.training.step import make_chunk
 from shakegpt_jax.training.trainer import Trainer
 

@@ -10,8 +10,7 @@ import pytest
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.model import attention, gpt
 from shakegpt_jax.model.attention import attend, attend_causally, cudnn_attends
-from shakegpt_jax.model.flops import train_flops_per_character
-from shakegpt_jax.model.gpt import GPT, KVCache, init_cache, init_params
+from shakegpt_jax.model.gpt import GPT, KVCache, init_cache, init_params, train_flops_per_character
 from shakegpt_jax.model.layers import Dropout, cast_blocks
 
 VOCAB = 65

@@ -14,9 +14,8 @@ import shakegpt_jax
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.sampling import Sampling, sample_token
 from shakegpt_jax.model.gpt import GPT, init_params
-from shakegpt_jax.web.offline_page import model_data
 from shakegpt_jax.web.page import bundle, encode_array
-from shakegpt_jax.web.serving_page import page_facts
+from shakegpt_jax.web.prompt_page import model_data, page_facts
 
 pytestmark = pytest.mark.slow
 

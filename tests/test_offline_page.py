@@ -11,7 +11,7 @@ import pytest
 from browser import chromium, click, console_errors, fill, go_offline, written
 
 import shakegpt_jax
-from shakegpt_jax.web.offline_page import export_page
+from shakegpt_jax.web.prompt_page import export_page
 
 pytestmark = pytest.mark.slow
 

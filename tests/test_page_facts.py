@@ -12,7 +12,7 @@ import shakegpt_jax
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.serving import api
 from shakegpt_jax.web.page import bundle
-from shakegpt_jax.web.serving_page import LIMITS, page_facts, serving_page
+from shakegpt_jax.web.prompt_page import LIMITS, page_facts, serving_page
 
 
 @pytest.fixture(scope="module")

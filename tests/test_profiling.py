@@ -3,8 +3,9 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
+from shakegpt_jax.model.gpt import train_flops_per_character
 from shakegpt_jax.profiling import measurements
+from shakegpt_jax.sharding import peak_flops
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from fakes import SmallFiles
 
 from shakegpt_jax.reporting.tensorboard import EventFile
-from shakegpt_jax.training.resume import run_lock
+from shakegpt_jax.training.start import run_lock
 
 ROOT = Path(__file__).parent.parent
 

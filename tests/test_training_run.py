@@ -28,8 +28,8 @@ from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.optimizer import make_schedule
-from shakegpt_jax.training.resume import is_locked, run_lock
 from shakegpt_jax.training.run import train
+from shakegpt_jax.training.start import is_locked, run_lock
 from shakegpt_jax.training.step import make_chunk, window_starts
 from shakegpt_jax.training.trainer import Trainer, check_memory, memory_limit
 

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.inference.decoding import decode, decode_drafted, prefill, start_drafting
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.model.layers import cast_blocks
+from shakegpt_jax.sharding import one_ahead
 
 # Characters per dispatch, and per streamed piece. Small models (fewer parameters than _SMALL_MODEL)
 # use longer chunks: dispatch overhead would otherwise take a third of their time.

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shakegpt_jax.dispatch import one_ahead
 from shakegpt_jax.inference.sampling import as_integer, require
 from shakegpt_jax.model.attention import attend
 from shakegpt_jax.model.gpt import GPT, QKV
 from shakegpt_jax.reporting.metrics import Evaluation
-from shakegpt_jax.sharding import batch_devices, constrain, shard_batch
+from shakegpt_jax.sharding import batch_devices, constrain, one_ahead, shard_batch
 
 # Characters per batch and device. On a CPU, activations that fit the cache are three times faster
 # than those of a batch 16 times larger.

@@ -19,8 +19,7 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.interop.gpt2 import ACTIVATIONS, HEAD, gpt2_names
-from shakegpt_jax.interop.huggingface_tokenizer import tokenizer_json
+from shakegpt_jax.interop.gpt2 import ACTIVATIONS, HEAD, gpt2_names, tokenizer_json
 from shakegpt_jax.interop.model_card import model_card
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 

@@ -15,9 +15,8 @@ from shakegpt_jax.checkpoints.reader import Metrics, is_valid_metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.gpt2 import ACTIVATIONS, BUFFERS, HEAD, read_params
+from shakegpt_jax.interop.gpt2 import ACTIVATIONS, BUFFERS, HEAD, read_characters, read_params
 from shakegpt_jax.interop.huggingface_export import CONFIG, ENTRY, WEIGHTS, without_folders
-from shakegpt_jax.interop.huggingface_tokenizer import read_characters
 from shakegpt_jax.interop.imported_run import ImportedModel, foreign_metadata, is_step
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 

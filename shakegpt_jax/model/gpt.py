@@ -246,3 +246,12 @@ def init_params(model: GPT, key: jax.Array) -> Any:
 def abstract_params(config: ModelConfig, vocab_size: int) -> Any:
     """Return the parameters of a model as a pytree of `ShapeDtypeStruct`."""
     return jax.eval_shape(lambda: init_params(GPT(config, vocab_size), jax.random.key(0)))
+
+
+def train_flops_per_character(config: ModelConfig, vocab_size: int) -> float:
+    """Count the FLOPs of both passes: 6 per weight, and attention over a whole window.
+
+    So counted by Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    weights = config.n_layer * 12 * config.n_embd**2 + vocab_size * config.n_embd
+    return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size

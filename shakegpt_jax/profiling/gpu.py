@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.model.flops import peak_flops
+from shakegpt_jax.sharding import peak_flops
 
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.web.serving_page import LIMITS
+from shakegpt_jax.web.prompt_page import LIMITS
 
 # Limits of one request.
 MAX_BODY = 2**20  # bytes

@@ -18,14 +18,15 @@ from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError
 from shakegpt_jax.inference.language_model import choose_prompt
-from shakegpt_jax.model.flops import train_flops_per_character
+from shakegpt_jax.model.gpt import train_flops_per_character
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.sharding import make_mesh
-from shakegpt_jax.training.init_from import describe, find_pretrained
-from shakegpt_jax.training.resume import (
+from shakegpt_jax.training.start import (
     check_resumable,
+    describe,
+    find_pretrained,
     lock_path,
     recorded_config,
     run_lock,

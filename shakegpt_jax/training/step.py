@@ -18,8 +18,8 @@ from shakegpt_jax.data.windows import gather_windows, sample_starts, shuffled_st
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.model.layers import parameter_axes
 from shakegpt_jax.sharding import shard_batch, shard_state
-from shakegpt_jax.training.init_from import PretrainedParams, merge_params
 from shakegpt_jax.training.optimizer import make_optimizer, make_schedule
+from shakegpt_jax.training.start import PretrainedParams, merge_params
 
 _STREAMS = ("params", "windows", "dropout")
 

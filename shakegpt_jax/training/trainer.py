@@ -21,17 +21,15 @@ from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.data.windows import gather_on_host
-from shakegpt_jax.dispatch import in_background
 from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
-from shakegpt_jax.model.flops import peak_flops, train_flops_per_character
-from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.model.gpt import GPT, train_flops_per_character
 from shakegpt_jax.model.layers import compute_dtype
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
-from shakegpt_jax.sharding import batches_sharding, gather, replicate
-from shakegpt_jax.training.init_from import load_params
+from shakegpt_jax.sharding import batches_sharding, gather, in_background, peak_flops, replicate
+from shakegpt_jax.training.start import load_params
 from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_starts
 
 _MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host

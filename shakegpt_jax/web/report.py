@@ -24,7 +24,7 @@ from shakegpt_jax.inference.scoring import attention_weights, character_predicti
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.web.breakdown import breakdowns
 from shakegpt_jax.web.page import MODEL_FIELDS, encode_array, render_page, write_page
-from shakegpt_jax.web.serving_page import page_facts
+from shakegpt_jax.web.prompt_page import page_facts
 
 _SHOWN_CHARACTERS = 10_000  # of the text
 _SHOWN_LOGITS = 2**25  # of large vocabularies, fewer characters are shown
