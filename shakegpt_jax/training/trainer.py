@@ -144,7 +144,6 @@ class Trainer:
         chunks = chunk_lengths(until - step, self.config.train.steps_per_dispatch)
         self._compile(chunks)  # a resumed run may have other lengths
         mark = time.perf_counter()
-        inputs: Iterator[jax.Array]
         if self._windows:
             inputs = self._windows.chunks(step, chunks)
         else:
