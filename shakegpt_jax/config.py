@@ -271,6 +271,7 @@ def _validate(config: Config) -> None:
     for name in _ignored(opt):
         default = getattr(OptimizerConfig, name)
         right = f"{default} with {opt.name}, which does not use it"
+        right += f" (add --config.optimizer.{name}={default})"
         require(getattr(opt, name) == default, f"optimizer.{name}", right)
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:

@@ -7,6 +7,7 @@ _MAX_SAMPLES = 100_000  # per batch
 
 def main() -> None:
     """Parse the arguments, generate and print."""
+    import os
     import sys
 
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
@@ -51,6 +52,8 @@ def main() -> None:
     text = args.prompt if args.text is None else args.text
     if args.prompt_file is not None:
         text = read_text(args.prompt_file)
+    elif args.text and os.path.isdir(args.text):
+        parser.error(f"{args.text} is a folder; a run is chosen with --workdir {args.text}")
     elif text == "-":
         if sys.stdin is None:
             parser.error("--prompt is -, but standard input is closed")

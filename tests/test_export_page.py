@@ -15,7 +15,7 @@ from fakes import SmallFiles, one_line, with_new_field
 
 import shakegpt_jax
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.web import offline_page
+from shakegpt_jax.web import prompt_page
 from shakegpt_jax.web.prompt_page import export_page, model_data, page_facts
 
 
@@ -75,13 +75,13 @@ def test_a_file_is_replaced_only_with_force_and_only_by_a_whole_one(finished, tm
 
 
 def test_a_signal_leaves_no_half_of_a_page(finished, tmp_path, command, monkeypatch):
-    whole = offline_page.model_data
+    whole = prompt_page.model_data
 
     def interrupted(*args, **options):
         os.kill(os.getpid(), signal.SIGINT)
         return whole(*args, **options)
 
-    monkeypatch.setattr(offline_page, "model_data", interrupted)
+    monkeypatch.setattr(prompt_page, "model_data", interrupted)
     path = tmp_path / "page.html"
     result = command("export", "--workdir", finished, "--format", "html", "--output", path)
     assert result == (128 + signal.SIGINT, "", "")
@@ -105,7 +105,7 @@ def test_bad_arguments_end_in_one_line(finished, tmp_path, command, monkeypatch,
 
 
 def test_a_large_model_is_refused_and_serve_is_named(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr(offline_page, "MAX_PARAMETERS", lm.n_params - 1)
+    monkeypatch.setattr(prompt_page, "MAX_PARAMETERS", lm.n_params - 1)
     with pytest.raises(UserError, match=re.escape(f"{lm.n_params:,} parameters; a page can")) as e:
         export_page(lm, str(tmp_path / "page.html"))
     assert "shakegpt serve" in str(e.value)

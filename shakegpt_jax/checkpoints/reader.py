@@ -142,7 +142,7 @@ class CheckpointReader:
         if broken := [leaf for leaf, a in _leaves(restored).items() if not _is_finite(a)]:
             raise UserError(
                 f"{self.path(step)} cannot be used: {broken[0]} has non-finite values (NaN or "
-                "infinity); choose another checkpoint or run"
+                "infinity); remove it, or choose another checkpoint"
             )
         return restored
 
@@ -175,6 +175,11 @@ def literal_path(folder: Path) -> Iterator[Path]:
         raise UserError(
             f"several processes cannot use {folder}: its path holds {found[0]!r}; choose another "
             "--workdir"
+        )
+    if found := _MISREAD.search(tempfile.gettempdir()):
+        raise UserError(
+            f"TMPDIR is {tempfile.gettempdir()}; for the run folder {folder}, its path must not "
+            f"hold {found[0]!r}"
         )
     with tempfile.TemporaryDirectory(prefix="shakegpt-") as parent:
         link = Path(parent) / "link"

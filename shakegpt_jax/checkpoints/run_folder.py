@@ -1,5 +1,6 @@
 """Layout and lookup of run folders: `runs/<name>/checkpoints/<step>`."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -21,7 +22,10 @@ _DEPTH = 4  # of the search for runs
 def checkpoint_steps(workdir: str | Path) -> list[int]:
     """List the steps of a run's checkpoints, intact or corrupt, in ascending order."""
     folder = Path(workdir) / CHECKPOINTS
-    found = list(folder.iterdir()) if folder.is_dir() else []
+    try:
+        found = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
     return sorted(
         int(path.name)
         for path in found
@@ -36,7 +40,7 @@ def find_runs(workdirs: Sequence[str], *, started: bool = False) -> list[Path]:
     """
     if not workdirs:
         if not (inside := _runs_inside(_RUNS, started)):
-            raise UserError(f"no run found under {_RUNS}/; {_TRAIN_ONE}")
+            raise UserError(f"no run found in {_RUNS}/, {_DEPTH} folders deep; {_TRAIN_ONE}")
         return [max(inside, key=lambda run: max(map(os.path.getmtime, _records(run, started))))]
     found: list[Path] = []
     for workdir in workdirs:
@@ -86,16 +90,17 @@ def _records(run: Path, started: bool) -> list[Path]:
 
 
 def _runs_inside(folder: str, started: bool) -> list[Path]:
-    """List the runs below a folder, also those behind links, which are not searched further."""
+    """List the runs below a folder; what cannot be read is left out."""
     found = []
-    for root, names, _ in os.walk(folder):
+    for root, names, _ in os.walk(folder, followlinks=True):
         path = Path(root)
-        skipped = CHECKPOINTS if checkpoint_steps(path) else "."
-        names[:] = [name for name in names if name[0] != "." and name != skipped]
-        found += [path / name for name in names if _records(path / name, started)]
-        if len(path.relative_to(folder).parts) == _DEPTH - 1:
+        names[:] = [name for name in names if name[0] != "." and name != CHECKPOINTS]
+        for name in names:
+            with contextlib.suppress(UserError):
+                found += [path / name] if _records(path / name, started) else []
+        if len(path.relative_to(folder).parts) == _DEPTH - 1:  # ends loops of links, too
             names.clear()
-    return sorted(found)
+    return sorted({run.resolve(): run for run in reversed(sorted(found))}.values())
 
 
 def _remedy(folder: str) -> str:

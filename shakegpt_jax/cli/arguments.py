@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,16 +82,24 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments, or say what the first unknown one may mean."""
+        options = re.findall(r"^ +(?:-h, )?--([\w.]+)", self.format_help(), re.MULTILINE)
+
+        def spell(argument: str) -> str:  # --top-k and --top-k=5 as --top_k is declared
+            name, equals, value = argument.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            is_option = argument.startswith("--") and name in options
+            return f"--{name}{equals}{value}" if is_option else argument
+
         parse = self.parse_known_intermixed_args if self._has_runs else self.parse_known_args
-        parsed, unknown = parse(args, namespace)
+        parsed, unknown = parse([*map(spell, sys.argv[1:] if args is None else args)], namespace)
         if not unknown:
             return parsed
         option = unknown[0].partition("=")[0]
         if not option.startswith("-"):
             example = self._example and f"; a value follows an option, as in {self._example}"
             self.error(f"unexpected argument {unknown[0]!r}{example}")
-        name = option.lstrip("-")
-        known = re.findall(r"^ +(?:-h, )?--(\w+)(?!\S)", self.format_help(), re.MULTILINE)
+        name = option.lstrip("-").replace("-", "_")
+        known = [each for each in options if "." not in each]
         near = [each for each in known if each.startswith(name)]
         near = near or difflib.get_close_matches(name, known, n=1)
         if "config" in known and (not near or "." in name):

@@ -24,6 +24,9 @@ from shakegpt_jax.errors import DivergedError, SaveError, StoppedBySignalError, 
 
 STARTED = time.perf_counter()  # about when the process started
 
+# Settings of JAX with which a seed would give another text.
+_OTHER_NUMBERS = ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE")
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -67,8 +70,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     # as those that JAX registers with the garbage collector.
     for number in _SIGNALS:
         signal.signal(number, lambda number, frame: os._exit(128 + number))
-    sys.argv[1:] = map(_with_underscores, sys.argv[1:])
-    os.environ.pop("JAX_ENABLE_X64", None)  # every figure is in float32 or int32
+    for name in _OTHER_NUMBERS:
+        os.environ.pop(name, None)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # closed by the shell
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -90,18 +93,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         print(f"error: {printable(reason)}", file=sys.stderr)
         _discard_output()
         sys.exit(1)
-    except (MemoryError, RuntimeError, AssertionError) as error:
+    except (MemoryError, RuntimeError, AssertionError, ValueError) as error:
         if not (problem := _describe(error)):
             raise
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
-
-
-def _with_underscores(argument: str) -> str:
-    """Spell the name of an option as it is declared: --top_k for --top-k, and --top-k=5."""
-    option = re.compile(r"\A--([a-z][\w.-]*)(?=\Z|=)")
-    return option.sub(lambda found: f"--{found[1].replace('-', '_')}", argument, count=1)
 
 
 def _describe(error: Exception) -> str | None:
@@ -111,14 +108,18 @@ def _describe(error: Exception) -> str | None:
     ):
         reason = str(error).split("\n")[0] or "out of memory"
         return f"not enough memory for these sizes: {reason}"
-    if platforms := os.environ.get("JAX_PLATFORMS"):
+    if "for JAX flag" in str(error):  # an environment variable
+        return str(error)
+    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+        if not (platform := os.environ.get(name)):
+            continue
         import jax
 
         try:
             jax.devices()
         except (RuntimeError, AssertionError):
             return (
-                f"JAX_PLATFORMS is {platforms!r}, which JAX cannot use here; unset it, so that JAX "
+                f"{name} is {platform!r}, which JAX cannot use here; unset it, so that JAX "
                 "chooses, or set it to cpu (for NVIDIA GPUs: pip install 'shakegpt-jax[cuda12]')"
             )
     return None

@@ -76,7 +76,7 @@ def _decode(
 ) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    n_byte = n_character = n_line_end = 0
+    n_byte = n_character = n_line_end = n_null = 0
     started = marked = False
     for raw in itertools.chain(pieces, [b""]):  # the last one ends the text
         n_byte += len(raw)
@@ -90,6 +90,7 @@ def _decode(
             started, marked = True, text[0] == _MARK
             text = text.removeprefix(_MARK)
         n_line_end += raw.count(b"\r")
+        n_null += raw.count(b"\0")
         text = newlines.decode(text, final=not raw)
         n_character += len(text)
         yield text
@@ -97,5 +98,6 @@ def _decode(
         raise UserError(f"{name} is empty; give UTF-8 text")
     changes = [f"{n_line_end:,} \\r\\n or \\r became \\n"] if n_line_end else []
     changes += ["the byte-order mark at the start was dropped"] if marked else []
+    changes += [f"it has {n_null:,} null characters: is it UTF-16?"] if n_null else []
     if report and changes:
         report(f"{name}: {', '.join(changes)}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,11 @@ class Selection:
     def summarize(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return a flat JSON object that says what was evaluated, and the result."""
         lm = self.lm
+        if not math.isfinite(evaluation.loss):
+            raise UserError(
+                f"the model of {lm.checkpoint} gives log-probabilities that are not finite; choose "
+                "another checkpoint"
+            )
         run: dict[str, Any] = {
             "checkpoint": str(lm.checkpoint),
             "step": lm.step,

@@ -149,8 +149,13 @@ class LanguageModel:
         chunks = generate_ids(
             self.model, self.params, ids, seeds, n_new, options, window_stride, ngram
         )
-        pieces = ([self.tokenizer.decode(row) for row in chunk] for chunk in chunks)
+        pieces = ([self._decode(row) for row in chunk] for chunk in chunks)
         return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
+
+    def _decode(self, ids: np.ndarray) -> str:
+        if (ids < 0).any():  # see `sample_token`
+            raise UserError(f"the model of {self.checkpoint} gives logits that are not finite")
+        return self.tokenizer.decode(ids)
 
     @functools.cached_property
     def _ngram(self) -> NGram:
@@ -183,7 +188,10 @@ class LanguageModel:
         """
         require(isinstance(text, str), "text", text, "a text")
         ids = self.tokenizer.encode(text)
-        return -character_losses(self.model, self.params, ids, stride=stride)
+        losses = character_losses(self.model, self.params, ids, stride=stride)
+        if not np.isfinite(losses).all():
+            raise UserError(f"the model of {self.checkpoint} gives logits that are not finite")
+        return -losses
 
     def evaluate(self, text: str, *, stride: int | None = None) -> Evaluation:
         """Compute how well the model predicts a text of 2 characters or more.

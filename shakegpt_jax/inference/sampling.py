@@ -56,12 +56,14 @@ def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling
     """Sample one int32 id per row: temperature, then top-k, then top-p, then Gumbel-max.
 
     B may be any number of axes. Top-p (Holtzman et al. 2020) renormalizes after top-k. The noise is
-    standard Gumbel noise; a logit of -inf is never sampled.
+    standard Gumbel noise; a logit of -inf is never sampled. If the largest logit is not finite, the
+    id is -1.
     """
     sampling = jax.tree.map(_by_row, sampling)
     greedy = sampling.temperature == 0
     # With a maximum of 0, dividing by a small temperature cannot overflow.
-    logits_BxV = logits_BxV - logits_BxV.max(axis=-1, keepdims=True)
+    highest_Bx1 = logits_BxV.max(axis=-1, keepdims=True)
+    logits_BxV = logits_BxV - highest_Bx1
     logits_BxV = logits_BxV / jnp.where(greedy, 1.0, sampling.temperature)
     if sampling.top_k is not None or sampling.top_p is not None:
         # Sorting takes long for large batches.
@@ -70,7 +72,8 @@ def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling
         used = jnp.any((top_k < logits_BxV.shape[-1]) | (top_p < jnp.inf))
         logits_BxV = jax.lax.cond(used, _apply_filters, lambda x, _: x, logits_BxV, sampling)
     noisy_BxV = logits_BxV + jnp.where(greedy, 0.0, noise_BxV)
-    return jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
+    ids_B = jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isfinite(highest_Bx1[..., 0]), ids_B, -1)
 
 
 def _apply_filters(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:

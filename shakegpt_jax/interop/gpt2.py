@@ -17,20 +17,28 @@ HEAD = "lm_head.weight"
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # ends of the names of causal masks
 
 _KNOWN = {*SHAPE, "dropout", "init_stddev", "compute_dtype", "remat", "activation"}
+_LAYER_NORMS = ("ln_1", "ln_2")
+_MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 def gpt2_names(config: ModelConfig, params: Any) -> dict[str, tuple[str, ...]]:
     """Map the names in a state dict of GPT-2 to paths in the parameters of `GPT`.
 
     Raises:
-        UserError: if the model has a field that GPT-2 does not have.
+        UserError: if the model has a field or a parameter that GPT-2 does not have.
     """
     require_known_fields(config, _KNOWN, "GPT-2")
+    paths = ["wte.embedding", "wpe.embedding", "ln_f.scale", "ln_f.bias", "lm_head.kernel"]
+    for i in range(config.n_layer):
+        paths += [f"block_{i}.{m}.{p}" for m in _LAYER_NORMS for p in ("scale", "bias")]
+        paths += [f"block_{i}.{m}.{p}" for m in _MATRICES for p in ("kernel", "bias")]
+    if different := set(paths) ^ set(flatten_dict(params, sep=".")):
+        raise UserError(f"the model is not a GPT-2: they differ in the parameter {min(different)}")
     names = {}
-    for path in flatten_dict(params):
-        parameter = "bias" if path[-1] == "bias" else "weight"
-        name = ".".join((*path[:-1], parameter)).replace("block_", "h.")
-        names[name if name == HEAD else f"transformer.{name}"] = path
+    for path in paths:
+        module, _, parameter = path.replace("block_", "h.").rpartition(".")
+        name = f"{module}.{'bias' if parameter == 'bias' else 'weight'}"
+        names[name if name == HEAD else f"transformer.{name}"] = tuple(path.split("."))
     return names
 
 

@@ -45,12 +45,8 @@ def write_report(selection: Selection, path: str | Path) -> dict[str, Any]:
     predictions = character_predictions(
         lm.model, lm.params, *selection.pieces, stride=selection.stride
     )
-    if not np.isfinite(predictions.losses).all():
-        raise UserError(
-            f"the model in {lm.checkpoint} gives log-probabilities that are not finite numbers; a "
-            "report cannot show them"
-        )
     evaluation = Evaluation.from_losses(predictions.losses)
+    result = selection.summarize(evaluation)
     data = {
         "run": page_facts(lm),
         "text": {
@@ -65,7 +61,7 @@ def write_report(selection: Selection, path: str | Path) -> dict[str, Any]:
     }
     page, _ = render_page("report", "report.js", f"{lm.name}: looking inside", data)
     write_page(page, path)
-    return selection.summarize(evaluation)
+    return result
 
 
 def show_text(selection: Selection) -> dict[str, Any]:
