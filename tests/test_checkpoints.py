@@ -1,5 +1,6 @@
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import jax
@@ -189,6 +190,14 @@ def test_any_path_holds_checkpoints(tmp_path, metadata, name):
         restored = CheckpointReader(folder).restore(2, on_one_device(shapes))
         np.testing.assert_array_equal(restored["params"]["w"], state(2)[0]["w"])
     assert {path.name for path in tmp_path.iterdir()} == {"xy", "b", name}
+
+
+def test_a_link_needs_a_path_that_orbax_takes_as_it_is(tmp_path, metadata, monkeypatch):
+    (tmp_path / "t[1]").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t[1]"))
+    with pytest.raises(UserError, match=r"TMPDIR is .*must not hold '\['"):
+        save(tmp_path / "a [b]", metadata, [2.0])
+    save(tmp_path / "ab", metadata, [2.0])
 
 
 def test_finds_runs_and_refuses_other_folders(tmp_path, metadata, monkeypatch):

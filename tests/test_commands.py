@@ -386,6 +386,13 @@ def test_works_without_a_home_folder(monkeypatch):
     assert jax.config.jax_compilation_cache_dir == before
 
 
+def test_settings_of_jax_do_not_change_the_text_of_a_seed(monkeypatch, run_main):
+    for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE"):
+        monkeypatch.setenv(name, "0")
+        run_main(lambda: None)
+        assert name not in os.environ
+
+
 def test_dashes_are_underscores_in_names_of_options_alone():
     parser = ArgumentParser("x")
     parser.add_argument("--top_k", type=int)

@@ -152,6 +152,7 @@ def test_refuses_missing_file_and_folder(tmp_path):
             "the byte-order mark at the start was dropped",
         ),
         ("\r\ufeffa", "\n\ufeffa", r"1 \r\n or \r became \n"),
+        ("a\0b\0", "a\0b\0", "it has 2 null characters: is it UTF-16?"),
     ],
 )
 def test_changes_line_ends_and_byte_order_mark_and_says_so(

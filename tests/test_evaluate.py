@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from conftest import small_config
+from fakes import one_line
 
 from shakegpt_jax.reporting import curves
 from shakegpt_jax.reporting.metrics import Evaluation
@@ -76,12 +77,17 @@ def test_curves_of_different_texts_are_told_apart(runs, command, monkeypatch):
     assert notes == ["", warning]
 
 
-@pytest.mark.parametrize("loss", [800.0, math.inf, math.nan])
-def test_json_is_strict_whatever_the_loss(finished, command, monkeypatch, loss):
-    evaluation = Evaluation(loss, 0.1, math.inf, loss, 9)
+def test_json_is_strict_where_the_perplexity_is_infinite(finished, command, monkeypatch):
+    evaluation = Evaluation(800.0, 0.1, math.inf, 1154.0, 9)
     monkeypatch.setattr(Evaluation, "from_losses", lambda losses: evaluation)
     code, out, _ = command("evaluate", finished, "--json")
     assert code == 0
     figures = json.loads(out, parse_constant=pytest.fail)
-    assert figures["perplexity"] is None
-    assert figures["loss"] == (800 if loss == 800 else None)
+    assert (figures["perplexity"], figures["loss"]) == (None, 800)
+
+
+def test_a_loss_that_is_not_finite_is_refused(finished, command, monkeypatch):
+    evaluation = Evaluation(math.nan, math.nan, math.nan, math.nan, 9)
+    monkeypatch.setattr(Evaluation, "from_losses", lambda losses: evaluation)
+    code, out, err = command("evaluate", finished)
+    assert (code, out) == (2, "") and "log-probabilities that are not finite" in one_line(err)

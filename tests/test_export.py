@@ -233,12 +233,16 @@ def test_what_gpt_2_cannot_compute_is_refused(lm, tmp_path):
     rotary = dataclasses.replace(lm.config, model=RotaryConfig())
     model = GPT(rotary.model, lm.model.vocab_size)
     nan = {"wpe": {"embedding": lm.params["wpe"]["embedding"].at[3, 2].set(np.nan)}}
+    gated = {"block_0": lm.params["block_0"] | {"gate": {"kernel": np.ones((2, 2), np.float32)}}}
+    headless = {name: each for name, each in lm.params.items() if name != "lm_head"}
     for changed, reason in (
         (
             {"config": rotary, "model": model},
             "config.model.rotary is False; GPT-2 does not support it",
         ),
         ({"params": lm.params | nan}, "wpe.embedding has values that are not finite"),
+        ({"params": lm.params | gated}, r"they differ in the parameter block_0\.gate\.kernel"),
+        ({"params": headless}, r"they differ in the parameter lm_head\.kernel"),
     ):
         with pytest.raises(UserError, match=reason):
             export_folder(dataclasses.replace(lm, **changed), str(tmp_path / "hf"))

@@ -1,8 +1,10 @@
 import dataclasses
 
+import jax
 import pytest
 
 import shakegpt_jax
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import read_metrics
 
@@ -14,6 +16,23 @@ def test_the_prompt_needs_no_flag(finished, command):
     assert command("generate", *args, "First")[:2] == expected
     code, _, err = command("generate", "First", "--prompt", "First", *args)
     assert code == 2 and "not allowed with argument" in err
+
+
+def test_a_run_as_prompt_is_refused(finished, command, monkeypatch):
+    monkeypatch.chdir(finished.parent)
+    code, out, err = command("generate", finished.name)
+    assert (code, out) == (2, "") and f"--workdir {finished.name}" in err
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_end_in_an_error(finished, temperature, draft):
+    lm = shakegpt_jax.load(finished)
+    huge = dataclasses.replace(lm, params=jax.tree.map(lambda each: each * 1e30, lm.params))
+    with pytest.raises(UserError, match="logits that are not finite"):
+        huge.generate("First", 20, temperature=temperature, draft=draft)
+    with pytest.raises(UserError, match="logits that are not finite"):
+        huge.score("First")
 
 
 @pytest.mark.parametrize("step", [6, 12])
