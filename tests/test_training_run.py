@@ -318,7 +318,7 @@ def test_refuses_another_run_in_the_folder(run_config, finished_copy, tmp_path, 
     (tmp_path / "other.txt").write_text(text + "O")
     with pytest.raises(UserError, match=r"with a different text \(now "):
         train(run_config.replace({"data.path": str(tmp_path / "other.txt")}), finished_copy)
-    how = f"--config.train.init_from={finished_copy} and another --workdir"
+    how = f"--config.train.init_from={finished_copy} starts from its parameters"
     with pytest.raises(UserError, match=rf"num_steps \(saved 12, now 24\); .*{how}"):
         train(run_config.replace({"train.num_steps": 24}), finished_copy)
     train(run_config.replace({"train.sample_length": 9}), finished_copy)  # may change
