@@ -373,9 +373,19 @@ def test_needs_memory_for_parameters_gradients_and_moments(run_config, monkeypat
         check_memory(config, 65, make_mesh(config))
 
 
-@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_reads_the_memory_limit_of_a_container(tmp_path, name):
+@pytest.mark.parametrize(
+    ("groups", "name"),
+    [
+        ("0::/\n", "memory.max"),
+        ("0::/a/b\n", "a/memory.max"),
+        ("0::/not/visible\n", "memory.max"),
+        ("9:cpu:/x\n4:memory:/a\n", "memory/a/memory.limit_in_bytes"),
+    ],
+)
+def test_reads_the_memory_limit_of_the_cgroups(tmp_path, groups, name):
     assert memory_limit(tmp_path) > 1_000
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
     path = tmp_path / "sys/fs/cgroup" / name
     path.parent.mkdir(parents=True)
     path.write_text("max\n")

@@ -223,9 +223,17 @@ def check_memory(config: Config, vocab_size: int, mesh: Mesh) -> None:
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Return the bytes that this process may use: physical memory, or the limit of a container."""
+    """Return the bytes that this process may use: physical memory, or the limit of its cgroups."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 of cgroups, and 1
-        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
-            limits.append(int((root / "sys/fs/cgroup" / name).read_text()))
+    version_1, version_2 = ("memory", "memory.limit_in_bytes"), ("", "memory.max")
+    own = root / "proc/self/cgroup"  # lines like 0::/a/b and 4:memory:/a/b
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        mount, name = version_1 if controllers else version_2
+        path = root / "sys/fs/cgroup" / mount / group.lstrip("/")
+        for folder in (path, *path.parents):  # a container sees only the last of them
+            with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+                limits.append(int((folder / name).read_text()))
     return min(limits)
