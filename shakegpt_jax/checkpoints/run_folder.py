@@ -106,6 +106,8 @@ def _runs_inside(folder: str, started: bool) -> list[Path]:
 def _remedy(folder: str) -> str:
     """Say what to do about a path that is not a run folder."""
     path = Path(folder)
+    if checkpoint_steps(Path(_RUNS) / folder):
+        return f"did you mean {_RUNS}/{folder}?"
     for inside in (path, path.parent):
         if inside.name == CHECKPOINTS and checkpoint_steps(inside.parent):
             return f"it is part of the run {inside.parent}; give that"
