@@ -30,9 +30,9 @@ def main() -> None:
         if not 1 <= size <= _MAX_SAMPLE_BATCH:
             parser.error(f"--sample_batch is {size}; it must be from 1 to {_MAX_SAMPLE_BATCH}")
     if args.plot and not args.scaling:
-        parser.error("--plot goes with --scaling")
+        parser.error("--plot requires --scaling")
     if args.scaling and (args.work or args.sample_batch):
-        parser.error("--scaling goes without --work and --sample_batch")
+        parser.error("--scaling cannot be combined with --work or --sample_batch")
 
     from shakegpt_jax.data.corpus import load_corpus
     from shakegpt_jax.profiling.measurements import benchmark, measure_scaling
@@ -67,7 +67,7 @@ def _print_report(report: dict[str, Any]) -> None:
         f"ceilings: {ceilings['flops_per_second'] / 1e9:,.0f} GFLOP/s in a large matmul, "
         f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s reading from memory,\n"
         f"  {ceilings['weights_bytes_per_second'] / 1e9:,.0f} GB/s reading "
-        f"{ceilings['weights_bytes'] / 1e6:,.1f} MB, as the weights have; a cache may hold them"
+        f"{ceilings['weights_bytes'] / 1e6:,.1f} MB, as the weights have, perhaps from a cache"
     )
     rows = []
     for row in report["results"]:

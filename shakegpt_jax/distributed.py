@@ -38,9 +38,10 @@ def connect(
         raise UserError(f"--coordinator_address is {address!r}; it must be HOST:PORT")
     say = functools.partial(print, file=sys.stderr, flush=True)
     say("connecting to the other processes")
-    # Its handler of SIGTERM would replace ours, which Python cannot call until all are connected.
-    jax.config.update("jax_enable_preemption_service", False)
-    handlers = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)}
+    jax.config.update("jax_enable_preemption_service", False)  # its SIGTERM handler replaces ours
+    # Python cannot run handlers while `initialize` blocks: until then, a signal kills.
+    signals = signal.SIGINT, signal.SIGTERM
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in signals}
     try:
         jax.distributed.initialize(
             address,
@@ -62,12 +63,12 @@ def connect(
 
 
 def is_primary() -> bool:
-    """Return whether this is process 0, which prints and writes all that is not an array."""
+    """Return whether this is process 0, which prints, and writes all but the arrays."""
     return jax.process_index() == 0
 
 
 def highest(value: int) -> int:
-    """Return the highest value of all processes. All must call it, as the next two functions."""
+    """Return the highest value of all processes, which must all call this and the next two."""
     return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
@@ -88,4 +89,6 @@ def check_equal(values: dict[str, Any]) -> None:
     digests = np.array([zlib.crc32(repr(value).encode()) for value in values.values()], np.uint32)
     equal = (multihost_utils.process_allgather(digests) == digests).all(0)
     if differing := [name for name, same in zip(values, equal, strict=True) if not same]:
-        raise UserError(f"the processes differ in {', '.join(differing)}; start all of them alike")
+        raise UserError(
+            f"the processes differ in {', '.join(differing)}; start them all with the same command"
+        )

@@ -37,7 +37,7 @@ class StoppedBySignalError(Exception):
 
 @contextmanager
 def os_errors_name(path: str | Path) -> Iterator[None]:
-    """Let errors of the operating system name what the user knows, not a temporary file."""
+    """Make an OSError name the path that the user gave, not a temporary file."""
     try:
         yield
     except OSError as error:

@@ -41,7 +41,7 @@ def main() -> None:
         import_extra("safetensors", extra="hf")
         check_output(args.output, force=args.force)
     lm = load(args.workdir or "", step=args.step)
-    with record_signal() as stop:  # so that no half of an export is left
+    with record_signal() as stop:  # so that no half-written export is left behind
         if html:
             sizes = export_page(lm, args.output, float32=args.float32)
         else:

@@ -8,6 +8,7 @@ _MAX_SAMPLES = 100_000  # per batch
 def main() -> None:
     """Parse the arguments, generate and print."""
     import os
+    import shlex
     import sys
 
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
@@ -53,7 +54,8 @@ def main() -> None:
     if args.prompt_file is not None:
         text = read_text(args.prompt_file)
     elif args.text and os.path.isdir(args.text):
-        parser.error(f"{args.text} is a folder; a run is chosen with --workdir {args.text}")
+        name = shlex.quote(args.text)
+        parser.error(f"{name} is a folder; use --workdir {name}, or --prompt {name} as a text")
     elif text == "-":
         if sys.stdin is None:
             parser.error("--prompt is -, but standard input is closed")

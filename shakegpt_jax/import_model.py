@@ -37,7 +37,7 @@ def main() -> None:
 
     folder = check_new(args.workdir)
     model = read_huggingface(args.source) if is_folder else read_nanogpt(args.source, args.meta)
-    with record_signal() as stop:  # so that no half of a run is left
+    with record_signal() as stop:  # so that no half-written run is left behind
         write_run(model, folder)
     if stop.received:
         sys.exit(128 + stop.received)

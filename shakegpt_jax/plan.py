@@ -43,7 +43,7 @@ def main() -> None:
         print(
             "A GPU's program stores and sends less. To compile it: pip install 'shakegpt-jax[plan]'"
         )
-    print("Attention is in JAX. That of cuDNN, untried without a GPU, needs less memory.")
+    print("Attention is in JAX. cuDNN's, which cannot be tried without a GPU, needs less memory.")
     print(f"{report['parameters']:,} parameters, batch {report['batch_size']:,}\n")
     parts = [("parameters", "parameter"), ("optimizer", "optimizer")]
     parts += [("gradients and temporaries", "temporary"), ("peak", "peak")]

@@ -30,9 +30,9 @@ def main() -> None:
     add("--follow", action="store_true", help="with --tensorboard: until no run is training")
     args = parser.parse_args()
     if args.follow and not args.tensorboard:
-        parser.error("--follow goes with --tensorboard")
+        parser.error("--follow requires --tensorboard")
     if args.tensorboard and (args.output or args.x):
-        parser.error("--tensorboard goes without --output and --x")
+        parser.error("--tensorboard cannot be combined with --output or --x")
     found = find_runs(args.runs + args.workdir, started=True)
     runs = {str(run): run for run in found if has_metrics(run)}
     if others := ", ".join(str(run) for run in found if str(run) not in runs):
@@ -42,8 +42,8 @@ def main() -> None:
         print(line, file=sys.stderr)
 
     if args.tensorboard:
+        from shakegpt_jax.checkpoints.run_folder import is_locked
         from shakegpt_jax.reporting.tensorboard import EventFile
-        from shakegpt_jax.training.start import is_locked
 
         files = [EventFile(run) for run in runs.values()]
         for file in files:

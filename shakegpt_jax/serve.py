@@ -21,10 +21,10 @@ def main() -> None:
     add("--allow_origin", action="append", default=[], metavar="ORIGIN", help=help_text)
     kind, help_text = whole_number(1, 1_024), "texts to write at a time (%(default)s)"
     add("--max_batch", type=kind, default=64, help=help_text)
-    kind, help_text = whole_number(0, 100_000), "texts to keep waiting (%(default)s)"
+    kind, help_text = whole_number(0, 100_000), "texts that may wait in the queue (%(default)s)"
     add("--max_queue", type=kind, default=256, help=help_text)
     kind = whole_number(0, 3_600)
-    help_text = "seconds for texts under way after Ctrl-C or SIGTERM (%(default)s)"
+    help_text = "seconds that running texts get to finish after Ctrl-C or SIGTERM (%(default)s)"
     add("--grace", type=kind, default=10, help=help_text)
     args = parser.parse_args()
     for package in ("msgspec", "starlette", "uvicorn"):

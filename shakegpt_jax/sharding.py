@@ -27,7 +27,7 @@ _Axis = str | tuple[str, ...] | None  # mesh axes that one dimension is sharded 
 
 
 def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
-    """Build the mesh that the config asks for, of the first devices; None: of all processes'."""
+    """Build the mesh that the config asks for from the first devices (None: of all processes)."""
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config.mesh, axis) for axis in _AXES}
     asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -146,7 +146,7 @@ def one_ahead(results: Iterable[T]) -> Iterator[T]:
 def in_background(function: Callable[..., T], *arguments: Iterable[Any]) -> Iterator[T]:
     """Map a function as `map` does, in a thread that computes the next result ahead.
 
-    The thread of the caller draws the arguments, those of one call ahead of the result.
+    The caller's thread draws the arguments, one call ahead.
     """
     with ThreadPoolExecutor(1) as thread:
         calls = zip(*arguments, strict=False)

@@ -203,7 +203,9 @@ def test_a_link_needs_a_path_that_orbax_takes_as_it_is(tmp_path, metadata, monke
 def test_finds_runs_and_refuses_other_folders(tmp_path, metadata, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = Path("runs")
-    with pytest.raises(UserError, match=r"no run found under runs/; train one: shakegpt train"):
+    with pytest.raises(
+        UserError, match=r"no run found in runs/, 4 folders deep; train one: shakegpt train"
+    ):
         find_run()
     for name in ("old", "sweep/lr1", "sweep/lr1/checkpoints/tuned", "checkpoints/new"):
         save(runs / name, metadata, [2.0])

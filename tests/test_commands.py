@@ -306,7 +306,7 @@ def test_commands_without_a_run_say_how_to_train_one(tmp_path, command, monkeypa
     for module in ("generate", "evaluate", "plot"):
         code, out, err = command(module)
         assert (code, out) == (2, "")
-        assert "no run found under runs/; train one: shakegpt train" in err
+        assert "no run found in runs/, 4 folders deep; train one: shakegpt train" in err
 
 
 @pytest.mark.parametrize("module", COMMANDS)

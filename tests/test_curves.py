@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shakegpt_jax.checkpoints.run_folder import is_locked, run_lock
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting import curves
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
-from shakegpt_jax.training.start import is_locked, run_lock
 
 PNG = b"\x89PNG"
 
@@ -182,8 +182,8 @@ def test_plot_takes_runs_with_and_without_the_flag(finished, tmp_path, command, 
     assert drawn == [["a", "b"]] * len(forms)
     assert command("plot", "runs/a", "--output=x.png")[:2] == (0, "x.png\n")
     for arguments, message in (
-        (("--follow",), "--follow goes with --tensorboard"),
-        (("--tensorboard", "--x=step"), "--tensorboard goes without --output and --x"),
+        (("--follow",), "--follow requires --tensorboard"),
+        (("--tensorboard", "--x=step"), "--tensorboard cannot be combined with"),
         (("--x", "hours"), "invalid choice: 'hours'"),
         (("runs/none",), "no such run folder: runs/none"),
         (("",), "the name is empty"),

@@ -240,7 +240,7 @@ def test_a_large_request_does_not_keep_others_waiting(client):
 
 def test_too_many_texts_are_refused(client):
     large = client.submit("ab", n=44, max_tokens=1_000)
-    with pytest.raises(ApiError, match="44 texts are being written or wait") as refused:
+    with pytest.raises(ApiError, match="44 texts are running or queued") as refused:
         client.submit("ab")
     assert refused.value.status == 429
     with pytest.raises(ApiError, match="prompts times n is 45; this server takes 44") as refused:

@@ -241,8 +241,11 @@ def test_what_gpt_2_cannot_compute_is_refused(lm, tmp_path):
             "config.model.rotary is False; GPT-2 does not support it",
         ),
         ({"params": lm.params | nan}, "wpe.embedding has values that are not finite"),
-        ({"params": lm.params | gated}, r"they differ in the parameter block_0\.gate\.kernel"),
-        ({"params": headless}, r"they differ in the parameter lm_head\.kernel"),
+        (
+            {"params": lm.params | gated},
+            "differ in the parameter block_0/gate/kernel",
+        ),
+        ({"params": headless}, "differ in the parameter lm_head/kernel"),
     ):
         with pytest.raises(UserError, match=reason):
             export_folder(dataclasses.replace(lm, **changed), str(tmp_path / "hf"))

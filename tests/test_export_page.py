@@ -115,6 +115,12 @@ def test_a_large_model_is_refused_and_serve_is_named(lm, tmp_path, monkeypatch):
 def test_what_the_scripts_do_not_know_is_refused(lm):
     with pytest.raises(UserError, match=r"config\.model\.n_expert"):
         model_data(with_new_field(lm))
+    params = dict(lm.params) | {"router": {"kernel": np.ones((2, 3), np.float32)}}
+    with pytest.raises(UserError, match="differ in the parameter router/kernel"):
+        model_data(dataclasses.replace(lm, params=params))
+    del params["router"], params["ln_f"]
+    with pytest.raises(UserError, match="differ in the parameter ln_f/bias"):
+        model_data(dataclasses.replace(lm, params=params))
 
 
 def test_weights_that_float16_cannot_hold_are_refused(lm):

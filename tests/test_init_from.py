@@ -245,8 +245,14 @@ def corrupt(run: Path) -> None:
             {"train.init_from": "."},
             "config.train.init_from: . is a folder of runs (broken, source)",
         ),
-        ({"train.init_from": "source/checkpoints/12"}, "it is part of the run source; give that"),
-        ({"train.init_from": "source/checkpoints"}, "it is part of the run source; give that"),
+        (
+            {"train.init_from": "source/checkpoints/12"},
+            "it is inside the run source; pass that folder",
+        ),
+        (
+            {"train.init_from": "source/checkpoints"},
+            "it is inside the run source; pass that folder",
+        ),
         (
             {"train.init_from": "hf"},
             "config.train.init_from: hf is not a run folder: it holds no checkpoints; "

@@ -149,7 +149,7 @@ def test_a_text_that_changes_meanwhile_is_not_finished(tmp_path, text):
     def change(n: int) -> None:
         (tmp_path / "text.txt").write_text(text[:-1])
 
-    with pytest.raises(UserError, match="the text has changed while it was read"):
+    with pytest.raises(UserError, match="the text changed while it was being read"):
         prepare_text([str(tmp_path / "text.txt")], str(tmp_path / "out"), change)
     assert not (tmp_path / "out" / "metadata.json").exists()
 

@@ -15,10 +15,10 @@ import pytest
 
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.run_folder import run_lock
 from shakegpt_jax.configs import load_config
 from shakegpt_jax.reporting.metrics import read_metrics
 from shakegpt_jax.training.run import train
-from shakegpt_jax.training.start import run_lock
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gzip
 import json
 import math
 import re
@@ -345,6 +346,18 @@ def test_too_many_searches_are_refused(url):
         search = lambda _: httpx.post(f"{url}/v1/verbatim", json=body, timeout=60)  # noqa: E731
         answers = list(threads.map(search, range(40)))
     assert {answer.status_code for answer in answers} == {200, 429}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/verbatim"])
+def test_encoded_bodies_are_refused(url, path):
+    body = gzip.compress(b'{"prompt": "a"}')
+    for headers in ([("content-encoding", "gzip")], [("content-encoding", "identity")] * 2):
+        headers = [*headers, ("content-encoding", "gzip")]
+        answer = httpx.post(url + path, content=body, headers=headers)
+        assert (answer.status_code, "Content-Encoding is gzip" in answer.text) == (415, True)
+    body = {"prompt": "a"} if path == "/v1/completions" else {"text": "a"}
+    identity = {"content-encoding": "identity"}
+    assert httpx.post(url + path, json=body, headers=identity).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from fakes import SmallFiles
 
+from shakegpt_jax.checkpoints.run_folder import run_lock
 from shakegpt_jax.reporting.tensorboard import EventFile
-from shakegpt_jax.training.start import run_lock
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,6 +18,7 @@ import pytest
 from configs import cpu
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.checkpoints.run_folder import is_locked, run_lock
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.windows import gather_windows
@@ -29,7 +30,6 @@ from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.optimizer import make_schedule
 from shakegpt_jax.training.run import train
-from shakegpt_jax.training.start import is_locked, run_lock
 from shakegpt_jax.training.step import make_chunk, window_starts
 from shakegpt_jax.training.trainer import Trainer, check_memory, memory_limit
 

@@ -1,11 +1,13 @@
-"""Layout and lookup of run folders: `runs/<name>/checkpoints/<step>`."""
+"""Layout, lookup and lock of run folders: `runs/<name>/checkpoints/<step>`."""
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,27 +92,33 @@ def _records(run: Path, started: bool) -> list[Path]:
 
 
 def _runs_inside(folder: str, started: bool) -> list[Path]:
-    """List the runs below a folder; what cannot be read is left out."""
+    """List the runs below a folder, each once; what cannot be read is left out."""
     found = []
     for root, names, _ in os.walk(folder, followlinks=True):
         path = Path(root)
-        names[:] = [name for name in names if name[0] != "." and name != CHECKPOINTS]
-        for name in names:
-            with contextlib.suppress(UserError):
-                found += [path / name] if _records(path / name, started) else []
-        if len(path.relative_to(folder).parts) == _DEPTH - 1:  # ends loops of links, too
+        with contextlib.suppress(UserError):
+            if _records(path, started):
+                found.append(path)
+                names[:] = [name for name in names if name != CHECKPOINTS]
+        links = {name for name in names if (path / name).is_symlink()}
+        loops = {name for name in links if path.resolve().is_relative_to((path / name).resolve())}
+        names[:] = [name for name in names if name[0] != "." and name not in loops]
+        if len(path.relative_to(folder).parts) == _DEPTH:
             names.clear()
-    return sorted({run.resolve(): run for run in reversed(sorted(found))}.values())
+    runs: dict[Path, Path] = {}
+    for path in sorted(found, key=lambda path: (path.is_symlink(), path)):
+        runs.setdefault(path.resolve(), path)
+    return sorted(runs.values())
 
 
 def _remedy(folder: str) -> str:
     """Say what to do about a path that is not a run folder."""
     path = Path(folder)
-    if checkpoint_steps(Path(_RUNS) / folder):
+    if os.path.isdir(os.path.join(_RUNS, folder, CHECKPOINTS)):
         return f"did you mean {_RUNS}/{folder}?"
     for inside in (path, path.parent):
         if inside.name == CHECKPOINTS and checkpoint_steps(inside.parent):
-            return f"it is part of the run {inside.parent}; give that"
+            return f"it is inside the run {inside.parent}; pass that folder"
     if path.suffix == ".pt" or os.path.isfile(path / "config.json"):
         return f"import it first: shakegpt import_model {shlex.quote(folder)}"
     return _TRAIN_ONE
@@ -147,3 +155,45 @@ class RunMetadata:
         if not isinstance(digest, str) or not re.fullmatch("([0-9a-f]{64})?", digest):
             raise UserError("its text_sha256 is not a SHA-256")
         return cls(config, vocabulary, digest)
+
+
+@contextlib.contextmanager
+def run_lock(workdir: str | Path) -> Iterator[None]:
+    """Lock a run folder, created if it does not exist, until this process ends, however it ends."""
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        file = lock_path(workdir).open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
+    with file:
+        for _ in range(20):  # `is_locked` holds the lock for an instant
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        else:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by the training process {file.read().strip()}; "
+                "wait for it, stop it, or choose another --workdir"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        os.fsync(file.fileno())  # on NFS, the other processes read it
+        yield
+
+
+def lock_path(workdir: str | Path) -> Path:
+    """Return the file of a run's lock, which holds the process id of the last run."""
+    return Path(workdir) / "lock"
+
+
+def is_locked(workdir: str | Path) -> bool:
+    """Return whether a process trains in a run folder."""
+    try:
+        with lock_path(workdir).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False

@@ -114,10 +114,11 @@ class CheckpointWriter(CheckpointReader):
         best = self.find("best")
         for old in set(self.steps[: -self._keep_latest]) - {best}:
             del self._known[old]
-            if is_primary():  # renamed first: a partly deleted checkpoint would look corrupt
-                trash = self._temporary / f"{old}.old"
-                self.path(old).rename(trash)
-                shutil.rmtree(trash, ignore_errors=True)
+            trash = self._temporary / f"{old}.old"
+            with contextlib.suppress(OSError):  # the user has removed it
+                if is_primary():  # renamed first: a partly deleted checkpoint would look corrupt
+                    self.path(old).rename(trash)
+                    shutil.rmtree(trash, ignore_errors=True)
 
     def describe_last_good(self) -> str:
         """Return a phrase that names the latest checkpoint, for error messages."""

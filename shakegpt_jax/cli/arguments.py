@@ -82,7 +82,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments, or say what the first unknown one may mean."""
-        options = re.findall(r"^ +(?:-h, )?--([\w.]+)", self.format_help(), re.MULTILINE)
+        help_text = re.sub(r"\x1b\[[\d;]*m", "", self.format_help())  # Python 3.14 colours it
+        options = re.findall(r"^ +(?:-h, )?--([\w.]+)", help_text, re.MULTILINE)
 
         def spell(argument: str) -> str:  # --top-k and --top-k=5 as --top_k is declared
             name, equals, value = argument.removeprefix("--").partition("=")

@@ -44,7 +44,7 @@ def use_compilation_cache() -> None:
 
 
 def printable(text: str) -> str:
-    """Escape what could steer a terminal, such as control characters in a file of others."""
+    """Escape control characters, with which an untrusted file could drive the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

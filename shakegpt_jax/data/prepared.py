@@ -16,7 +16,7 @@ import numpy as np
 
 from shakegpt_jax.data.text import read_pieces
 from shakegpt_jax.data.tokenizer import CharTokenizer, code_points
-from shakegpt_jax.errors import UserError
+from shakegpt_jax.errors import UserError, os_errors_name
 
 _IDS, _METADATA = "ids.bin", "metadata.json"
 _PARTIAL = "metadata.json.partial"  # renamed when it is complete
@@ -62,14 +62,14 @@ def prepare_text(
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}") from error
     second_digest, ids_digest = hashlib.sha256(), hashlib.sha256()
-    with file:
+    with file, os_errors_name(output):
         for piece in _pieces(books, second_digest, advance):
             ids = tokenizer.encode(piece)
             raw = ids.astype(ids.dtype.newbyteorder("<")).tobytes()
             file.write(raw)
             ids_digest.update(raw)
     if second_digest.digest() != text_digest.digest():
-        raise UserError("the text has changed while it was read; run the same command again")
+        raise UserError("the text changed while it was being read; run the same command again")
     metadata = {
         "format_version": _FORMAT_VERSION,
         "vocabulary": tokenizer.vocabulary,

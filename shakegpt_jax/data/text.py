@@ -42,7 +42,7 @@ def read_text(path: str, report: Callable[[str], object] | None = None) -> str:
 
     Args:
         path: the file.
-        report: called with a line that says what was changed, if anything was.
+        report: called with a line if something was changed or looks wrong.
 
     Raises:
         UserError: if the file does not exist, cannot be read, is empty or is not UTF-8.

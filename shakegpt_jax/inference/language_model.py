@@ -154,8 +154,12 @@ class LanguageModel:
 
     def _decode(self, ids: np.ndarray) -> str:
         if (ids < 0).any():  # see `sample_token`
-            raise UserError(f"the model of {self.checkpoint} gives logits that are not finite")
+            raise UserError(self._not_finite)
         return self.tokenizer.decode(ids)
+
+    @property
+    def _not_finite(self) -> str:
+        return f"the model {self.checkpoint or ''} gives logits that are not finite"
 
     @functools.cached_property
     def _ngram(self) -> NGram:
@@ -190,7 +194,7 @@ class LanguageModel:
         ids = self.tokenizer.encode(text)
         losses = character_losses(self.model, self.params, ids, stride=stride)
         if not np.isfinite(losses).all():
-            raise UserError(f"the model of {self.checkpoint} gives logits that are not finite")
+            raise UserError(self._not_finite)
         return -losses
 
     def evaluate(self, text: str, *, stride: int | None = None) -> Evaluation:
@@ -240,7 +244,8 @@ class LanguageModel:
                 f"{path} has characters that the model lacks, such as {show_character(min(new))}"
             )
         if self.text_sha256 and corpus.sha256 != self.text_sha256:
-            raise UserError(f"{path} is not the text that the model was trained on, or has changed")
+            name = path or "Tiny Shakespeare"
+            raise UserError(f"{name} is not the text that the model was trained on, or has changed")
         return corpus
 
 

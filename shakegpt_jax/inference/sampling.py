@@ -38,7 +38,7 @@ class Sampling(NamedTuple):
         return cls(
             as_number("temperature", temperature, 0, _MAX_TEMPERATURE, right),
             None if top_k is None else min(as_integer("top_k", top_k, 1), vocab_size),
-            None if top_p is None else as_number("top_p", top_p, 1e-30, 1, "in (0, 1]"),
+            None if top_p in (None, 1) else as_number("top_p", top_p, 1e-30, 1, "in (0, 1]"),
         )
 
     @classmethod

@@ -7,38 +7,24 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from shakegpt_jax.config import ModelConfig, require_known_fields
+from shakegpt_jax.config import ModelConfig
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import abstract_params
+from shakegpt_jax.model.layers import gpt2_parameters
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names in transformers
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")
 HEAD = "lm_head.weight"
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # ends of the names of causal masks
 
-_KNOWN = {*SHAPE, "dropout", "init_stddev", "compute_dtype", "remat", "activation"}
-_LAYER_NORMS = ("ln_1", "ln_2")
-_MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-
 
 def gpt2_names(config: ModelConfig, params: Any) -> dict[str, tuple[str, ...]]:
-    """Map the names in a state dict of GPT-2 to paths in the parameters of `GPT`.
-
-    Raises:
-        UserError: if the model has a field or a parameter that GPT-2 does not have.
-    """
-    require_known_fields(config, _KNOWN, "GPT-2")
-    paths = ["wte.embedding", "wpe.embedding", "ln_f.scale", "ln_f.bias", "lm_head.kernel"]
-    for i in range(config.n_layer):
-        paths += [f"block_{i}.{m}.{p}" for m in _LAYER_NORMS for p in ("scale", "bias")]
-        paths += [f"block_{i}.{m}.{p}" for m in _MATRICES for p in ("kernel", "bias")]
-    if different := set(paths) ^ set(flatten_dict(params, sep=".")):
-        raise UserError(f"the model is not a GPT-2: they differ in the parameter {min(different)}")
+    """Map the names in a state dict of GPT-2 to paths in the parameters of `GPT`."""
     names = {}
-    for path in paths:
-        module, _, parameter = path.replace("block_", "h.").rpartition(".")
+    for path in gpt2_parameters(config, params, "GPT-2"):
+        module, _, parameter = path.replace("block_", "h.").replace("/", ".").rpartition(".")
         name = f"{module}.{'bias' if parameter == 'bias' else 'weight'}"
-        names[name if name == HEAD else f"transformer.{name}"] = tuple(path.split("."))
+        names[name if name == HEAD else f"transformer.{name}"] = tuple(path.split("/"))
     return names
 
 

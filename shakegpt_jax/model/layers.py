@@ -1,13 +1,16 @@
 """Parts of the model below the blocks: dtype of the matmuls, matrix product, dropout."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 
 from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.errors import UserError
 
 
 def compute_dtype(config: ModelConfig) -> DTypeLike:
@@ -77,3 +80,29 @@ def parameter_axes(path: jax.tree_util.KeyPath) -> tuple[str | None, ...]:
 def is_block_matrix(path: jax.tree_util.KeyPath, param: jax.Array) -> bool:
     """Return whether a parameter is a kernel of the blocks, which Muon updates."""
     return param.ndim == 2 and jax.tree_util.keystr(path[:1], simple=True).startswith("block_")
+
+
+# What exporters, the page and the report know: the fields of the config, and the parameters.
+_FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
+_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
+_PARAMETERS = ["wte/embedding", "wpe/embedding", "ln_f/scale", "ln_f/bias", "lm_head/kernel"]
+_NORMS, _MATRICES = ("ln_1", "ln_2"), ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
+
+
+def gpt2_parameters(config: ModelConfig, params: Any, what: str) -> list[str]:
+    """Return the paths of all parameters of a model that computes what GPT-2 does.
+
+    Raises:
+        UserError: if the model has a field, even at its default, or a parameter that `what` would
+            ignore, or lacks a parameter.
+    """
+    for name, value in dataclasses.asdict(config).items():
+        if name not in _FIELDS:
+            raise UserError(f"config.model.{name} is {value!r:.80}; {what} does not support it")
+    paths = [*_PARAMETERS]
+    for i in range(config.n_layer):
+        paths += [f"block_{i}/{module}/{p}" for module in _NORMS for p in ("scale", "bias")]
+        paths += [f"block_{i}/{module}/{p}" for module in _MATRICES for p in ("kernel", "bias")]
+    if different := set(paths) ^ set(flatten_dict(params, sep="/")):
+        raise UserError(f"{what} and the model differ in the parameter {min(different)}")
+    return paths

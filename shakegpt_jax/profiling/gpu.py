@@ -150,7 +150,7 @@ def _integers(text: str) -> list[int]:
 # Bytes per second to the other GPUs of a node, in one direction, from NVIDIA's data sheets.
 _NVLINK = {"a100": 300e9, "h100": 450e9, "h200": 450e9}
 
-# They move nothing, or what they call does.
+# No memory traffic of their own: they only rename values or run other computations.
 _FREE = {*_CALLERS, "bitcast", "constant", "get-tuple-element", "parameter", "tuple"}
 
 

@@ -58,7 +58,7 @@ class Engine:
             if self._error:
                 raise self._error
             if self.n_text + request.n_text > self._max_texts:
-                message = f"{self.n_text} texts are being written or wait; try again later"
+                message = f"{self.n_text} texts are running or queued; try again later"
                 raise ApiError(message, status=429, code="rate_limit_exceeded")
             self.n_text += request.n_text
             job = Job(request, receive)
@@ -136,7 +136,7 @@ class Engine:
             start, done = start + step, done + len(new)
 
     def _step(self) -> None:
-        """Let go of what is finished, let rows join, and write one chunk."""
+        """Drop finished jobs, admit waiting rows, and decode one chunk."""
         # First: a job that is cancelled from here on is forgotten next time.
         finished = [job for job in self._jobs if job.cancelled or job.n_unfinished == 0]
         rows = [*self._waiting, *self._batch.remove()]

@@ -154,7 +154,7 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
                 loop = asyncio.get_running_loop()
                 stretches = await loop.run_in_executor(search_thread, search, text)
             except UserError as error:
-                message = f"the training text is not there: {error}"
+                message = f"the training text is not available: {error}"
                 raise ApiError(message, status=404) from error
         return JSONResponse({"shortest": evaluation.SHORTEST_STRETCH, "stretches": stretches})
 
@@ -183,11 +183,14 @@ def _find_copies(text: str, source: str) -> list[dict[str, Any]]:
 
 
 async def _read(request: Request) -> bytes:
+    for encoding in request.headers.getlist("content-encoding"):
+        if encoding.lower() != "identity":
+            raise ApiError(f"Content-Encoding is {encoding:.40}; send it without", status=415)
     try:
         async with asyncio.timeout(_READING_SECONDS):
             return await request.body()
     except TimeoutError as error:
-        message = f"the body has not come within {_READING_SECONDS} seconds"
+        message = f"the request body did not arrive within {_READING_SECONDS} seconds"
         raise ApiError(message, status=408) from error
 
 
@@ -197,8 +200,9 @@ def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         path = request.url.path[:60]
         message = {
-            404: f"there is nothing at {path}; see docs/serve.md for the routes",
+            404: f"there is nothing at {path}; the routes are /, /health, /v1/models, "
+            "/v1/completions and /v1/verbatim",
             405: f"{path} does not take {request.method}",
         }.get(error.status_code, error.detail)
         return ApiError(message, status=error.status_code).to_response(error.headers)
-    return ApiError("an error of the server; its log says more", status=500).to_response()
+    return ApiError("internal server error; see the server's log", status=500).to_response()

@@ -10,13 +10,13 @@ from pathlib import Path
 import jax
 
 from shakegpt_jax.checkpoints.reader import SavedCheckpoint
-from shakegpt_jax.checkpoints.run_folder import checkpoint_steps
+from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, lock_path, run_lock
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.cli.command import StopSignal, record_signal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
-from shakegpt_jax.errors import DivergedError, StoppedBySignalError
+from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.model.gpt import train_flops_per_character
 from shakegpt_jax.reporting.curves import draw_run
@@ -27,10 +27,8 @@ from shakegpt_jax.training.start import (
     check_resumable,
     describe,
     find_pretrained,
-    lock_path,
     recorded_config,
-    run_lock,
-    saved_metadata,
+    saved_run,
 )
 from shakegpt_jax.training.trainer import Trainer, check_memory
 
@@ -54,7 +52,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
     """
     started = time.perf_counter() if started is None else started
-    source, saved = find_pretrained(config, workdir), saved_metadata(workdir)
+    source, saved = find_pretrained(config, workdir), saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
     corpus = load_corpus(config.data.path, config.model.block_size, characters)
@@ -80,6 +78,8 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         lock, steps = lock_path(workdir), checkpoint_steps(workdir)
         content = lock.read_text() if lock.exists() else None, steps
         check_equal({"the content of --workdir, which they must share": content})
+        if saved_run(workdir) != saved:
+            raise UserError(f"another process has trained in {workdir}; run the same command again")
         if corpus.note:
             progress.note(corpus.note)
         config = _adapt_to_cpu(config, corpus, progress.note)

@@ -1,19 +1,12 @@
-"""How a run starts: it resumes, or takes parameters from another run; one process per folder.
+"""How a run starts: it resumes, or takes the parameters of another run.
 
-Axes: T characters per window, D = n_embd, V vocabulary of the new run.
+Axes: V vocabulary of the new run.
 """
 
 import dataclasses
-import fcntl
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,6 +19,7 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import abstract_params
 from shakegpt_jax.model.layers import parameter_axes
 from shakegpt_jax.sharding import replicate, shard_state
+from shakegpt_jax.training.step import PretrainedParams
 
 # Fields that may change when a run resumes. The text is identified by its digest.
 _RESUMABLE = {
@@ -44,12 +38,12 @@ _RESUMABLE = {
 }
 
 
-def saved_metadata(workdir: str | Path) -> RunMetadata | None:
+def saved_run(workdir: str | Path) -> RunMetadata | None:
     """Return the metadata of the run that would resume in a folder; None without checkpoints."""
     checkpoints = CheckpointReader(workdir)
     if not checkpoints.steps:
         return None
-    latest = checkpoints.read("latest")
+    latest = checkpoints.read_stable(lambda: checkpoints.read("latest"))
     if not checkpoints.has_optimizer_state(latest.step):
         raise UserError(
             f"{workdir} holds an imported model, without an optimizer state to resume from; train "
@@ -89,58 +83,9 @@ def check_resumable(
         )
 
 
-@contextmanager
-def run_lock(workdir: str | Path) -> Iterator[None]:
-    """Lock a run folder, created if it does not exist, until this process ends, however it ends."""
-    try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        file = lock_path(workdir).open("a+")
-    except OSError as error:
-        raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
-    with file:
-        for _ in range(20):  # `is_locked` holds the lock for an instant
-            with suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.01)
-        else:
-            file.seek(0)
-            raise UserError(
-                f"{workdir} is in use by the training process {file.read().strip()}; "
-                "wait for it, stop it, or choose another --workdir"
-            )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        os.fsync(file.fileno())  # on NFS, the other processes read it
-        yield
-
-
-def lock_path(workdir: str | Path) -> Path:
-    """Return the file of a run's lock, which holds the process id of the last run."""
-    return Path(workdir) / "lock"
-
-
-def is_locked(workdir: str | Path) -> bool:
-    """Return whether a process trains in a run folder."""
-    try:
-        with lock_path(workdir).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    return False
-
-
 # Fields of the model that may differ from the source: they do not change what parameters mean. A
 # shorter window drops the positions beyond it.
 _FREE_FIELDS = {"block_size", "dropout", "init_stddev", "compute_dtype", "remat"}
-
-
-class PretrainedParams(NamedTuple):
-    """Parameters of a source, and where its characters are in it."""
-
-    params: Any  # pytree of float32 arrays
-    ids_V: jax.Array  # id in the source of each character; -1 for those that it lacks
 
 
 def load_params(source: SavedCheckpoint, vocabulary: str, mesh: Mesh) -> PretrainedParams:
@@ -194,22 +139,3 @@ def find_pretrained(config: Config, workdir: str | Path) -> SavedCheckpoint | No
             f"add {right}"
         )
     return source
-
-
-def merge_params(fresh: Any, start: PretrainedParams) -> Any:
-    """Replace the parameters of a new model by those of a source; pure, to be traced under jit.
-
-    New characters keep their random embeddings and columns of the head; where they are frequent,
-    this trains better than the mean of the source's columns (Hewitt 2021, "Initializing new word
-    embeddings for pretrained language models"; measured in docs/interop.md).
-    """
-    source, is_known_V = start.params, start.ids_V >= 0
-    ids_V = jnp.maximum(start.ids_V, 0)
-    wte_VxD = source["wte"]["embedding"][ids_V]
-    head_DxV = source["lm_head"]["kernel"][:, ids_V]
-    n_time = len(fresh["wpe"]["embedding"])
-    return source | {
-        "wte": {"embedding": jnp.where(is_known_V[:, None], wte_VxD, fresh["wte"]["embedding"])},
-        "wpe": {"embedding": source["wpe"]["embedding"][:n_time]},
-        "lm_head": {"kernel": jnp.where(is_known_V[None], head_DxV, fresh["lm_head"]["kernel"])},
-    }

@@ -25,10 +25,11 @@ from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
-from shakegpt_jax.model.gpt import GPT, train_flops_per_character
+from shakegpt_jax.model.gpt import GPT, abstract_params, train_flops_per_character
 from shakegpt_jax.model.layers import compute_dtype
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
 from shakegpt_jax.sharding import batches_sharding, gather, in_background, peak_flops, replicate
+from shakegpt_jax.training.optimizer import make_optimizer
 from shakegpt_jax.training.start import load_params
 from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_starts
 
@@ -101,7 +102,7 @@ class Trainer:
         else:
             self._windows = HostWindows(config, corpus.train_ids, mesh)
         self._pieces = spread_pieces(corpus.val_ids, train.eval_characters, config.model.block_size)
-        # Ahead of time: compilation is no part of the training time, and nothing recompiles later.
+        # Ahead of time: compilation does not count as training time, and nothing recompiles later.
         start = time.perf_counter()
         longest, every = train.steps_per_dispatch, min(train.eval_every, train.num_steps)
         lengths = chunk_lengths(every, longest) + chunk_lengths(train.num_steps % every, longest)
@@ -187,7 +188,7 @@ class Trainer:
         if not is_primary():
             return ""
         lm = LanguageModel(self.model, params, corpus.tokenizer, self.config, corpus.sha256)
-        return lm.generate(prompt, length)
+        return lm.generate(prompt, length, draft=False)  # the n-gram would be built every time
 
     def save(
         self, checkpoints: CheckpointWriter, step: int, metrics: dict[str, float] | None
@@ -207,12 +208,12 @@ def check_memory(config: Config, vocab_size: int, mesh: Mesh) -> None:
     """Check that parameters, gradients and moments fit into the memory of a CPU."""
     if jax.default_backend() != "cpu":
         return
-    model = config.model
-    block, rest = 12 * model.n_embd + 13, 2 * vocab_size + model.block_size + 2
-    n_parameter = (model.n_layer * block + rest) * model.n_embd
-    # Float32: parameter, gradient, and two moments, of which Muon has one. Devices along the axis
-    # `data` have copies of all.
-    n_byte = (12 if config.optimizer.name == "muon" else 16) * n_parameter
+    model, params = config.model, abstract_params(config.model, vocab_size)
+    n_parameter = sum(each.size for each in jax.tree.leaves(params))
+    tx = make_optimizer(config.optimizer, config.train.num_steps)
+    arrays = jax.tree.leaves((params, params, jax.eval_shape(tx.init, params)))  # and gradients
+    n_byte = sum(each.size * each.dtype.itemsize for each in arrays)
+    # Devices along the axis `data` have copies of all.
     needed, available = n_byte * mesh.shape["data"] // jax.process_count(), memory_limit()
     if needed > available:
         raise UserError(

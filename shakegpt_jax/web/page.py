@@ -15,10 +15,6 @@ import numpy as np
 from shakegpt_jax.cli.command import dump_json
 from shakegpt_jax.errors import UserError
 
-# Of a model: model.js and the attention of the report reproduce them, or they matter in training.
-MODEL_FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
-MODEL_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
-
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w.]+)";\n', re.MULTILINE)
 
 

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shakegpt_jax.config import require_known_fields
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import MAX_NEW_TOKENS, SEED, TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.sampler import default_window_stride
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
-from shakegpt_jax.web.page import MODEL_FIELDS, encode_array, render_page, write_page
+from shakegpt_jax.model.layers import gpt2_parameters
+from shakegpt_jax.web.page import encode_array, render_page, write_page
 
-# What a page accepts and a server answers, at most.
+# Limits that the page and the server share.
 LIMITS = {
     "temperature": 1_000_000,
     "top_k": 2**31 - 1,
@@ -74,7 +74,7 @@ def export_page(lm: LanguageModel, path: str, *, float32: bool = False) -> dict[
 
     It may connect to nothing, and computes in float32 or better. The weights are rounded to
     float16, which halves the page, unless `float32` keeps them. Raises a UserError if the model is
-    too large for a page, or the page could not compute what it computes.
+    too large for a page, or uses something that the page does not implement.
     """
     if lm.n_params > MAX_PARAMETERS:
         raise UserError(
@@ -90,7 +90,7 @@ def export_page(lm: LanguageModel, path: str, *, float32: bool = False) -> dict[
 def model_data(lm: LanguageModel, *, float32: bool = False) -> dict[str, Any]:
     """Return what `offline.js` computes with beside the facts; `facts.js` describes it."""
     shape = lm.config.model
-    require_known_fields(shape, MODEL_FIELDS, "a page")
+    gpt2_parameters(shape, lm.params, "the page")
     params = {
         name: np.asarray(param).T if name.endswith("/kernel") else np.asarray(param)
         for name, param in flatten_dict(lm.params, sep="/").items()

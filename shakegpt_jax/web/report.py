@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from shakegpt_jax.config import require_known_fields
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.evaluation import (
     SHORTEST_STRETCH,
@@ -21,9 +20,10 @@ from shakegpt_jax.inference.evaluation import (
 )
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import attention_weights, character_predictions, next_logits
+from shakegpt_jax.model.layers import gpt2_parameters
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.web.breakdown import breakdowns
-from shakegpt_jax.web.page import MODEL_FIELDS, encode_array, render_page, write_page
+from shakegpt_jax.web.page import encode_array, render_page, write_page
 from shakegpt_jax.web.prompt_page import page_facts
 
 _SHOWN_CHARACTERS = 10_000  # of the text
@@ -41,7 +41,7 @@ def write_report(selection: Selection, path: str | Path) -> dict[str, Any]:
     An old page is replaced. Raises a UserError if the page cannot be written or show the model.
     """
     lm = selection.lm
-    require_known_fields(lm.config.model, MODEL_FIELDS, "the report")
+    gpt2_parameters(lm.config.model, lm.params, "the report")
     predictions = character_predictions(
         lm.model, lm.params, *selection.pieces, stride=selection.stride
     )
@@ -107,7 +107,7 @@ def encode_distributions(log_probs_NxV: np.ndarray) -> dict[str, Any]:
 
 
 def split_lines(text: str, starts: Sequence[int], longest: int) -> list[tuple[int, int, int]]:
-    """Return the begin of the part, start and end of each line, of long lines in pieces."""
+    """Return (start of its piece, start, end) of each line; long lines are split."""
     lines = []
     for begin, stop in zip(starts, [*starts[1:], len(text)], strict=True):
         start = begin

@@ -1,4 +1,4 @@
-// What the page with a prompt knows about its model, as shakegpt_jax/web/serving_page.py writes it.
+// What the page with a prompt knows about its model, as shakegpt_jax/web/prompt_page.py writes it.
 
 import { $ } from "./common.js";
 

@@ -69,7 +69,7 @@ export function readLink(fragment) {
   /** @param {string} name @param {(text: string, name: string) => number} read */
   const optional = (name, read) => (parameters.has(name) ? required(name, read) : null);
   const mark = only("model");
-  if (!/\.[0-9a-f]{8}$/.test(mark)) throw new Error("its end is missing");
+  if (!/\.[0-9a-f]{8}$/.test(mark)) throw new Error("the link is cut off");
   const settings = {
     prompt: only("prompt"),
     temperature: required("temperature", readTemperature),
@@ -115,6 +115,6 @@ const readSamples = reader(N_SAMPLES, N_SAMPLES, true, String(N_SAMPLES));
 /** @param {string} text @returns {Change} */
 function readChange(text) {
   const [, place, character] = text.match(/^(\d{1,9})\.(.)$/su) ?? [];
-  if (character === undefined) throw new Error("a change is not readable");
+  if (character === undefined) throw new Error("a change cannot be read");
   return [Number(place), character];
 }

@@ -11,8 +11,8 @@ import { decodeWeights } from "./weights.js";
 
 const SLICE = 12; // milliseconds, below the time of a frame
 const SLICE_WEIGHTS = 4e6; // multiplications in one step of a slice, approximately
-const DAMAGED = "The model in this file is damaged. Copy the file again, or make it anew with " +
-  "python -m shakegpt_jax.export --format html.";
+const DAMAGED = "The model in this file is damaged. Copy the file again, or export it again with " +
+  "shakegpt export --format html.";
 
 /** Returns a backend that computes with the model in the facts. @param {Facts} facts @returns {Backend} */
 export function makeBackend(facts) {

@@ -14,11 +14,11 @@ export function sampleCharacter(logits, noise, { temperature, topK, topP }) {
   // With a maximum of 0, dividing by a small temperature cannot overflow.
   const divisor = greedy ? 1 : Math.fround(temperature);
   const scaled = logits.map((logit) => Math.fround(logit - largest) / divisor);
-  if (topK !== null || topP !== null) {
+  if (topK !== null || (topP !== null && topP !== 1)) {
     // The sort is stable: of equal logits, the first comes first.
     const order = Array.from(scaled.keys()).sort((a, b) => scaled[b] - scaled[a] || a - b);
     if (topK !== null) for (const id of order.slice(topK)) scaled[id] = -Infinity;
-    if (topP !== null) dropTail(scaled, order, Math.fround(topP));
+    if (topP !== null && topP !== 1) dropTail(scaled, order, Math.fround(topP));
   }
   const noisy = greedy ? scaled : scaled.map((logit, id) => logit + noise[id]);
   return noisy.indexOf(noisy.reduce((a, b) => Math.max(a, b)));

@@ -50,7 +50,7 @@ export function makeBackend({ name, vocabulary, limits }) {
         }
         reason = finish_reason ?? reason;
       }
-      if (!reason) throw new Error("The connection broke off.");
+      if (!reason) throw new Error("The connection was lost.");
       return reason;
     },
 
