@@ -142,8 +142,8 @@ def test_processes_that_differ_are_refused(many):
     assert [code for code, _, _ in ended] == [2, 2]
     for _, _, lines in ended:
         assert lines[1:] == [
-            "error: the processes differ in config.optimizer.b1, config.train.seed; start all of "
-            "them alike"
+            "error: the processes differ in config.optimizer.b1, config.train.seed; start them all "
+            "with the same command"
         ]
     assert not many.workdir.exists()
 
