@@ -67,7 +67,7 @@ def _print_report(report: dict[str, Any]) -> None:
         f"ceilings: {ceilings['flops_per_second'] / 1e9:,.0f} GFLOP/s in a large matmul, "
         f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s reading from memory,\n"
         f"  {ceilings['weights_bytes_per_second'] / 1e9:,.0f} GB/s reading "
-        f"{ceilings['weights_bytes'] / 1e6:,.1f} MB, as the weights have, perhaps from a cache"
+        f"{ceilings['weights_bytes'] / 1e6:,.1f} MB, the size of the weights, maybe from a cache"
     )
     rows = []
     for row in report["results"]:

@@ -53,7 +53,7 @@ def main() -> None:
     options = known if model.metadata.text_sha256 else " --path FILE"
     print(f"Evaluate: shakegpt evaluate --workdir {run}{options}")
     fields = [f"--config.model.{n}={getattr(shape, n)}" for n in (*SHAPE, "activation")]
-    print(f"Train on: shakegpt train --workdir {run}-tuned \\")
+    print(f"Continue training: shakegpt train --workdir {run}-tuned \\")
     print(f"  --config.train.init_from={run} \\\n  {' '.join(fields[:3])} \\")
     print(f"  {' '.join(fields[3:])}")
 

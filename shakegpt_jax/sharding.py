@@ -58,7 +58,7 @@ def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
 def shard_state(
     mesh: Mesh, abstract_state: Any, axes_of: Callable[[Any], tuple[_Axis, ...]] = lambda path: ()
 ) -> Any:
-    """Add to each `ShapeDtypeStruct` of a pytree its sharding; `axes_of` its path gives the axes.
+    """Attach a sharding to each `ShapeDtypeStruct` of a pytree; `axes_of(path)` are its mesh axes.
 
     A dimension that its axis does not divide is not sharded.
     """

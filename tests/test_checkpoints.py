@@ -117,8 +117,8 @@ def changed_config(section: str, name: str, value: object) -> dict:
         (changed_config("model", "__class__", 1), "no config field __class__"),
         (changed_config("model", "n_layer", 10**9), "n_layer is 1000000000; it must be a whole"),
         (changed_config("optimizer", "eps", 10**400), "eps is 1000"),
-        ({"vocabulary": ""}, "vocabulary is not a text, or empty"),
-        ({"vocabulary": "ba"}, "vocabulary is not sorted, or has repetitions"),
+        ({"vocabulary": ""}, "vocabulary is empty or not a string"),
+        ({"vocabulary": "ba"}, "vocabulary is unsorted or has duplicates"),
         ({"text_sha256": "../../etc"}, "text_sha256 is not a SHA-256"),
     ],
 )

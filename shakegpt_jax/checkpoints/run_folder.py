@@ -36,7 +36,7 @@ def checkpoint_steps(workdir: str | Path) -> list[int]:
 
 
 def find_runs(workdirs: Sequence[str], *, started: bool = False) -> list[Path]:
-    """Return the runs that folders are or hold; without folders, the newest run below "runs".
+    """Expand folders, each a run or a folder of runs, to runs; without any, the newest in "runs".
 
     With `started`, metrics make a run, before there is a checkpoint.
     """
@@ -86,7 +86,7 @@ def shared_folder(workdirs: Iterable[str]) -> Path:
 
 
 def _records(run: Path, started: bool) -> list[Path]:
-    """Return what makes a folder a run, and is written again whenever the run is saved."""
+    """Return the paths that mark a folder as a run; each save rewrites them."""
     checkpoints = [run / CHECKPOINTS] if checkpoint_steps(run) else []
     return checkpoints + ([run / _METRICS] if started and (run / _METRICS).is_file() else [])
 
@@ -149,9 +149,9 @@ class RunMetadata:
         config = Config.from_dict(metadata.get("config"), recorded=True)
         vocabulary, digest = metadata.get("vocabulary"), metadata.get("text_sha256")
         if not vocabulary or not isinstance(vocabulary, str):
-            raise UserError("its vocabulary is not a text, or empty")
+            raise UserError("its vocabulary is empty or not a string")
         if "".join(sorted(set(vocabulary))) != vocabulary:
-            raise UserError("its vocabulary is not sorted, or has repetitions")
+            raise UserError("its vocabulary is unsorted or has duplicates")
         if not isinstance(digest, str) or not re.fullmatch("([0-9a-f]{64})?", digest):
             raise UserError("its text_sha256 is not a SHA-256")
         return cls(config, vocabulary, digest)

@@ -31,7 +31,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def use_compilation_cache() -> None:
-    """Cache compiled programs, unless JAX_COMPILATION_CACHE_DIR says where, or "" for nowhere."""
+    """Cache compiled programs, unless JAX_COMPILATION_CACHE_DIR is set ("" disables the cache)."""
     import jax
 
     # A folder that cannot be written only costs time.

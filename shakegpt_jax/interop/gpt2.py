@@ -52,7 +52,7 @@ def read_params(
     if different := used ^ arrays.keys():
         problem = "has an unknown" if different <= arrays.keys() else "lacks"
         name = min(different - arrays.keys() or different)
-        raise UserError(f"{source} {problem} {name:.80}, so it is not a GPT-2 of its config")
+        raise UserError(f"{source} {problem} {name:.80}, so it does not match its config")
     order = np.argsort([ord(c) for c in characters])
     params = {}
     for name, path in names.items():

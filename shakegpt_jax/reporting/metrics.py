@@ -73,7 +73,7 @@ class MetricsRow:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
-        """Read a row; raises a ValueError or TypeError if one of its values is no finite number."""
+        """Read a row; raises a ValueError or TypeError if a value is not a finite number."""
         numbers = [v for k, v in row.items() if v is not None or k not in _OPTIONAL]
         finite = all(type(v) in (int, float) and -math.inf < v < math.inf for v in numbers)
         if not finite or type(row.get("step")) is not int:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class ApiError(Exception):
-    """A request that is answered with an error: a message for people, and what clients test."""
+    """A request that is answered with an error: a message for people, and fields for clients."""
 
     def __init__(
         self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None

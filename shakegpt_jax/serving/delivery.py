@@ -22,7 +22,7 @@ from shakegpt_jax.serving.api import ApiError, CompletionRequest
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.rows import Piece
 
-_STALL_SECONDS = 60  # after which a client that takes nothing is disconnected
+_STALL_SECONDS = 60  # after which a client that stops reading is disconnected
 _DIGITS = 6  # of log-probabilities, after the point
 _LEAST = -9999.0  # in place of minus infinity, which JSON lacks
 
@@ -51,7 +51,7 @@ class Delivery:
         self._job = engine.submit(request, receive)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer, until the client leaves or takes nothing any more."""
+        """Send the answer, until the client leaves or stops reading."""
 
         async def send_in_time(message: Message) -> None:
             async with asyncio.timeout(_STALL_SECONDS):

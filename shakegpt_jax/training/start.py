@@ -46,8 +46,8 @@ def saved_run(workdir: str | Path) -> RunMetadata | None:
     latest = checkpoints.read_stable(lambda: checkpoints.read("latest"))
     if not checkpoints.has_optimizer_state(latest.step):
         raise UserError(
-            f"{workdir} holds an imported model, without an optimizer state to resume from; train "
-            f"on in another --workdir, with --config.train.init_from={workdir}"
+            f"{workdir} holds an imported model, without an optimizer state to resume from; "
+            f"continue in another --workdir, with --config.train.init_from={workdir}"
         )
     return latest.metadata
 
