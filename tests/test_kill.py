@@ -65,7 +65,7 @@ def _kill(process, workdir: Path, draw: random.Random) -> bool:
 
 
 @pytest.mark.slow
-def test_kills_leave_no_trace(run_config, tmp_path, processes, n_kill=60):
+def test_kills_leave_no_trace(run_config, tmp_path, processes, n_kill=30):
     config = run_config
     config.model.dropout = 0.1
     config.train.num_steps, config.train.eval_every = 20 * n_kill, 10

@@ -33,8 +33,8 @@ backend.generate({maxTokens: 60, temperature: 1, topK: null, topP: null, seed: 0
 """
 
 DAMAGED = (
-    "The model in this file is damaged. Copy the file again, or make it anew with "
-    "python -m shakegpt_jax.export --format html."
+    "The model in this file is damaged. Copy the file again, or export it again with "
+    "shakegpt export --format html."
 )
 
 
