@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class SavedCheckpoint(NamedTuple):
-    """What a checkpoint holds besides arrays."""
+    """Contents of a checkpoint other than its arrays."""
 
     step: int
     path: Path

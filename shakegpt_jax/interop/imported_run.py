@@ -15,7 +15,7 @@ from shakegpt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImportedModel:
-    """What the checkpoint of an imported run holds."""
+    """Contents of the checkpoint of an imported run."""
 
     metadata: RunMetadata
     params: Any  # pytree of float32 NumPy arrays

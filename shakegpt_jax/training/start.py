@@ -1,4 +1,4 @@
-"""How a run starts: it resumes, or takes the parameters of another run.
+"""Start of a run: resuming it, or taking the parameters of another run.
 
 Axes: V vocabulary of the new run.
 """
