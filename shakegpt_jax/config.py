@@ -78,7 +78,7 @@ class ModelConfig(_Section):
     compute_dtype: str = _field(
         "auto",
         "dtype of the matmuls; auto: bfloat16 on accelerators, float32 on CPU",
-        _one_of("auto", "float32", "bfloat16"),
+        _one_of("auto", "float32", "bfloat16", "bf16_bf16_f32"),
     )
     remat: bool = _field(
         False, "recompute the blocks in the backward pass: less memory, more time", _BOOLEAN

@@ -26,7 +26,7 @@ from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import _window_losses
 from shakegpt_jax.model import gpt
-from shakegpt_jax.model.layers import cast_blocks
+from shakegpt_jax.model.linear import cast_blocks
 from shakegpt_jax.profiling.gpu import load_gpu
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.step import make_chunk

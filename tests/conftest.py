@@ -56,6 +56,12 @@ def compilation_cache(tmp_path_factory) -> Iterator[None]:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def same_dtype_on_every_cpu(monkeypatch) -> None:
+    """Compute in float32, also where CPUs have matrix units; test_linear.py tests those."""
+    monkeypatch.setattr("shakegpt_jax.model.linear.has_matrix_units", lambda: False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_curves() -> Iterator[None]:
     """End runs in this process without a picture, which would take longer than they do."""

@@ -11,7 +11,8 @@ from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.model import attention, gpt
 from shakegpt_jax.model.attention import attend, attend_causally, cudnn_attends
 from shakegpt_jax.model.gpt import GPT, KVCache, init_cache, init_params, train_flops_per_character
-from shakegpt_jax.model.layers import Dropout, cast_blocks
+from shakegpt_jax.model.layers import Dropout
+from shakegpt_jax.model.linear import cast_blocks
 
 VOCAB = 65
 MEDIUM = ModelConfig(n_layer=2, n_head=4, n_embd=64, block_size=32)

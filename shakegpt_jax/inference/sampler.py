@@ -18,7 +18,7 @@ from shakegpt_jax.inference.decoding import decode, decode_drafted, prefill, sta
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.model.gpt import GPT
-from shakegpt_jax.model.layers import cast_blocks
+from shakegpt_jax.model.linear import cast_blocks
 from shakegpt_jax.sharding import one_ahead
 
 # Characters per dispatch, and per streamed piece. Small models (fewer parameters than _SMALL_MODEL)

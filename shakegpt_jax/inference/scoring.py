@@ -15,7 +15,7 @@ import optax
 
 from shakegpt_jax.inference.sampling import as_integer, require
 from shakegpt_jax.model.attention import attend
-from shakegpt_jax.model.gpt import GPT, QKV
+from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.sharding import batch_devices, constrain, one_ahead, shard_batch
 
@@ -132,15 +132,16 @@ def attention_weights(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
     _, captured = model.apply(
         {"params": params},
         idx_BxT,
-        capture_intermediates=lambda module, _: isinstance(module, QKV),
+        capture_intermediates=lambda module, _: module.name == "c_attn",
         mutable=["intermediates"],
     )
     n_time = idx_BxT.shape[1]
     mask_1x1xTxT = jnp.tril(jnp.ones((1, 1, n_time, n_time), bool))
     layers = []
     for i in range(model.config.n_layer):
-        (qkv,) = captured["intermediates"][f"block_{i}"]["attn"]["c_attn"]["__call__"]
-        q_BxHxTxK, k_BxHxTxK = (part.transpose(0, 2, 1, 3) for part in qkv[:2])
+        (qkv_BxTx3xD,) = captured["intermediates"][f"block_{i}"]["attn"]["c_attn"]["__call__"]
+        qkv_BxTx3xHxK = qkv_BxTx3xD.reshape(*qkv_BxTx3xD.shape[:3], model.config.n_head, -1)
+        q_BxHxTxK, k_BxHxTxK, _ = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4)
         # With the identity as values, the output of attention is its weights.
         identity = jnp.broadcast_to(jnp.eye(n_time), (*q_BxHxTxK.shape[:2], n_time, n_time))
         layers.append(attend(q_BxHxTxK, k_BxHxTxK, identity, mask_1x1xTxT))

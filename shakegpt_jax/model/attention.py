@@ -5,12 +5,13 @@ K = head dimension.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.model.layers import compute_dtype
+from shakegpt_jax.model.linear import compute_dtype, contract_rows
 
 # Queries per block at least, and blocks at most. More blocks leave out more scores, up to half of
 # them, but compile more operations. configs/speedrun.py on two CPU cores: 4,190 characters/s in one
@@ -18,14 +19,47 @@ from shakegpt_jax.model.layers import compute_dtype
 _MIN_BLOCK, _MAX_BLOCKS = 64, 4
 
 
+@jax.custom_vjp
 def attend(
     q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_NxTxS: jax.Array
 ) -> jax.Array:
     """Attend where the mask is True, with scores and softmax in float32; returns (N, T, K)."""
+    return _attend_forward(q_NxTxK, k_NxSxK, v_NxSxK, mask_NxTxS)[0]
+
+
+# Its own gradient, since JAX's has matmuls in float32 if the scores are, and contracts rows.
+
+
+def _attend_forward(
+    q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_NxTxS: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     scores_NxTxS = _scores(q_NxTxK, k_NxSxK) * q_NxTxK.shape[-1] ** -0.5
     scores_NxTxS = jnp.where(mask_NxTxS, scores_NxTxS, jnp.finfo(jnp.float32).min)
     weights_NxTxS = jax.nn.softmax(scores_NxTxS).astype(v_NxSxK.dtype)
-    return jnp.einsum("...ts,...sk->...tk", weights_NxTxS, v_NxSxK)
+    y_NxTxK = jnp.einsum("...ts,...sk->...tk", weights_NxTxS, v_NxSxK)
+    return y_NxTxK, (q_NxTxK, k_NxSxK, v_NxSxK, weights_NxTxS, y_NxTxK)
+
+
+def _attend_backward(operands: tuple[jax.Array, ...], dy_NxTxK: jax.Array) -> Any:
+    q_NxTxK, k_NxSxK, v_NxSxK, weights_NxTxS, y_NxTxK = operands
+    # The gradient of softmax subtracts a mean: here of K products instead of S, as in
+    # FlashAttention (Dao et al. 2022, appendix B.2).
+    mean_NxTx1 = jnp.sum(dy_NxTxK * y_NxTxK, -1, dtype=jnp.float32, keepdims=True)
+    dscores_NxTxS = weights_NxTxS * (_scores(dy_NxTxK, v_NxSxK) - mean_NxTx1)
+    dscores_NxTxS = (dscores_NxTxS * q_NxTxK.shape[-1] ** -0.5).astype(q_NxTxK.dtype)
+    return (
+        jnp.einsum("...ts,...sk->...tk", dscores_NxTxS, k_NxSxK),
+        contract_rows(dscores_NxTxS, q_NxTxK),
+        contract_rows(weights_NxTxS, dy_NxTxK),
+        None,
+    )
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
+    return jnp.einsum("...tk,...sk->...ts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
 
 
 def attend_causally(q_BxHxTxK: jax.Array, k_BxHxTxK: jax.Array, v_BxHxTxK: jax.Array) -> jax.Array:
@@ -40,24 +74,6 @@ def attend_causally(q_BxHxTxK: jax.Array, k_BxHxTxK: jax.Array, v_BxHxTxK: jax.A
         mask_1x1xTxS = jnp.tril(jnp.ones((1, 1, end - start, end), bool), start)
         blocks.append(attend(q, k, v, mask_1x1xTxS))
     return jnp.concatenate(blocks, axis=-2)
-
-
-@jax.custom_vjp
-def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
-    """Compute scores in float32, with backward matmuls in the dtype of the operands, unlike JAX."""
-    return jnp.einsum("...tk,...sk->...ts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
-
-
-def _scores_backward(
-    operands: tuple[jax.Array, jax.Array], grad_NxTxS: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    q_NxTxK, k_NxSxK = operands
-    grad_NxTxS = grad_NxTxS.astype(q_NxTxK.dtype)
-    dq_NxTxK = jnp.einsum("...ts,...sk->...tk", grad_NxTxS, k_NxSxK)
-    return dq_NxTxK, jnp.einsum("...ts,...tk->...sk", grad_NxTxS, q_NxTxK)
-
-
-_scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
 
 
 def attend_causally_by_cudnn(*qkv_BxTxHxK: jax.Array) -> jax.Array:

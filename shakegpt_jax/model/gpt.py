@@ -18,8 +18,9 @@ from shakegpt_jax.model.attention import (
     attend_causally_by_cudnn,
     cudnn_attends,
 )
-from shakegpt_jax.model.layers import Dropout, compute_dtype, dot_general
-from shakegpt_jax.sharding import constrain, shard_batch
+from shakegpt_jax.model.layers import Dropout
+from shakegpt_jax.model.linear import Linear, compute_dtype
+from shakegpt_jax.sharding import shard_batch
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -54,44 +55,9 @@ class LayerCache(NamedTuple):
     mask_NxTxS: jax.Array  # True where a character may attend
 
 
-def _init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initializer:
-    return nn.initializers.normal(config.init_stddev * scale)
-
-
-def _dense(features: int, config: ModelConfig, *, residual: bool = False) -> nn.Dense:
-    """Linear layer. Those that write to the residual stream start smaller (GPT-2, 2.3)."""
-    init = _init(config, (2 * config.n_layer) ** -0.5 if residual else 1.0)
-    return nn.Dense(
-        features, dtype=compute_dtype(config), kernel_init=init, dot_general=dot_general
-    )
-
-
 def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
     """LayerNorm with float32 statistics. The result has the dtype of the matmuls."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=compute_dtype(config))
-
-
-class QKV(nn.Module):
-    """Linear layer of queries, keys and values, three matrices side by side as in GPT-2."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x_BxTxD: jax.Array) -> list[jax.Array]:
-        """Map (B, T, D) to three of (B, T, H, K)."""
-        n_embd, n_head = self.config.n_embd, self.config.n_head
-        kernel = self.param("kernel", _init(self.config), (n_embd, 3 * n_embd), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (3 * n_embd,), jnp.float32)
-        x_BxTxD, kernel, bias = nn.dtypes.promote_dtype(
-            x_BxTxD, kernel, bias, dtype=compute_dtype(self.config)
-        )
-        # In two steps, each of which XLA can do: take the own heads, then gather them.
-        kernel_Dx3xD = constrain(kernel.reshape(n_embd, 3, n_embd), "fsdp", None, "tensor")
-        kernel_Dx3xD = constrain(kernel_Dx3xD, None, None, "tensor")
-        y_Nx3xD = jnp.tensordot(x_BxTxD.reshape(-1, n_embd), kernel_Dx3xD, 1)
-        y_Nx3xD += constrain(bias.reshape(1, 3, n_embd), None, None, "tensor")
-        # Split before the heads: the gradient of a split is one concatenation.
-        return [y_Nx3xD[:, i].reshape(*x_BxTxD.shape[:2], n_head, -1) for i in range(3)]
 
 
 class CausalSelfAttention(nn.Module):
@@ -100,15 +66,19 @@ class CausalSelfAttention(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        self.c_attn = QKV(self.config)
-        self.c_proj = _dense(self.config.n_embd, self.config, residual=True)
+        n_embd = self.config.n_embd
+        self.c_attn = Linear(self.config, (3, n_embd))  # three matrices side by side, as in GPT-2
+        self.c_proj = Linear(self.config, (n_embd,), residual=True)
 
     def __call__(
         self, x_BxTxD: jax.Array, cached: LayerCache | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Attend to the input, or add it to a cache, attend to that and return it as well."""
-        _, n_time, n_embd = x_BxTxD.shape
-        qkv = self.c_attn(x_BxTxD)
+        n_batch, n_time, _ = x_BxTxD.shape
+        shape_BxTxHxK = (n_batch, n_time, self.config.n_head, -1)
+        # Split before the heads: the gradient of a split is one concatenation.
+        parts_BxTx1xD = jnp.split(self.c_attn(x_BxTxD), 3, axis=2)
+        qkv = [part.reshape(shape_BxTxHxK) for part in parts_BxTx1xD]
         whole_window = cached is None and n_time == self.config.block_size
         if whole_window and cudnn_attends(self.config):
             y_BxTxHxK = attend_causally_by_cudnn(*qkv)
@@ -118,7 +88,7 @@ class CausalSelfAttention(nn.Module):
         if cached is None:
             y_BxHxTxK = attend_causally(*qkv_BxHxTxK)
         else:
-            shape_NxTxK = (-1, n_time, n_embd // self.config.n_head)
+            shape_NxTxK = (-1, n_time, self.config.n_embd // self.config.n_head)
             q_NxTxK, k_NxTxK, v_NxTxK = (part.reshape(shape_NxTxK) for part in qkv_BxHxTxK)
             zero = jnp.int32(0)
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, zero)))
@@ -142,8 +112,9 @@ class MLP(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        self.c_fc = _dense(4 * self.config.n_embd, self.config)
-        self.c_proj = _dense(self.config.n_embd, self.config, residual=True)
+        n_embd = self.config.n_embd
+        self.c_fc = Linear(self.config, (4 * n_embd,))
+        self.c_proj = Linear(self.config, (n_embd,), residual=True)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Map (B, T, D) to (B, T, D)."""
@@ -182,7 +153,7 @@ class GPT(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        init = _init(config)
+        init = nn.initializers.normal(config.init_stddev)
         self.wte = nn.Embed(self.vocab_size, config.n_embd, embedding_init=init)
         self.wpe = nn.Embed(config.block_size, config.n_embd, embedding_init=init)
         self.drop = Dropout(config.dropout)

@@ -25,7 +25,7 @@ from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.attention import cudnn_attends
 from shakegpt_jax.model.gpt import GPT, init_params, train_flops_per_character
-from shakegpt_jax.model.layers import compute_dtype
+from shakegpt_jax.model.linear import compute_dtype
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.trainer import Trainer
 

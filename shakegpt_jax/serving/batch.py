@@ -17,7 +17,7 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import next_logits
 from shakegpt_jax.model.gpt import init_cache
-from shakegpt_jax.model.layers import cast_blocks
+from shakegpt_jax.model.linear import cast_blocks
 from shakegpt_jax.serving.rows import Row
 
 # Floating-point operations of one dispatch: a few tenths of a second, for which new requests wait

@@ -26,7 +26,7 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.gpt import GPT, abstract_params, train_flops_per_character
-from shakegpt_jax.model.layers import compute_dtype
+from shakegpt_jax.model.linear import compute_dtype
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
 from shakegpt_jax.sharding import batches_sharding, gather, in_background, peak_flops, replicate
 from shakegpt_jax.training.optimizer import make_optimizer
