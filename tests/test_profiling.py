@@ -12,7 +12,9 @@ from shakegpt_jax.sharding import peak_flops
 def rates(monkeypatch) -> None:
     rates = {"flops_per_second": 1e12, "bytes_per_second": 1e10, "weights_bytes_per_second": 1e11}
     monkeypatch.setattr(
-        measurements, "measure_ceilings", lambda dtype, n_byte: rates | {"weights_bytes": n_byte}
+        measurements,
+        "measure_ceilings",
+        lambda dtype, result_dtype, n_byte: rates | {"weights_bytes": n_byte},
     )
 
 
@@ -50,7 +52,7 @@ def test_measures_only_what_is_asked_for(config, corpus, rates):
 
 @pytest.mark.slow
 def test_ceilings_are_rates():
-    ceilings = measurements.measure_ceilings(jnp.float32, 2**22)
+    ceilings = measurements.measure_ceilings(jnp.float32, jnp.float32, 2**22)
     # Wider than any machine: a time or a count would be outside.
     assert 1e9 < ceilings["flops_per_second"] < 1e16
     for name in ("bytes_per_second", "weights_bytes_per_second"):

@@ -16,6 +16,7 @@ from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
+from shakegpt_jax.inference.decoding import decoder
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
 from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
 from shakegpt_jax.inference.sampling import Sampling, as_integer, require, truncate_at_stops
@@ -146,9 +147,7 @@ class LanguageModel:
             except UserError as error:
                 if draft:
                     raise UserError(f"drafting needs the training text: {error}") from error
-        chunks = generate_ids(
-            self.model, self.params, ids, seeds, n_new, options, window_stride, ngram
-        )
+        chunks = generate_ids(*self.decoder, ids, seeds, n_new, options, window_stride, ngram)
         pieces = ([self._decode(row) for row in chunk] for chunk in chunks)
         return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
 
@@ -160,6 +159,11 @@ class LanguageModel:
     @property
     def _not_finite(self) -> str:
         return f"the model {self.checkpoint or ''} gives logits that are not finite"
+
+    @functools.cached_property
+    def decoder(self) -> tuple[GPT, Any]:
+        """The model and its parameters in the form that decodes fastest."""
+        return decoder(self.model, self.params)
 
     @functools.cached_property
     def _ngram(self) -> NGram:

@@ -61,7 +61,7 @@ class Linear(nn.Module):
         x_NxD = x.reshape(-1, x.shape[-1])
         if self.has_variable("params", "transposed_kernel"):
             w_ExD: jax.Array = self.get_variable("params", "transposed_kernel")
-            y = _multiply_transposed(x_NxD, w_ExD).reshape(-1, *self.features)
+            y = _dot(x_NxD.astype(w_ExD.dtype), w_ExD, 1).reshape(-1, *self.features)
         else:
             stddev = config.init_stddev * ((2 * config.n_layer) ** -0.5 if self.residual else 1)
             init = nn.initializers.normal(stddev)
@@ -104,44 +104,37 @@ def _forward(x_NxD: jax.Array, w_DxE: jax.Array) -> tuple[jax.Array, Any]:
     # Without the barrier, the backward pass casts again.
     x_NxD = jax.lax.optimization_barrier(x_NxD.astype(jnp.bfloat16))
     w_DxE = w_DxE.astype(jnp.bfloat16)
-    return _dot(_two_rows(x_NxD), w_DxE, 0)[: len(x_NxD)], (x_NxD, w_DxE)
+    return _dot(x_NxD, w_DxE, 0), (x_NxD, w_DxE)
 
 
 def _backward(operands: tuple[jax.Array, jax.Array], dy_NxE: jax.Array) -> Any:
     x_NxD, w_DxE = operands
     dy_NxE = dy_NxE.astype(jnp.bfloat16)
-    # First blocks of 64 rows, which the nearest cache holds, then their order: transposed at once, a
-    # step of configs/cpu.py takes 14.4 ms instead of 10.1, on two cores.
+    # First blocks of 64 rows, which the nearest cache holds, then their order. Transposed at once,
+    # a step of configs/cpu.py takes 14.4 ms instead of 10.1 on two cores.
     n_row, n_in = x_NxD.shape
     block = math.gcd(n_row, 64)
     x_MxDx64 = jax.lax.optimization_barrier(x_NxD.reshape(-1, block, n_in).swapaxes(1, 2))
     x_DxN = x_MxDx64.swapaxes(0, 1).reshape(n_in, n_row)
-    return _dot(_two_rows(dy_NxE), w_DxE, 1)[:n_row], _dot(x_DxN, dy_NxE, 0)
+    return _dot(dy_NxE, w_DxE, 1), _dot(x_DxN, dy_NxE, 0)
 
 
 _multiply_in_bfloat16.defvjp(_forward, _backward)
 
 
-def _multiply_transposed(x_NxD: jax.Array, w_ExD: jax.Array) -> jax.Array:
-    return _dot(_two_rows(x_NxD.astype(w_ExD.dtype)), w_ExD, 1)[: len(x_NxD)]
-
-
 def _dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
     """Contract the last axis of `a` with an axis of `b`, into float32."""
+    if len(a) == 1:
+        return _dot(jnp.concatenate([a, a]), b, axis)[:1]
     numbers = (((1,), (axis,)), ((), ()))
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
-
-
-def _two_rows(x_NxD: jax.Array) -> jax.Array:
-    """Repeat a single row."""
-    return jnp.concatenate([x_NxD, x_NxD]) if len(x_NxD) == 1 else x_NxD
 
 
 def cast_blocks(params: Any, config: ModelConfig) -> Any:
     """Cast the linear layers of the blocks to the dtype of their products, for decoding.
 
-    They would be cast at every use, for each character; the results are the same. On CPUs with
-    matrix units, kernels are transposed as well, which is twice as fast for a few rows.
+    They would be cast at every use, for each character; the results are the same. On CPUs their
+    kernels are transposed as well, which is twice as fast for a few rows.
     """
     dtype = operand_dtype(config)
     if dtype == jnp.float32:

@@ -19,13 +19,13 @@ from jax.typing import DTypeLike
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.inference import TEMPERATURE
-from shakegpt_jax.inference.decoding import prefill
+from shakegpt_jax.inference.decoding import decoder, prefill
 from shakegpt_jax.inference.sampler import generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.attention import cudnn_attends
 from shakegpt_jax.model.gpt import GPT, init_params, train_flops_per_character
-from shakegpt_jax.model.linear import compute_dtype
+from shakegpt_jax.model.linear import compute_dtype, operand_dtype
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.trainer import Trainer
 
@@ -43,7 +43,9 @@ def median_seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
     return statistics.median(seconds)
 
 
-def measure_ceilings(dtype: DTypeLike, weights_bytes: int) -> dict[str, float]:
+def measure_ceilings(
+    dtype: DTypeLike, result_dtype: DTypeLike, weights_bytes: int
+) -> dict[str, float]:
     """Measure FLOP/s in large matmuls, and bytes/s of reading a large matrix from memory.
 
     `weights_bytes_per_second` is that of a matrix of `weights_bytes`, which a cache may hold.
@@ -51,18 +53,19 @@ def measure_ceilings(dtype: DTypeLike, weights_bytes: int) -> dict[str, float]:
     on_cpu = jax.default_backend() == "cpu"
     size, n_byte, times = (2_048, 2**28, 1) if on_cpu else (8_192, 2**30, 10)
 
-    def random_matrix(size: int) -> jax.Array:
+    def random_matrix(size: int, dtype: DTypeLike) -> jax.Array:
         """Return a matrix that keeps the length of vectors. Some devices multiply zeros faster."""
         return jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
 
     def bytes_per_second(n_byte: int) -> float:
-        matrix = random_matrix(max(1, round((n_byte / jnp.dtype(dtype).itemsize) ** 0.5)))
+        dtype = result_dtype  # XLA on CPUs multiplies vectors slowly in bfloat16
+        matrix = random_matrix(max(1, round((n_byte / jnp.dtype(dtype).itemsize) ** 0.5)), dtype)
         times = max(1, (2**30 if on_cpu else 2**35) // matrix.nbytes)
-        seconds = median_seconds(lambda: _multiply(matrix, matrix[0], times))
+        seconds = median_seconds(lambda: _multiply(matrix, matrix[0], times, dtype))
         return times * matrix.nbytes / seconds
 
-    square = random_matrix(size)
-    seconds = median_seconds(lambda: _multiply(square, square, times))
+    square = random_matrix(size, dtype)
+    seconds = median_seconds(lambda: _multiply(square, square, times, result_dtype))
     return {
         "flops_per_second": 2 * times * size**3 / seconds,
         "bytes_per_second": bytes_per_second(n_byte),
@@ -72,9 +75,12 @@ def measure_ceilings(dtype: DTypeLike, weights_bytes: int) -> dict[str, float]:
 
 
 # In one call, since to dispatch it and to wait for it takes 0.5 ms on an NVIDIA H200.
-@functools.partial(jax.jit, static_argnums=2)
-def _multiply(a: jax.Array, b: jax.Array, times: int) -> jax.Array:
-    return jax.lax.fori_loop(0, times, lambda _, b: a @ b, b, unroll=min(times, 8))
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _multiply(a: jax.Array, b: jax.Array, times: int, result_dtype: DTypeLike) -> jax.Array:
+    def multiply(_: int, b: jax.Array) -> jax.Array:
+        return jnp.matmul(a, b, preferred_element_type=result_dtype).astype(a.dtype)
+
+    return jax.lax.fori_loop(0, times, multiply, b, unroll=min(times, 8))
 
 
 _MAX_EVALUATED = 2**20  # characters of a long validation split to time
@@ -148,8 +154,9 @@ def measure_sampling(model: GPT, params: Any, batch_size: int) -> Measurement:
     """Time generating from one character until the window is full, prefill included."""
     prompts, seeds = [np.zeros(1, np.int32)] * batch_size, list(range(batch_size))
     n_new, sampling = model.config.block_size, Sampling(TEMPERATURE)
+    fastest = decoder(model, params)
     seconds = median_seconds(
-        lambda: list(generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2))
+        lambda: list(generate_ids(*fastest, prompts, seeds, n_new, sampling, n_new // 2))
     )
     n_byte = n_new * weights_bytes(model, params)
     return Measurement(f"sample, batch {batch_size}", seconds, n_new * batch_size, "bytes", n_byte)
@@ -159,7 +166,7 @@ def weights_bytes(model: GPT, params: Any) -> int:
     """Return what every step of sampling reads, for any batch size: all but the embeddings."""
     embeddings = params["wte"]["embedding"].size + params["wpe"]["embedding"].size
     weights = sum(p.size for p in jax.tree.leaves(params)) - embeddings
-    return weights * jnp.dtype(compute_dtype(model.config)).itemsize
+    return weights * jnp.dtype(operand_dtype(decoder(model, params)[0].config)).itemsize
 
 
 def benchmark(
@@ -183,7 +190,8 @@ def benchmark(
     stats = jax.devices()[0].memory_stats() or {}
     process_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # Last: the ceilings need much memory.
-    ceilings = measure_ceilings(compute_dtype(config.model), weights_bytes(model, params))
+    dtypes = operand_dtype(config.model), compute_dtype(config.model)
+    ceilings = measure_ceilings(*dtypes, weights_bytes(model, params))
     packages = ("jax", "flax", "optax", "numpy")
     return {
         "machine": {
@@ -192,6 +200,7 @@ def benchmark(
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
+            "matmuls": " into ".join(jnp.dtype(dtype).name for dtype in dict.fromkeys(dtypes)),
             "attention": "cuDNN" if cudnn_attends(config.model) else "JAX",
         },
         "ceilings": ceilings,

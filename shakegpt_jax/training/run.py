@@ -19,6 +19,7 @@ from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_f
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.model.gpt import train_flops_per_character
+from shakegpt_jax.model.linear import compute_dtype, operand_dtype
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile
 from shakegpt_jax.reporting.terminal import Progress, format_duration
@@ -32,7 +33,8 @@ from shakegpt_jax.training.start import (
 )
 from shakegpt_jax.training.trainer import Trainer, check_memory
 
-_CPU_FLOPS = 1e11  # FLOP/s in large matmuls, about those of a laptop or two server cores
+# FLOP/s of a laptop or two server cores in float32, and of two cores with matrix units in bfloat16.
+_CPU_FLOPS, _MATRIX_UNIT_FLOPS = 1e11, 3e11
 _SLOW_SECONDS = 10.0
 _LONGEST_DISPATCH_SECONDS = 3.0
 
@@ -59,6 +61,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     config = recorded_config(config, saved)
     values = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
     values |= {
+        "the dtype of matmuls": str(operand_dtype(config.model)),
         "the text": (corpus.sha256, corpus.tokenizer.vocabulary),
         "--workdir": str(workdir),
         "the checkpoint to start from": source and source.step,
@@ -111,17 +114,24 @@ def _adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object
     """
     if jax.default_backend() != "cpu":
         return config
+    speed = _CPU_FLOPS
+    if operand_dtype(config.model) != compute_dtype(config.model):
+        report(
+            "linear layers multiply in bfloat16 into float32, in the matrix units of this CPU "
+            "(config.model.compute_dtype)"
+        )
+        speed = _MATRIX_UNIT_FLOPS
     flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
     step_flops = flops * config.data.batch_size * config.model.block_size
     n_scored = min(len(corpus.val_ids), config.train.eval_characters or len(corpus.val_ids))
-    step, evaluation = step_flops / _CPU_FLOPS, flops / 3 * n_scored / _CPU_FLOPS
+    step, evaluation = step_flops / speed, flops / 3 * n_scored / speed
     if step + evaluation > _SLOW_SECONDS:
         report(
-            f"at {_CPU_FLOPS / 1e9:.0f} GFLOP/s one step takes {format_duration(step)} and one "
+            f"at {speed / 1e9:.0f} GFLOP/s one step takes {format_duration(step)} and one "
             f"evaluation {format_duration(evaluation)}: a GPU is faster, and so is --config cpu"
         )
     # Estimated rather than measured, so that a resumed run has the same chunks and stays bit-exact.
-    longest = max(1, int(_LONGEST_DISPATCH_SECONDS * _CPU_FLOPS / step_flops))
+    longest = max(1, int(_LONGEST_DISPATCH_SECONDS * speed / step_flops))
     longest = min(config.train.steps_per_dispatch, longest)
     return config.replace({"train.steps_per_dispatch": longest})
 
