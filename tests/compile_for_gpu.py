@@ -85,19 +85,7 @@ def lower_all(name: str) -> dict[str, jax.stages.Lowered]:
         programs["decode"] = decode.lower(model, params, put(state), sampling, 16)
         table = jax.ShapeDtypeStruct((61_213, VOCAB), jnp.float16)
         ngram = put(NGram(table, jax.ShapeDtypeStruct(table.shape, jnp.int32)))
-        programs["draft"] = decode_drafted.lower(
-            model,
-            params,
-            ngram,
-            drafting,
-            0.0,
-            sampling,
-            8,
-            16,
-            cost=1.0,
-            most_lost=1.0,
-            n_pass=16,
-        )
+        programs["draft"] = decode_drafted.lower(model, params, ngram, drafting, sampling, 8, 4)
     return programs
 
 

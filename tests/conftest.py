@@ -56,10 +56,12 @@ def compilation_cache(tmp_path_factory) -> Iterator[None]:
         del os.environ[name]
 
 
-@pytest.fixture(autouse=True)
-def same_dtype_on_every_cpu(monkeypatch) -> None:
-    """Compute in float32, also where CPUs have matrix units; test_linear.py tests those."""
-    monkeypatch.setattr("shakegpt_jax.model.linear.has_matrix_units", lambda: False)
+@pytest.fixture(scope="session", autouse=True)
+def no_amx() -> Iterator[None]:
+    """Compute in float32 on every CPU; test_linear.py tests what those with AMX compute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shakegpt_jax.model.linear.has_amx", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -81,11 +81,6 @@ def test_drafting_does_not_change_the_text(trained, sampling, stride):
         assert generate(*trained, prompts, 60, sampling, stride, ngram) == plain
 
 
-def one_pass(model, ngram, state, sampling, lost=0.0, cost=1.0, most_lost=0.0):
-    options = {"cost": cost, "most_lost": most_lost, "n_pass": 1}
-    return decode_drafted(model, {}, ngram, state, lost, sampling, 8, 16, **options)
-
-
 def chain(order: list[int]) -> NGram:
     """Return a table that is certain that order[c] follows c."""
     log_probs = jnp.where(jax.nn.one_hot(jnp.array(order), VOCAB) > 0, 0, -jnp.inf)
@@ -120,8 +115,8 @@ def test_drafts_follow_the_text_from_pass_to_pass():
     )
     state = start_drafting(state, ngram.contexts([SCRIPT[:6]]), np.array([40]))
     for start in (7, 15, 23, 31):  # the latest character is 0: what follows depends on the others
-        state, _, ids, counts = one_pass(model, ngram, state, Sampling(0.0))
-        assert (counts.tolist(), ids[0, :8].tolist()) == ([8], SCRIPT[start : start + 8].tolist())
+        state, ids, counts = decode_drafted(model, {}, ngram, state, Sampling(0.0), 8, 1)
+        assert (counts.tolist(), ids[0].tolist()) == ([8], SCRIPT[start : start + 8].tolist())
 
 
 @pytest.mark.parametrize(
@@ -143,28 +138,11 @@ def test_a_pass_accepts_what_the_model_would_have_written(ngram, per_pass):
     state = start_drafting(state, np.array([2]), np.array([29]))
     for _ in range(2):
         before = int(state.left_B[0])
-        state, _, ids, counts = one_pass(model, ngram, state, Sampling(1.0))
+        state, ids, counts = decode_drafted(model, {}, ngram, state, Sampling(1.0), 8, 1)
         assert int(counts[0]) == before - int(state.left_B[0])
         assert ids[0, : counts[0]].tolist() == expected[30 - before :][: counts[0]]
         if per_pass:
             assert int(counts[0]) == per_pass
-
-
-def test_drafts_stop_when_they_have_lost_too_much():
-    model, right = Cycle((1 / VOCAB,) * VOCAB), chain([1, 2, 3, 4, 5, 6, 0])
-    half = chain([1, 0, 3, 0, 5, 0, 0])  # right after 0, 2, 4 and 6
-    state, _, _ = prefill(
-        model, {}, np.array([[6]]), np.array([1]), np.array([0]), 0, Sampling(0.0), n_spare=8
-    )
-    state, lost, found = start_drafting(state, np.array([6]), np.array([100])), 0.0, []
-    for ngram in [half] * 5 + [right]:
-        options = {"lost": lost, "cost": 3.0, "most_lost": 1.5}
-        state, lost, ids, counts = one_pass(model, ngram, state, Sampling(0.0), **options)
-        found.append((int(counts[0]), float(lost)))
-        last = int(ids[0, counts[0] - 1])
-    # Two passes that write 2 characters in the time of 3 each; then 1 in the time of 1, for good.
-    assert found == [(2, 1.0), (2, 2.0), (1, 2.0), (1, 2.0), (1, 2.0), (1, 2.0)]
-    assert last == (0 + 8) % VOCAB
 
 
 def test_rows_wait_for_each_other():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.inference.decoding import decoder
+from shakegpt_jax.inference.decoding import for_decoding
 from shakegpt_jax.inference.sampler import generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.model import linear
@@ -77,28 +77,27 @@ def test_transposed_kernels_compute_the_same():
 def test_auto_follows_the_processor(monkeypatch):
     auto = dataclasses.replace(MIXED, compute_dtype="auto")
     assert operand_dtype(auto) == compute_dtype(auto) == jnp.float32
-    monkeypatch.setattr(linear, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(linear, "has_amx", lambda: True)
     assert (operand_dtype(auto), compute_dtype(auto)) == (jnp.bfloat16, jnp.float32)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert operand_dtype(auto) == compute_dtype(auto) == jnp.bfloat16
 
 
-def test_small_models_decode_in_float32_and_large_ones_with_transposed_kernels(monkeypatch):
-    model, params = make(MIXED)
-    fastest, same = decoder(model, params)
+def test_small_models_decode_in_float32(monkeypatch):
+    monkeypatch.setattr(linear, "has_amx", lambda: True)
+    model, params = make(dataclasses.replace(MIXED, compute_dtype="auto"))
+    fastest, same = for_decoding(model, params)
     assert fastest.config == FLOAT32
     assert same is params
-    monkeypatch.setattr("shakegpt_jax.inference.decoding.is_small", lambda _: False)
-    fastest, cast = decoder(model, params)
+
+
+def test_decoding_in_bfloat16_follows_its_full_forward_pass():
+    model, params = make(MIXED)
+    fastest, cast = for_decoding(model, params)
     assert fastest is model
     prompts, options = [np.array([1, 2])], (Sampling(0.0), 8)
-
-    def write(model: GPT, params: dict) -> list[int]:
-        chunks = generate_ids(model, params, prompts, [0], 40, *options)
-        return np.concatenate([chunk[0] for chunk in chunks]).tolist()
-
-    text = [1, 2, *write(fastest, cast)]
+    chunks = generate_ids(model, cast, prompts, [0], 40, *options)
+    text = [1, 2, *np.concatenate([chunk[0] for chunk in chunks]).tolist()]
     for n in range(2, 16):  # as long as the window is not full
-        idx = jnp.array([text[:n]])
-        logits = jax.jit(model.apply)({"params": params}, idx)[0, -1]
+        logits = jax.jit(model.apply)({"params": params}, jnp.array([text[:n]]))[0, -1]
         assert logits[text[n]] >= logits.max() - 0.02 * jnp.ptp(logits)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling, gumbel_noise, sample_token
 from shakegpt_jax.model.gpt import GPT, KVCache, init_cache
-from shakegpt_jax.model.linear import cast_blocks, compute_dtype, operand_dtype
+from shakegpt_jax.model.linear import cast_blocks, mixes_dtypes
 
 
 class DecodingState(NamedTuple):
@@ -36,11 +36,11 @@ class DraftingState(NamedTuple):
 start_drafting = jax.jit(DraftingState, donate_argnums=0)
 
 
-def decoder(model: GPT, params: Any) -> tuple[GPT, Any]:
+def for_decoding(model: GPT, params: Any) -> tuple[GPT, Any]:
     """Return a model and its parameters in the form that decodes fastest."""
     config = model.config
-    # On CPUs, few rows are multiplied faster in float32 by weights that the cache holds.
-    if operand_dtype(config) != compute_dtype(config) and is_small(params):
+    # Few rows are multiplied faster in float32 by weights that the cache of a CPU holds.
+    if mixes_dtypes(config) and config.compute_dtype == "auto" and is_small(params):
         config = dataclasses.replace(config, compute_dtype="float32")
         return model.clone(config=config), params
     return model, cast_blocks(params, config)
@@ -117,55 +117,31 @@ def decode(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "n_verified", "n_chunk"), donate_argnames="state"
+    jax.jit, static_argnames=("model", "n_verified", "n_pass"), donate_argnames="state"
 )
 def decode_drafted(
     model: GPT,
     params: Any,
     ngram: NGram,
     state: DraftingState,
-    lost: float | jax.Array,
     sampling: Sampling,
     n_verified: int,
-    n_chunk: int,
-    *,
-    cost: float,
-    most_lost: float,
     n_pass: int,
-) -> tuple[DraftingState, float | jax.Array, jax.Array, jax.Array]:
-    """Generate until a row has C = `n_chunk` characters, or for `n_pass` passes.
+) -> tuple[DraftingState, jax.Array, jax.Array]:
+    """Generate 1 to `n_verified` characters in each of up to `n_pass` passes.
 
     In each pass the n-gram drafts characters after the latest one, and the model says what it would
-    have written after each, up to `n_verified`. This is speculative decoding (Leviathan et al.
-    2023), except that both choose with the same noise, and a draft is accepted if the model makes
-    the same choice. So the text is the one that `decode` writes, up to rounding. Rows with no
-    characters left wait for the others.
-
-    Such a pass takes as long as `cost` passes without drafts. `lost` is how many of those drafts
-    have cost so far, less the characters that they gained; no more are made while it exceeds
-    `most_lost`.
-
-    The state is donated. Returns the next one and the next `lost`, ids, and how many of each row
-    count.
+    have written after each. This is speculative decoding (Leviathan et al. 2023), except that both
+    choose with the same noise, and a draft is accepted if the model makes the same choice. So the
+    text is the one that `decode` writes, up to rounding. Rows with no characters left wait for the
+    others. The state is donated. Returns the next one, ids, and how many of each row count.
     """
 
     def one_pass(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, state, lost, ids_BxC, counts_B = carry
-        drafts = lost <= most_lost
-        decoding, contexts_B, n_new_B, chosen_BxT = jax.lax.cond(
-            drafts, drafted_pass, plain_pass, *state
-        )
-        n_unfinished = (state.left_B > 0).sum()
-        lost += jnp.where(drafts, cost - n_new_B.sum() / n_unfinished, 0)
-        write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at,)))
-        ids_BxC = write(ids_BxC, chosen_BxT, counts_B)
-        state = DraftingState(decoding, contexts_B, state.left_B - n_new_B)
-        return i + 1, state, lost, ids_BxC, counts_B + n_new_B
-
-    def drafted_pass(
-        decoding: DecodingState, contexts_B: jax.Array, left_B: jax.Array
-    ) -> tuple[DecodingState, jax.Array, jax.Array, jax.Array]:
-        noise_TxBxV = noise(decoding, n_verified)
+        i, (decoding, contexts_B, left_B), ids_BxC, counts_B = carry
+        indices_BxT = decoding.n_generated_B[:, None] + jnp.arange(n_verified)[None]
+        noise_BxTxV = gumbel_noise(decoding.keys_B, indices_BxT, model.vocab_size)
+        noise_TxBxV = noise_BxTxV.swapaxes(0, 1)
 
         def draft(carry: tuple[jax.Array, jax.Array], noise_BxV: jax.Array) -> Any:
             contexts_B, last_B = carry
@@ -177,31 +153,6 @@ def decode_drafted(
         # The last draft is not used, but its context is.
         start = (contexts_B, decoding.last_B)
         _, (contexts_TxB, idx_TxB) = jax.lax.scan(draft, start, noise_TxBxV)
-        return verify(decoding, contexts_B, left_B, idx_TxB, contexts_TxB, noise_TxBxV)
-
-    def plain_pass(
-        decoding: DecodingState, contexts_B: jax.Array, left_B: jax.Array
-    ) -> tuple[DecodingState, jax.Array, jax.Array, jax.Array]:
-        next_1xB = ngram.next_GxV[contexts_B, decoding.last_B][None]
-        decoding, contexts_B, n_new_B, chosen_Bx1 = verify(
-            decoding, contexts_B, left_B, decoding.last_B[None], next_1xB, noise(decoding, 1)
-        )
-        chosen_BxT = jnp.pad(chosen_Bx1, ((0, 0), (0, n_verified - 1)))
-        return decoding, contexts_B, n_new_B, chosen_BxT
-
-    def noise(decoding: DecodingState, n: int) -> jax.Array:
-        indices_BxT = decoding.n_generated_B[:, None] + jnp.arange(n)[None]
-        return gumbel_noise(decoding.keys_B, indices_BxT, model.vocab_size).swapaxes(0, 1)
-
-    def verify(
-        decoding: DecodingState,
-        contexts_B: jax.Array,
-        left_B: jax.Array,
-        idx_TxB: jax.Array,
-        contexts_TxB: jax.Array,
-        noise_TxBxV: jax.Array,
-    ) -> tuple[DecodingState, jax.Array, jax.Array, jax.Array]:
-        """Process the latest character and drafts; returns what the model chooses after each."""
         x_BxTxD, cache = _extend(model, params, idx_TxB.T, decoding.cache)
         logits_TxBxV = _head(model, params, x_BxTxD.swapaxes(0, 1))
         chosen_TxB = sample_token(noise_TxBxV, logits_TxBxV, sampling)
@@ -214,17 +165,41 @@ def decode_drafted(
         contexts_B = jnp.where(n_new_B > 0, contexts_TxB[index], contexts_B)
         n_generated_B = decoding.n_generated_B + n_new_B
         decoding = DecodingState(cache, last_B, decoding.keys_B, n_generated_B)
-        return decoding, contexts_B, n_new_B, chosen_TxB.T
+        write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (at,)))
+        ids_BxC = write(ids_BxC, chosen_TxB.T, counts_B)
+        state = DraftingState(decoding, contexts_B, left_B - n_new_B)
+        return i + 1, state, ids_BxC, counts_B + n_new_B
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-        i, state, _, _, counts_B = carry
-        return (i < n_pass) & (state.left_B > 0).any() & (counts_B < n_chunk).all()
+        i, state, *_ = carry
+        return (i < n_pass) & (state.left_B > 0).any()
 
     counts_B = jnp.zeros_like(state.left_B)
-    ids_BxC = jnp.zeros((len(counts_B), n_chunk + n_verified), jnp.int32)
-    carry = (0, state, jnp.float32(lost), ids_BxC, counts_B)
-    _, *result = jax.lax.while_loop(unfinished, one_pass, carry)
-    return tuple(result)
+    ids_BxC = jnp.zeros((len(counts_B), n_pass * n_verified), jnp.int32)
+    carry = (0, state, ids_BxC, counts_B)
+    _, state, ids_BxC, counts_B = jax.lax.while_loop(unfinished, one_pass, carry)
+    return state, ids_BxC, counts_B
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def acceptance_rate(
+    model: GPT,
+    params: Any,
+    ngram: NGram,
+    idx_T: jax.Array,
+    contexts_T: jax.Array,
+    sampling: Sampling,
+) -> jax.Array:
+    """Return the share of drafts that would be accepted in a text of T characters.
+
+    `contexts_T` are the n-gram's contexts up to each of them.
+    """
+    logits_TxV = model.apply({"params": params}, idx_T[None])[0]
+    drafts_TxV = ngram.log_probs_GxV[contexts_T].astype(jnp.float32)
+    seeds_1, indices_1xT = jnp.zeros(1, jnp.uint32), jnp.arange(len(idx_T))[None]
+    noise_TxV = gumbel_noise(jax.vmap(jax.random.key)(seeds_1), indices_1xT, model.vocab_size)[0]
+    chosen_T, drafted_T = (sample_token(noise_TxV, x, sampling) for x in (logits_TxV, drafts_TxV))
+    return (chosen_T == drafted_T).mean()
 
 
 def _extend(model: GPT, params: Any, idx_BxT: jax.Array, cache: KVCache) -> Any:

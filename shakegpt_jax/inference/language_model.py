@@ -16,9 +16,13 @@ from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
-from shakegpt_jax.inference.decoding import decoder
+from shakegpt_jax.inference.decoding import acceptance_rate, for_decoding
 from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
-from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
+from shakegpt_jax.inference.sampler import (
+    default_window_stride,
+    generate_ids,
+    speedup_of_drafts,
+)
 from shakegpt_jax.inference.sampling import Sampling, as_integer, require, truncate_at_stops
 from shakegpt_jax.inference.scoring import character_losses, next_logits
 from shakegpt_jax.model.gpt import GPT, abstract_params
@@ -42,6 +46,7 @@ class LanguageModel:
     checkpoint: Path | None = None  # where it was loaded from
     step: int | None = None  # of that checkpoint
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # on the validation split
+    _acceptance_rates: dict[Sampling, float] = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.model.config != self.config.model:
@@ -143,11 +148,12 @@ class LanguageModel:
         pays = drafting_pays(self.n_params, len(ids), n_new, window_stride)
         if draft or (draft is None and pays):
             try:
-                ngram = self._ngram
+                if draft or self._speedup_of_drafts(options, len(ids)) > 1:
+                    ngram = self._ngram[0]
             except UserError as error:
                 if draft:
                     raise UserError(f"drafting needs the training text: {error}") from error
-        chunks = generate_ids(*self.decoder, ids, seeds, n_new, options, window_stride, ngram)
+        chunks = generate_ids(*self.for_decoding, ids, seeds, n_new, options, window_stride, ngram)
         pieces = ([self._decode(row) for row in chunk] for chunk in chunks)
         return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
 
@@ -161,13 +167,25 @@ class LanguageModel:
         return f"the model {self.checkpoint or ''} gives logits that are not finite"
 
     @functools.cached_property
-    def decoder(self) -> tuple[GPT, Any]:
+    def for_decoding(self) -> tuple[GPT, Any]:
         """The model and its parameters in the form that decodes fastest."""
-        return decoder(self.model, self.params)
+        return for_decoding(self.model, self.params)
 
     @functools.cached_property
-    def _ngram(self) -> NGram:
-        return build_ngram(self.load_corpus().train_ids, self.model.vocab_size)
+    def _ngram(self) -> tuple[NGram, np.ndarray]:
+        """An n-gram of the training split, and a window of the validation split."""
+        corpus = self.load_corpus()
+        window_T = corpus.val_ids[: self.config.model.block_size]
+        return build_ngram(corpus.train_ids, self.model.vocab_size), window_T
+
+    def _speedup_of_drafts(self, sampling: Sampling, n_row: int) -> float:
+        if sampling not in self._acceptance_rates:
+            ngram, window_T = self._ngram
+            contexts_T = ngram.contexts([window_T[: i + 1] for i in range(len(window_T))])
+            rate = acceptance_rate(*self.for_decoding, ngram, window_T, contexts_T, sampling)
+            self._acceptance_rates[sampling] = float(rate)
+        config = self.for_decoding[0].config
+        return speedup_of_drafts(self._acceptance_rates[sampling], n_row, config)
 
     @overload
     def logits(self, text: str, *, stride: int | None = None) -> np.ndarray: ...

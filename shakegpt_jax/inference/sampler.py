@@ -8,13 +8,14 @@ Axes: B rows, T characters, C characters of a chunk.
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from shakegpt_jax.config import ModelConfig
 from shakegpt_jax.inference.decoding import (
     decode,
     decode_drafted,
@@ -25,20 +26,20 @@ from shakegpt_jax.inference.decoding import (
 from shakegpt_jax.inference.ngram import NGram
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.model.gpt import GPT
+from shakegpt_jax.model.linear import operand_dtype
 from shakegpt_jax.sharding import one_ahead
 
 # Characters per dispatch, and per streamed piece. Small models use longer chunks: dispatch overhead
 # would otherwise take a third of their time.
 _CHUNK, _SMALL_MODEL_CHUNK = 16, 32
 
-# Characters per pass of drafted decoding, for up to _FEW rows and for more, and the part of the
-# time without drafts that they may lose before none are made any more.
-_FEW, _VERIFIED_OF_FEW, _VERIFIED, _LOST = 2, 8, 4, 0.01
+# Characters per pass of drafted decoding, for up to _FEW rows and for more, and roughly how many a
+# pass accepts.
+_FEW, _VERIFIED_OF_FEW, _VERIFIED, _ACCEPTED = 2, 8, 4, 4
 
-# What a pass with drafts costs, in passes without; by model and rows. Measured once, in `_TIMED`
-# passes of each kind, which write as all others do.
-_costs: dict[tuple[GPT, int], float] = {}
-_TIMED = 2
+# Time of such a pass, in passes over one character, drafts included: 12 layers x 768 on two CPU
+# cores in float32, and in bfloat16 or on a GPU. A clock would decide what a seed writes.
+_COST_IN_FLOAT32, _COST = 2.7, 1.5
 
 
 def default_window_stride(block_size: int) -> int:
@@ -79,12 +80,13 @@ def generate_ids(
     tails = [np.asarray(prompts[row], np.int32)[-n_slot:] for row in rows]
     lengths = np.array([len(prompts[row]) for row in rows])
     n_chunk = chunk_length(params, window_stride)
-    plain = functools.partial(decode, model, params, sampling=sampling, n_chunk=n_chunk)
-    n_spare, lost = 0, 0.0
-    if ngram is not None:
-        n_spare = _VERIFIED_OF_FEW if n_row <= _FEW else _VERIFIED
-        options = {"sampling": sampling, "n_verified": n_spare, "n_chunk": n_chunk}
-        drafted = functools.partial(decode_drafted, model, params, ngram, **options)
+    if ngram is None:
+        n_spare = 0
+        step = functools.partial(decode, model, params, sampling=sampling, n_chunk=n_chunk)
+    else:
+        n_spare = n_verified(n_row)
+        options = {"n_verified": n_spare, "n_pass": max(1, n_chunk // _ACCEPTED)}
+        step = functools.partial(decode_drafted, model, params, ngram, sampling=sampling, **options)
     count = 0
     while count < max_new_tokens:
         window_BxT, context_lengths_B = align_contexts(tails, lengths, n_slot, window_stride)
@@ -93,15 +95,13 @@ def generate_ids(
         context = window_BxT, context_lengths_B, seeds_B, count
         state, first_Bx1, _ = prefill(model, params, *context, sampling, n_spare=n_spare)
         left_B = np.full(len(tails), room, np.int32)
+        n_dispatch = None  # until every row has its characters
         if ngram is None:
-            chunks = _chunks(plain, state, math.ceil((room - 1) / n_chunk))
+            n_dispatch = math.ceil((room - 1) / n_chunk)
         else:
             state = start_drafting(state, ngram.contexts(tails), left_B - 1)
-            most_lost = _LOST * max_new_tokens
-            chunks = _drafted_chunks(drafted, state, lost, most_lost, (model, len(rows)))
-        first = (first_Bx1, None, lost)
-        for chunk in one_ahead(itertools.chain([first], chunks)):
-            ids_BxC, counts_B, lost = chunk
+        chunks = itertools.islice(_chunks(step, state), n_dispatch)
+        for ids_BxC, counts_B in one_ahead(itertools.chain([(first_Bx1, None)], chunks)):
             counts_B = np.minimum(ids_BxC.shape[1] if counts_B is None else counts_B, left_B)
             new = [ids[:n] for ids, n in zip(np.asarray(ids_BxC), counts_B, strict=True)]
             tails = [np.append(tail, ids)[-n_slot:] for tail, ids in zip(tails, new, strict=True)]
@@ -111,6 +111,18 @@ def generate_ids(
                 break
         lengths += room
         count += room
+
+
+def n_verified(n_row: int) -> int:
+    """Return how many characters a pass of drafted decoding verifies."""
+    return _VERIFIED_OF_FEW if n_row <= _FEW else _VERIFIED
+
+
+def speedup_of_drafts(acceptance_rate: float, n_row: int, config: ModelConfig) -> float:
+    """Predict how many times as fast drafts make decoding (Leviathan et al. 2023, theorem 3.8)."""
+    n_new = sum(acceptance_rate**i for i in range(n_verified(n_row)))  # characters of a pass
+    on_cpu_in_float32 = jax.default_backend() == "cpu" and operand_dtype(config) == jnp.float32
+    return n_new / (_COST_IN_FLOAT32 if on_cpu_in_float32 else _COST)
 
 
 def chunk_length(params: Any, window_stride: int) -> int:
@@ -143,28 +155,8 @@ def align_contexts(
     return window_BxT, context_lengths_B
 
 
-def _chunks(step: Callable[..., Any], state: Any, n: int) -> Iterator[tuple[Any, None, float]]:
-    """Dispatch n chunks without drafts; yields what `_drafted_chunks` does."""
-    for _ in range(n):
-        state, ids_BxC, _ = step(state=state)
-        yield ids_BxC, None, 0.0
-
-
-def _drafted_chunks(
-    step: Callable[..., Any], state: Any, lost: Any, most_lost: float, key: tuple[GPT, int]
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Dispatch chunks without end; yields (B, C) ids, how many of each row count, and `lost`."""
-    if key not in _costs:
-        seconds = []
-        # Compile, then time passes without and with drafts.
-        for n_pass, most in ((0, 0.0), (_TIMED, -1.0), (_TIMED, math.inf)):
-            start = time.perf_counter()
-            state, _, *result = step(state=state, lost=0.0, cost=0.0, most_lost=most, n_pass=n_pass)
-            jax.block_until_ready(result)
-            seconds.append(time.perf_counter() - start)
-            yield *result, lost
-        _costs[key] = seconds[2] / seconds[1]
-    options = {"cost": _costs[key], "most_lost": most_lost, "n_pass": _CHUNK + _SMALL_MODEL_CHUNK}
+def _chunks(step: Callable[..., Any], state: Any) -> Iterator[tuple[jax.Array, Any]]:
+    """Dispatch chunks without end; yields (B, C) ids, and how many of each row count, or None."""
     while True:
-        state, lost, *result = step(state=state, lost=lost, **options)
-        yield *result, lost
+        state, ids_BxC, counts_B = step(state=state)
+        yield ids_BxC, counts_B

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from shakegpt_jax.config import ModelConfig
-from shakegpt_jax.model.linear import compute_dtype, contract_rows
+from shakegpt_jax.model.linear import compute_dtype
 
 # Queries per block at least, and blocks at most. More blocks leave out more scores, up to half of
 # them, but compile more operations. configs/speedrun.py on two CPU cores: 4,190 characters/s in one
@@ -19,15 +19,13 @@ from shakegpt_jax.model.linear import compute_dtype, contract_rows
 _MIN_BLOCK, _MAX_BLOCKS = 64, 4
 
 
+# JAX's own gradient would multiply in float32, as the scores are, and contract rows.
 @jax.custom_vjp
 def attend(
     q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_NxTxS: jax.Array
 ) -> jax.Array:
     """Attend where the mask is True, with scores and softmax in float32; returns (N, T, K)."""
     return _attend_forward(q_NxTxK, k_NxSxK, v_NxSxK, mask_NxTxS)[0]
-
-
-# Its own gradient, since JAX's has matmuls in float32 if the scores are, and contracts rows.
 
 
 def _attend_forward(
@@ -44,13 +42,13 @@ def _attend_backward(operands: tuple[jax.Array, ...], dy_NxTxK: jax.Array) -> An
     q_NxTxK, k_NxSxK, v_NxSxK, weights_NxTxS, y_NxTxK = operands
     # The gradient of softmax subtracts a mean: here of K products instead of S, as in
     # FlashAttention (Dao et al. 2022, appendix B.2).
-    mean_NxTx1 = jnp.sum(dy_NxTxK * y_NxTxK, -1, dtype=jnp.float32, keepdims=True)
+    mean_NxTx1 = jnp.sum(dy_NxTxK.astype(jnp.float32) * y_NxTxK, -1, keepdims=True)
     dscores_NxTxS = weights_NxTxS * (_scores(dy_NxTxK, v_NxSxK) - mean_NxTx1)
     dscores_NxTxS = (dscores_NxTxS * q_NxTxK.shape[-1] ** -0.5).astype(q_NxTxK.dtype)
     return (
         jnp.einsum("...ts,...sk->...tk", dscores_NxTxS, k_NxSxK),
-        contract_rows(dscores_NxTxS, q_NxTxK),
-        contract_rows(weights_NxTxS, dy_NxTxK),
+        _contract_rows(dscores_NxTxS, q_NxTxK),
+        _contract_rows(weights_NxTxS, dy_NxTxK),
         None,
     )
 
@@ -60,6 +58,15 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:
     return jnp.einsum("...tk,...sk->...ts", q_NxTxK, k_NxSxK, preferred_element_type=jnp.float32)
+
+
+def _contract_rows(a_NxSxT: jax.Array, b_NxSxK: jax.Array) -> jax.Array:
+    """Multiply the transpose of (..., S, T) by (..., S, K)."""
+    if a_NxSxT.dtype == jnp.float32 and jax.default_backend() == "cpu":
+        # XLA hands products to YNNPACK only if the left operand is contracted over its last axis.
+        a_NxTxS = jax.lax.optimization_barrier(a_NxSxT.swapaxes(-1, -2))
+        return jnp.einsum("...ts,...sk->...tk", a_NxTxS, b_NxSxK)
+    return jnp.einsum("...st,...sk->...tk", a_NxSxT, b_NxSxK)
 
 
 def attend_causally(q_BxHxTxK: jax.Array, k_BxHxTxK: jax.Array, v_BxHxTxK: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Linear layers of the blocks: dtypes of their products, and the forms that are fast on CPUs.
 
-Axes: N rows (and positions, merged), D inputs, E outputs; S and T as in attention.
+Axes: N rows and positions, merged, D inputs, E outputs.
 """
 
 import functools
@@ -27,17 +27,22 @@ def operand_dtype(config: ModelConfig) -> DTypeLike:
     return jnp.float32 if _precision(config) == "float32" else jnp.bfloat16
 
 
+def mixes_dtypes(config: ModelConfig) -> bool:
+    """Return whether linear layers multiply bfloat16 operands into float32 results."""
+    return _precision(config) == "bf16_bf16_f32"
+
+
 def _precision(config: ModelConfig) -> str:
     if config.compute_dtype != "auto":
         return config.compute_dtype
     if jax.default_backend() != "cpu":
         return "bfloat16"
-    return "bf16_bf16_f32" if has_matrix_units() else "float32"
+    return "bf16_bf16_f32" if has_amx() else "float32"
 
 
 @functools.cache
-def has_matrix_units() -> bool:
-    """Return whether this CPU has matrix units for bfloat16, which is AMX."""
+def has_amx() -> bool:
+    """Return whether this CPU has matrix units for bfloat16: Intel's AMX."""
     # Not a trial: noise would decide what a seed writes, and processes of one run could differ.
     try:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
@@ -71,23 +76,14 @@ class Linear(nn.Module):
             if w.ndim == 3:
                 # In two steps, each of which XLA can do: take the own columns, then gather them.
                 w = constrain(constrain(w, "fsdp", None, "tensor"), None, None, "tensor")
-            if operand_dtype(config) == compute_dtype(config):
-                y = jnp.tensordot(x_NxD, w, 1)
-            else:
+            if mixes_dtypes(config):
                 y = _multiply_in_bfloat16(x_NxD, w.reshape(-1, n_out)).reshape(-1, *self.features)
+            else:
+                y = jnp.tensordot(x_NxD, w, 1)
         bias = self.param("bias", nn.initializers.zeros, (n_out,), jnp.float32)
         bias = bias.reshape(1, *self.features).astype(y.dtype)
         y += constrain(bias, None, None, "tensor") if y.ndim == 3 else bias
         return y.reshape(*x.shape[:-1], *self.features)
-
-
-def contract_rows(a_NxSxT: jax.Array, b_NxSxK: jax.Array) -> jax.Array:
-    """Multiply the transposed of (..., S, T) by (..., S, K)."""
-    if a_NxSxT.dtype == jnp.float32 and jax.default_backend() == "cpu":
-        # XLA hands products to YNNPACK only if the left operand is contracted over its last axis.
-        a_NxTxS = jax.lax.optimization_barrier(a_NxSxT.swapaxes(-1, -2))
-        return jnp.einsum("...ts,...sk->...tk", a_NxTxS, b_NxSxK)
-    return jnp.einsum("...st,...sk->...tk", a_NxSxT, b_NxSxK)
 
 
 # XLA on CPUs hands (bfloat16, bfloat16) -> float32 to YNNPACK, and so to AMX, if both operands have
@@ -97,18 +93,18 @@ def contract_rows(a_NxSxT: jax.Array, b_NxSxK: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _multiply_in_bfloat16(x_NxD: jax.Array, w_DxE: jax.Array) -> jax.Array:
-    return _forward(x_NxD, w_DxE)[0]
+    return _multiply_fwd(x_NxD, w_DxE)[0]
 
 
-def _forward(x_NxD: jax.Array, w_DxE: jax.Array) -> tuple[jax.Array, Any]:
+def _multiply_fwd(x_NxD: jax.Array, w_DxE: jax.Array) -> tuple[jax.Array, Any]:
     # Without the barrier, the backward pass casts again.
     x_NxD = jax.lax.optimization_barrier(x_NxD.astype(jnp.bfloat16))
     w_DxE = w_DxE.astype(jnp.bfloat16)
     return _dot(x_NxD, w_DxE, 0), (x_NxD, w_DxE)
 
 
-def _backward(operands: tuple[jax.Array, jax.Array], dy_NxE: jax.Array) -> Any:
-    x_NxD, w_DxE = operands
+def _multiply_bwd(residuals: tuple[jax.Array, jax.Array], dy_NxE: jax.Array) -> Any:
+    x_NxD, w_DxE = residuals
     dy_NxE = dy_NxE.astype(jnp.bfloat16)
     # First blocks of 64 rows, which the nearest cache holds, then their order. Transposed at once,
     # a step of configs/cpu.py takes 14.4 ms instead of 10.1 on two cores.
@@ -119,7 +115,7 @@ def _backward(operands: tuple[jax.Array, jax.Array], dy_NxE: jax.Array) -> Any:
     return _dot(dy_NxE, w_DxE, 1), _dot(x_DxN, dy_NxE, 0)
 
 
-_multiply_in_bfloat16.defvjp(_forward, _backward)
+_multiply_in_bfloat16.defvjp(_multiply_fwd, _multiply_bwd)
 
 
 def _dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
@@ -141,9 +137,9 @@ def cast_blocks(params: Any, config: ModelConfig) -> Any:
         return params
 
     def cast(layer: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        if compute_dtype(config) == dtype:
-            return jax.tree.map(lambda p: p.astype(dtype), layer)
-        return {"transposed_kernel": layer["kernel"].astype(dtype).T, "bias": layer["bias"]}
+        if mixes_dtypes(config):
+            return {"transposed_kernel": layer["kernel"].astype(dtype).T, "bias": layer["bias"]}
+        return jax.tree.map(lambda p: p.astype(dtype), layer)
 
     def cast_block(name: str, block: dict[str, Any]) -> dict[str, Any]:
         if not name.startswith("block_"):

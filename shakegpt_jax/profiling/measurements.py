@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.inference import TEMPERATURE
-from shakegpt_jax.inference.decoding import decoder, prefill
+from shakegpt_jax.inference.decoding import for_decoding, prefill
 from shakegpt_jax.inference.sampler import generate_ids
 from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import evaluate
@@ -154,9 +154,8 @@ def measure_sampling(model: GPT, params: Any, batch_size: int) -> Measurement:
     """Time generating from one character until the window is full, prefill included."""
     prompts, seeds = [np.zeros(1, np.int32)] * batch_size, list(range(batch_size))
     n_new, sampling = model.config.block_size, Sampling(TEMPERATURE)
-    fastest = decoder(model, params)
     seconds = median_seconds(
-        lambda: list(generate_ids(*fastest, prompts, seeds, n_new, sampling, n_new // 2))
+        lambda: list(generate_ids(model, params, prompts, seeds, n_new, sampling, n_new // 2))
     )
     n_byte = n_new * weights_bytes(model, params)
     return Measurement(f"sample, batch {batch_size}", seconds, n_new * batch_size, "bytes", n_byte)
@@ -166,7 +165,7 @@ def weights_bytes(model: GPT, params: Any) -> int:
     """Return what every step of sampling reads, for any batch size: all but the embeddings."""
     embeddings = params["wte"]["embedding"].size + params["wpe"]["embedding"].size
     weights = sum(p.size for p in jax.tree.leaves(params)) - embeddings
-    return weights * jnp.dtype(operand_dtype(decoder(model, params)[0].config)).itemsize
+    return weights * jnp.dtype(operand_dtype(model.config)).itemsize
 
 
 def benchmark(
@@ -183,15 +182,16 @@ def benchmark(
         measured.append(measure_training(config, corpus))
     if "evaluate" in work:
         measured.append(measure_evaluation(model, params, corpus.val_ids[:_MAX_EVALUATED]))
+    decoding = for_decoding(model, params)
     if "prefill" in work:
-        measured.append(measure_prefill(model, params))
+        measured.append(measure_prefill(*decoding))
     if "sample" in work:
-        measured += [measure_sampling(model, params, size) for size in sample_batches]
+        measured += [measure_sampling(*decoding, size) for size in sample_batches]
     stats = jax.devices()[0].memory_stats() or {}
     process_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # Last: the ceilings need much memory.
     dtypes = operand_dtype(config.model), compute_dtype(config.model)
-    ceilings = measure_ceilings(*dtypes, weights_bytes(model, params))
+    ceilings = measure_ceilings(*dtypes, weights_bytes(*decoding))
     packages = ("jax", "flax", "optax", "numpy")
     return {
         "machine": {

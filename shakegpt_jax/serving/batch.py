@@ -45,7 +45,7 @@ class Batch:
         self._longest_chunk = sampler.chunk_length(lm.params, self.window_stride)
         # Numbers of slots that the batch may have; few, as for _GROUPS.
         self._sizes = [4**i for i in range(10) if 4**i < max_rows] + [max_rows]
-        self._state: DecodingState = _empty_state(lm.decoder[0], 1)
+        self._state: DecodingState = _empty_state(lm.for_decoding[0], 1)
         self._slots: list[Row | None] = [None]
 
     def warm_up(self) -> None:
@@ -59,7 +59,7 @@ class Batch:
                     arrays = (windows_NxT, zeros_N + 1, zeros_N.astype(np.uint32), zeros_N)
                     states[n], *_ = self._prefill(*arrays, self._sampling([None] * n))
         for n_row in self._sizes:
-            state = _empty_state(lm.decoder[0], n_row)
+            state = _empty_state(lm.for_decoding[0], n_row)
             for n, new in states.items():
                 state = _put_rows(state, new, np.full(n, n_row, np.int32))
             for n_other in {*self._sizes} - {n_row}:
@@ -126,13 +126,13 @@ class Batch:
         self._advance(self._slots, ids_BxC, log_probs_BxCxV)
 
     def _prefill(self, *arrays: Any) -> Any:
-        return prefill(*self._lm.decoder, *arrays, with_log_probs=True)
+        return prefill(*self._lm.for_decoding, *arrays, with_log_probs=True)
 
     def _decode(self, state: DecodingState, slots: Sequence[Row | None]) -> Any:
         n_chunk = _power_of_two(self._budget // max(len(slots), _CHEAP_ROWS))
         n_chunk = min(self._longest_chunk, n_chunk)
         options = self._sampling(slots)
-        return decode(*self._lm.decoder, state, options, n_chunk, with_log_probs=True)
+        return decode(*self._lm.for_decoding, state, options, n_chunk, with_log_probs=True)
 
     def _sampling(self, slots: Sequence[Row | None]) -> Sampling:
         options = [row.sampling if row else None for row in slots]
@@ -154,7 +154,7 @@ class Batch:
 
     def clear(self) -> None:
         """Drop all rows."""
-        self._state, self._slots = _empty_state(self._lm.decoder[0], 1), [None]
+        self._state, self._slots = _empty_state(self._lm.for_decoding[0], 1), [None]
 
     def resize(self, n_row: int = 0) -> None:
         """Change the number of slots to the next possible one, and move the rows to the front."""

@@ -19,7 +19,7 @@ from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_f
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
 from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.model.gpt import train_flops_per_character
-from shakegpt_jax.model.linear import compute_dtype, operand_dtype
+from shakegpt_jax.model.linear import has_amx, mixes_dtypes, operand_dtype
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile
 from shakegpt_jax.reporting.terminal import Progress, format_duration
@@ -33,8 +33,8 @@ from shakegpt_jax.training.start import (
 )
 from shakegpt_jax.training.trainer import Trainer, check_memory
 
-# FLOP/s of a laptop or two server cores in float32, and of two cores with matrix units in bfloat16.
-_CPU_FLOPS, _MATRIX_UNIT_FLOPS = 1e11, 3e11
+# FLOP/s of a laptop or two server cores in float32, and of two cores with AMX in bfloat16.
+_CPU_FLOPS, _AMX_FLOPS = 1e11, 3e11
 _SLOW_SECONDS = 10.0
 _LONGEST_DISPATCH_SECONDS = 3.0
 
@@ -61,7 +61,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
     config = recorded_config(config, saved)
     values = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
     values |= {
-        "the dtype of matmuls": str(operand_dtype(config.model)),
+        "config.model.compute_dtype (auto depends on the CPU)": str(operand_dtype(config.model)),
         "the text": (corpus.sha256, corpus.tokenizer.vocabulary),
         "--workdir": str(workdir),
         "the checkpoint to start from": source and source.step,
@@ -108,19 +108,16 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
 
 
 def _adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]) -> Config:
-    """On a CPU, report that a config will be slow, and shorten the dispatches to a few seconds.
+    """On a CPU, report what differs there, and shorten the dispatches to a few seconds.
 
     Signals are handled between dispatches.
     """
     if jax.default_backend() != "cpu":
         return config
     speed = _CPU_FLOPS
-    if operand_dtype(config.model) != compute_dtype(config.model):
-        report(
-            "linear layers multiply in bfloat16 into float32, in the matrix units of this CPU "
-            "(config.model.compute_dtype)"
-        )
-        speed = _MATRIX_UNIT_FLOPS
+    if mixes_dtypes(config.model):
+        report("linear layers multiply in bfloat16 into float32 (config.model.compute_dtype)")
+        speed = _AMX_FLOPS if has_amx() else speed
     flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
     step_flops = flops * config.data.batch_size * config.model.block_size
     n_scored = min(len(corpus.val_ids), config.train.eval_characters or len(corpus.val_ids))
