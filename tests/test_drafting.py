@@ -1,4 +1,5 @@
 import collections
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +7,17 @@ import numpy as np
 import pytest
 from fakes import CountingModel, FixedModel
 
-from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.config import Config, ModelConfig
+from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.inference import language_model
 from shakegpt_jax.inference import ngram as ngrams
-from shakegpt_jax.inference.decoding import decode_drafted, prefill, start_drafting
+from shakegpt_jax.inference.decoding import (
+    acceptance_rate,
+    decode_drafted,
+    prefill,
+    start_drafting,
+)
+from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.ngram import NGram, build_ngram
 from shakegpt_jax.inference.sampler import generate_ids
 from shakegpt_jax.inference.sampling import Sampling
@@ -143,6 +152,44 @@ def test_a_pass_accepts_what_the_model_would_have_written(ngram, per_pass):
         assert ids[0, : counts[0]].tolist() == expected[30 - before :][: counts[0]]
         if per_pass:
             assert int(counts[0]) == per_pass
+
+
+@pytest.mark.parametrize(
+    ("order", "rate"), [([1, 2, 3, 4, 5, 6, 0], 1), ([1, 0, 3, 0, 5, 0, 0], 4 / 7)]
+)
+def test_the_acceptance_rate_is_the_share_of_drafts_that_the_model_would_choose(order, rate):
+    model, text = Cycle((1 / VOCAB,) * VOCAB), np.arange(14) % VOCAB
+    found = acceptance_rate(model, {}, chain(order), text, text, Sampling(0.7))
+    assert float(found) == pytest.approx(rate)
+
+
+def test_drafts_are_used_if_they_are_accepted_often_enough(monkeypatch):
+    ids = np.arange(1_800, dtype=np.uint8) % 3
+    corpus = SimpleNamespace(train_ids=ids, val_ids=ids)
+    tokenizer = CharTokenizer.from_text("abc")
+    config = Config(model=ModelConfig(1, 2, 16, 12)).freeze()
+    model = GPT(config.model, tokenizer.vocab_size)
+    params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
+    used = []
+
+    def generate_ids(*arguments):
+        used.append(arguments[-1] is not None)
+        return iter(())
+
+    monkeypatch.setattr(language_model, "generate_ids", generate_ids)
+    monkeypatch.setattr(language_model, "drafting_pays", lambda *_: True)
+    monkeypatch.setattr(LanguageModel, "load_corpus", lambda *_: corpus)
+    for draft in (None, True, False):
+        lm = LanguageModel(model, params, tokenizer, config, "")
+        list(lm.stream(["a"], 9, draft=draft))
+    assert used == [False, True, False]
+    # A head that repeats the n-gram's certainty: after a comes b, after b comes c.
+    wte = jnp.eye(3, 16) * 100
+    head = jnp.roll(jnp.eye(3), 1, axis=1)
+    sure = params | {"wte": {"embedding": wte}, "lm_head": {"kernel": jnp.eye(16, 3) @ head}}
+    sure |= {"wpe": {"embedding": jnp.zeros((12, 16))}}
+    list(LanguageModel(model, sure, tokenizer, config, "").stream(["a"], 9, temperature=0))
+    assert used[-1]
 
 
 def test_rows_wait_for_each_other():

@@ -108,12 +108,14 @@ def run(config, corpus, n_step: int = 6) -> tuple[list, list]:
         pytest.param({"train.accumulate_steps": 4}, marks=pytest.mark.slow),
         pytest.param({"model.remat": True}, marks=pytest.mark.slow),
         pytest.param({"model.remat": True, "mesh.fsdp": 8}, marks=pytest.mark.slow),
+        {"model.compute_dtype": "bf16_bf16_f32", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
     ],
     ids=str,
 )
 def test_trains_as_one_device_does(config, corpus, changes, monkeypatch):
     monkeypatch.setattr(attention, "_MIN_BLOCK", 2)
     config.model.dropout = 0.0 if "train.accumulate_steps" in changes else 0.5
+    config.model.compute_dtype = changes.get("model.compute_dtype", "float32")
     expected, params = run(config, corpus)
     other = config.replace({"mesh.data": 1} | changes)
     losses, other_params = run(other, corpus)

@@ -37,7 +37,7 @@ start_drafting = jax.jit(DraftingState, donate_argnums=0)
 
 
 def for_decoding(model: GPT, params: Any) -> tuple[GPT, Any]:
-    """Return a model and its parameters in the form that decodes fastest."""
+    """Return a model and its parameters in the form that reads and writes single texts fastest."""
     config = model.config
     # Few rows are multiplied faster in float32 by weights that the cache of a CPU holds.
     if mixes_dtypes(config) and config.compute_dtype == "auto" and is_small(params):
@@ -194,7 +194,8 @@ def acceptance_rate(
 
     `contexts_T` are the n-gram's contexts up to each of them.
     """
-    logits_TxV = model.apply({"params": params}, idx_T[None])[0]
+    x_1xTxD, _ = _extend(model, params, idx_T[None].astype(jnp.int32), init_cache(model.config, 1))
+    logits_TxV = _head(model, params, x_1xTxD[0])
     drafts_TxV = ngram.log_probs_GxV[contexts_T].astype(jnp.float32)
     seeds_1, indices_1xT = jnp.zeros(1, jnp.uint32), jnp.arange(len(idx_T))[None]
     noise_TxV = gumbel_noise(jax.vmap(jax.random.key)(seeds_1), indices_1xT, model.vocab_size)[0]

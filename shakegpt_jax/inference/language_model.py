@@ -168,7 +168,7 @@ class LanguageModel:
 
     @functools.cached_property
     def for_decoding(self) -> tuple[GPT, Any]:
-        """The model and its parameters in the form that decodes fastest."""
+        """The model and its parameters in the form that reads and writes single texts fastest."""
         return for_decoding(self.model, self.params)
 
     @functools.cached_property
@@ -204,7 +204,7 @@ class LanguageModel:
         """
         if not isinstance(text, str):
             return [self.logits(each, stride=stride) for each in _as_texts("text", text)]
-        return next_logits(self.model, self.params, self.tokenizer.encode(text), stride=stride)
+        return next_logits(*self.for_decoding, self.tokenizer.encode(text), stride=stride)
 
     def score(self, text: str, *, stride: int | None = None) -> np.ndarray:
         """Compute the log-probability of each character but the first; see `evaluate`.
@@ -214,7 +214,7 @@ class LanguageModel:
         """
         require(isinstance(text, str), "text", text, "a text")
         ids = self.tokenizer.encode(text)
-        losses = character_losses(self.model, self.params, ids, stride=stride)
+        losses = character_losses(*self.for_decoding, ids, stride=stride)
         if not np.isfinite(losses).all():
             raise UserError(self._not_finite)
         return -losses

@@ -37,8 +37,8 @@ _CHUNK, _SMALL_MODEL_CHUNK = 16, 32
 # pass accepts.
 _FEW, _VERIFIED_OF_FEW, _VERIFIED, _ACCEPTED = 2, 8, 4, 4
 
-# Time of such a pass, in passes over one character, drafts included: 12 layers x 768 on two CPU
-# cores in float32, and in bfloat16 or on a GPU. A clock would decide what a seed writes.
+# Time of such a pass, in passes over one character per row: of one row on two CPU cores in float32
+# (12 layers x 768), and all else. Constants, as a clock would decide what a seed writes.
 _COST_IN_FLOAT32, _COST = 2.7, 1.5
 
 
@@ -122,7 +122,7 @@ def speedup_of_drafts(acceptance_rate: float, n_row: int, config: ModelConfig) -
     """Predict how many times as fast drafts make decoding (Leviathan et al. 2023, theorem 3.8)."""
     n_new = sum(acceptance_rate**i for i in range(n_verified(n_row)))  # characters of a pass
     on_cpu_in_float32 = jax.default_backend() == "cpu" and operand_dtype(config) == jnp.float32
-    return n_new / (_COST_IN_FLOAT32 if on_cpu_in_float32 else _COST)
+    return n_new / (_COST_IN_FLOAT32 if on_cpu_in_float32 and n_row == 1 else _COST)
 
 
 def chunk_length(params: Any, window_stride: int) -> int:

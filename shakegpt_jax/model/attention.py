@@ -25,10 +25,10 @@ def attend(
     q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_NxTxS: jax.Array
 ) -> jax.Array:
     """Attend where the mask is True, with scores and softmax in float32; returns (N, T, K)."""
-    return _attend_forward(q_NxTxK, k_NxSxK, v_NxSxK, mask_NxTxS)[0]
+    return _attend_fwd(q_NxTxK, k_NxSxK, v_NxSxK, mask_NxTxS)[0]
 
 
-def _attend_forward(
+def _attend_fwd(
     q_NxTxK: jax.Array, k_NxSxK: jax.Array, v_NxSxK: jax.Array, mask_NxTxS: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     scores_NxTxS = _scores(q_NxTxK, k_NxSxK) * q_NxTxK.shape[-1] ** -0.5
@@ -38,8 +38,8 @@ def _attend_forward(
     return y_NxTxK, (q_NxTxK, k_NxSxK, v_NxSxK, weights_NxTxS, y_NxTxK)
 
 
-def _attend_backward(operands: tuple[jax.Array, ...], dy_NxTxK: jax.Array) -> Any:
-    q_NxTxK, k_NxSxK, v_NxSxK, weights_NxTxS, y_NxTxK = operands
+def _attend_bwd(residuals: tuple[jax.Array, ...], dy_NxTxK: jax.Array) -> Any:
+    q_NxTxK, k_NxSxK, v_NxSxK, weights_NxTxS, y_NxTxK = residuals
     # The gradient of softmax subtracts a mean: here of K products instead of S, as in
     # FlashAttention (Dao et al. 2022, appendix B.2).
     mean_NxTx1 = jnp.sum(dy_NxTxK.astype(jnp.float32) * y_NxTxK, -1, keepdims=True)
@@ -53,7 +53,7 @@ def _attend_backward(operands: tuple[jax.Array, ...], dy_NxTxK: jax.Array) -> An
     )
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _scores(q_NxTxK: jax.Array, k_NxSxK: jax.Array) -> jax.Array:

@@ -56,7 +56,7 @@ class LayerCache(NamedTuple):
 
 
 def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics. The result has the dtype of the matmuls."""
+    """LayerNorm with float32 statistics. The result has the dtype of activations."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=compute_dtype(config))
 
 

@@ -68,7 +68,7 @@ class Batch:
         id_type = lm.tokenizer.encode("").dtype
         for i in range(self.n_window.bit_length()):
             ids = np.zeros((2**i - 1) * self.window_stride + n_slot, id_type)
-            next_logits(lm.model, lm.params, ids, stride=self.window_stride)
+            next_logits(*lm.for_decoding, ids, stride=self.window_stride)
 
     @property
     def rows(self) -> list[Row]:

@@ -128,7 +128,7 @@ class Engine:
         step, overlap = self._batch.n_window * stride, self._batch.block_size - stride
         while done < len(ids):
             scored = ids[start : start + step + overlap]
-            logits_TxV = next_logits(lm.model, lm.params, scored, stride=stride)
+            logits_TxV = next_logits(*lm.for_decoding, scored, stride=stride)
             check_logits(logits_TxV)
             new = ids[done : start + len(scored) + 1]
             log_probs_TxV = log_softmax(logits_TxV[done - 1 - start :][: len(new)], axis=1)
