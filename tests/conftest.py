@@ -87,6 +87,7 @@ def small_config() -> Config:
     config.model.n_head = 2
     config.model.n_embd = 16
     config.model.block_size = 8
+    config.model.compute_dtype = "float32"  # in every process, on every CPU
     config.data.batch_size = 8
     config.optimizer.warmup_steps = 2
     config.train.num_steps = 12

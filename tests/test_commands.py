@@ -35,6 +35,7 @@ TINY = [
     "--config.model.n_embd=16",
     "--config.model.n_head=2",
     "--config.model.block_size=16",
+    "--config.model.compute_dtype=float32",  # on every CPU
     "--config.data.batch_size=4",
     "--config.train.num_steps=20",
     "--config.train.eval_every=10",

@@ -29,6 +29,7 @@ def get_config():
     config = Config()
     config.model.n_layer, config.model.n_head, config.model.n_embd = 1, 2, 16
     config.model.block_size = config.data.batch_size = 8
+    config.model.compute_dtype = "float32"
     config.data.path = {path!r}
     config.train.num_steps, config.train.eval_every = 12, 6
     config.train.steps_per_dispatch, config.train.sample_length = 3, 0
