@@ -50,6 +50,15 @@ def test_measures_only_what_is_asked_for(config, corpus, rates):
     assert [row["work"] for row in report["results"]] == ["prefill, batch 1"]
 
 
+def test_evaluates_fewer_characters_where_that_would_take_minutes(
+    config, corpus, rates, monkeypatch
+):
+    flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size) / 3
+    monkeypatch.setattr(measurements, "_CPU_FLOPS", 20 * flops)
+    (row,) = measurements.benchmark(config.freeze(), corpus, ["evaluate"], [1])["results"]
+    assert row["characters_per_second"] * row["seconds"] == pytest.approx(21)
+
+
 @pytest.mark.slow
 def test_ceilings_are_rates():
     ceilings = measurements.measure_ceilings(jnp.float32, jnp.float32, 2**22)

@@ -84,6 +84,13 @@ def _multiply(a: jax.Array, b: jax.Array, times: int, result_dtype: DTypeLike) -
 
 
 _MAX_EVALUATED = 2**20  # characters of a long validation split to time
+_CPU_FLOPS = 1e12  # of one repeat on a CPU, about: 3 to 10 seconds on two cores
+
+
+def _affordable(n: int, flops: float) -> int:
+    """Limit n on a CPU, so that n times `flops` take a few seconds."""
+    on_cpu = jax.default_backend() == "cpu"
+    return min(n, max(1, round(_CPU_FLOPS / flops))) if on_cpu else n
 
 
 class Measurement(NamedTuple):
@@ -111,20 +118,22 @@ class Measurement(NamedTuple):
 
 
 def measure_training(config: Config, corpus: Corpus) -> Measurement:
-    """Time one optimizer step; `config.train.steps_per_dispatch` of them are one repeat."""
-    n = config.train.steps_per_dispatch
+    """Time one optimizer step; up to `config.train.steps_per_dispatch` of them are one repeat."""
+    characters = config.data.batch_size * config.model.block_size
+    flops = characters * train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
+    n = _affordable(config.train.steps_per_dispatch, flops)
+    config = config.replace({"train.steps_per_dispatch": n})
     num_steps = n * (1 + REPEATS)
     config = config.replace({"train.num_steps": num_steps, "train.eval_every": num_steps})
     trainer = Trainer(config, corpus, make_mesh(config))
     trainer.initialize()
-    characters = config.data.batch_size * config.model.block_size
     speeds = [row.characters_per_second for row in trainer.run(0, num_steps)]
     return Measurement(
         f"train step, batch {config.data.batch_size}",
         characters / statistics.median(speeds[1:]),
         characters,
         "flops",
-        characters * train_flops_per_character(config.model, trainer.model.vocab_size),
+        flops,
         trainer.compile_seconds,
     )
 
@@ -181,7 +190,8 @@ def benchmark(
     if "train" in work:
         measured.append(measure_training(config, corpus))
     if "evaluate" in work:
-        measured.append(measure_evaluation(model, params, corpus.val_ids[:_MAX_EVALUATED]))
+        n = 1 + _affordable(_MAX_EVALUATED, _forward_flops(model, 1))
+        measured.append(measure_evaluation(model, params, corpus.val_ids[:n]))
     decoding = for_decoding(model, params)
     if "prefill" in work:
         measured.append(measure_prefill(*decoding))
