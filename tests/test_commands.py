@@ -601,6 +601,7 @@ def test_wheel_works_outside_the_checkout(tmp_path):
 def test_base_config_takes_two_steps_on_a_cpu(tmp_path):
     two_steps = ["--config.data.batch_size=4", "--config.train.num_steps=2", "--workdir=run"]
     two_steps += ["--config.train.eval_characters=8192", "--config.train.sample_length=20"]
+    two_steps += ["--config.model.compute_dtype=float32"]  # slow enough on every CPU
     env = environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0")
     env.pop("XLA_FLAGS", None)  # it compiles faster, but runs slower
     process = start(ROOT / "run_train.py", "--config=base", *two_steps, cwd=tmp_path, env=env)

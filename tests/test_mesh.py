@@ -109,6 +109,14 @@ def run(config, corpus, n_step: int = 6) -> tuple[list, list]:
         pytest.param({"model.remat": True}, marks=pytest.mark.slow),
         pytest.param({"model.remat": True, "mesh.fsdp": 8}, marks=pytest.mark.slow),
         {"model.compute_dtype": "bf16_bf16_f32", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+        pytest.param(
+            {
+                "model.compute_dtype": "bf16_bf16_f32",
+                "model.remat": True,
+                "train.accumulate_steps": 2,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )
