@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +94,12 @@ def test_prompts_in_a_batch_continue_as_they_would_alone(trained, sampling):
     assert together == alone
 
 
-def test_temperature_0_and_the_smallest_top_k_and_top_p_are_greedy(trained):
+def test_temperature_0_and_the_strictest_filters_are_greedy(trained):
     greedy = generate(*trained, [[1, 2]], sampling=Sampling(0.0))
-    assert generate(*trained, [[1, 2]], sampling=Sampling(0.0, 3, 0.5), seeds=[5]) == greedy
+    assert generate(*trained, [[1, 2]], sampling=Sampling(0.0, 3, 0.5, 0.1), seeds=[5]) == greedy
     assert generate(*trained, [[1, 2]], sampling=Sampling(1.3, top_k=1), seeds=[5]) == greedy
     assert generate(*trained, [[1, 2]], sampling=Sampling(1.0, top_p=1e-6), seeds=[5]) == greedy
+    assert generate(*trained, [[1, 2]], sampling=Sampling(1.3, min_p=1.0), seeds=[5]) == greedy
 
 
 def test_the_seed_determines_the_text(trained):
@@ -106,9 +108,9 @@ def test_the_seed_determines_the_text(trained):
     assert texts[0] != texts[2] != texts[3]
 
 
-def test_the_largest_top_k_and_top_p_change_nothing(trained):
+def test_filters_that_keep_all_change_nothing(trained):
     plain = generate(*trained, [[1, 2]], 40)
-    assert generate(*trained, [[1, 2]], 40, sampling=Sampling(1.0, VOCAB, 1.0)) == plain
+    assert generate(*trained, [[1, 2]], 40, sampling=Sampling(1.0, VOCAB, 1.0, 0.0)) == plain
 
 
 def test_lengths_need_not_be_multiples_of_a_chunk(trained):
@@ -143,6 +145,8 @@ def normalized(*weights: float) -> np.ndarray:
         # Temperature applies before top-p, and so does top-k.
         (Sampling(0.5, top_p=0.8), normalized(0.16, 0.09, 0, 0)),
         (Sampling(1.0, top_k=3, top_p=0.75), normalized(0.4, 0.3, 0, 0)),
+        (Sampling(1.0, min_p=0.49), normalized(0.4, 0.3, 0.2, 0)),
+        (Sampling(2.0, min_p=0.51), normalized(*np.sqrt((0.4, 0.3, 0.2)), 0)),
     ],
 )
 def test_samples_follow_known_probabilities(sampling, expected):
@@ -174,12 +178,37 @@ def test_rows_with_their_own_options_are_sampled_as_alone():
     keys = jax.random.split(jax.random.key(0), 3)
     noise, logits = jax.random.gumbel(keys[0], (6, VOCAB)), jax.random.normal(keys[1], (6, VOCAB))
     rows = [Sampling(0.0), Sampling(1.0), Sampling(0.7, 3), None, Sampling(1.2, None, 0.6)]
-    rows.append(Sampling.of(VOCAB, 2.0, 10**12, 0.9))
+    rows.append(Sampling.of(VOCAB, 2.0, 10**12, 0.9, 0.05))
     found = sample_token(noise, logits, Sampling.stack(rows, VOCAB)).tolist()
     for row, sampling in enumerate(rows):
         if sampling:
             alone = sample_token(noise[row : row + 1], logits[row : row + 1], sampling)
             assert [found[row]] == alone.tolist()
+
+
+@pytest.mark.slow
+def test_filters_keep_what_those_of_transformers_keep():
+    torch = pytest.importorskip("torch", reason="needs pip install torch transformers")
+    pytest.importorskip("transformers", reason="needs pip install torch transformers")
+    from transformers.generation import logits_process as warpers
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (200, VOCAB)).astype(np.float32)
+    for temperature, top_k, top_p, min_p in itertools.product(
+        (0.5, 1.7), (None, 4), (None, 0.9), (None, 1e-3, 0.2, 1.0)
+    ):
+        scores = warpers.TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+        if top_k:
+            scores = warpers.TopKLogitsWarper(top_k)(None, scores)
+        if top_p:
+            scores = warpers.TopPLogitsWarper(top_p)(None, scores)
+        if min_p:
+            scores = warpers.MinPLogitsWarper(min_p)(None, scores)
+        kept = np.isfinite(scores.numpy())
+        sampling = Sampling(temperature, top_k, top_p, min_p)
+        # With much noise, a character is drawn if it is kept.
+        drawn = sample_token(1e6 * np.eye(VOCAB, dtype=np.float32)[:, None], logits[None], sampling)
+        np.testing.assert_array_equal(drawn == np.arange(VOCAB)[:, None], kept.T)
 
 
 def test_other_lengths_and_sampling_options_do_not_recompile():

@@ -79,6 +79,7 @@ class LanguageModel:
         temperature: float = TEMPERATURE,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
         seed: int | Sequence[int] = SEED,
         stop: Sequence[str] = (),
         window_stride: int | None = None,
@@ -93,6 +94,8 @@ class LanguageModel:
             top_k: sample from the k most probable characters; None: from all.
             top_p: sample from the smallest set of characters whose probabilities add up to p
                 (Holtzman et al. 2020); None: from all.
+            min_p: sample from the characters whose probability is at least p times the highest
+                (Nguyen et al. 2024); None: from all.
             seed: one for all prompts or one each.
             stop: stop strings; a continuation ends before the one that is complete first.
             window_stride: characters to drop when the context window is full. 1 keeps the most
@@ -112,7 +115,8 @@ class LanguageModel:
         require(is_prompt, "prompt", prompt, "a text or a list of texts")
         prompts = [prompt] if isinstance(prompt, str) else prompt
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options |= {"seed": seed, "stop": stop, "window_stride": window_stride, "draft": draft}
+        options |= {"min_p": min_p, "seed": seed, "stop": stop}
+        options |= {"window_stride": window_stride, "draft": draft}
         chunks = self.stream(prompts, max_new_tokens, **options)
         texts = ["".join(row) for row in zip(prompts, *chunks, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts

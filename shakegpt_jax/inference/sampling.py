@@ -1,4 +1,4 @@
-"""Sampling of one character: temperature, top-k and top-p, reproducible noise; stop strings.
+"""Sampling of one character: temperature, top-k, top-p, min-p, reproducible noise; stop strings.
 
 Axes: B rows, T characters, V vocabulary.
 """
@@ -22,16 +22,22 @@ class Sampling(NamedTuple):
     """Sampling options, one for all rows or (B,) arrays of one each.
 
     Numbers are traced: only changing one to or from None recompiles. A row of an array is not
-    filtered if its `top_k` is V or its `top_p` is infinite.
+    filtered if its `top_k` is V, its `top_p` 1 and its `min_p` 0.
     """
 
     temperature: float | np.ndarray = 1.0  # divides the logits; 0: the most probable character
     top_k: int | np.ndarray | None = None  # sample from the k most probable characters; None: all
     top_p: float | np.ndarray | None = None  # from the smallest set with probability p; None: all
+    min_p: float | np.ndarray | None = None  # with at least p times the highest probability
 
     @classmethod
     def of(
-        cls, vocab_size: int, temperature: Any = TEMPERATURE, top_k: Any = None, top_p: Any = None
+        cls,
+        vocab_size: int,
+        temperature: Any = TEMPERATURE,
+        top_k: Any = None,
+        top_p: Any = None,
+        min_p: Any = None,
     ) -> "Sampling":
         """Check the options of a user. A `UserError` starts with the name of the option."""
         right = f"a number from 0 to {_MAX_TEMPERATURE}"
@@ -39,25 +45,26 @@ class Sampling(NamedTuple):
             as_number("temperature", temperature, 0, _MAX_TEMPERATURE, right),
             None if top_k is None else min(as_integer("top_k", top_k, 1), vocab_size),
             None if top_p in (None, 1) else as_number("top_p", top_p, 1e-30, 1, "in (0, 1]"),
+            None if min_p in (None, 0) else as_number("min_p", min_p, 0, 1, "in [0, 1]"),
         )
 
     @classmethod
     def stack(cls, rows: "Sequence[Sampling | None]", vocab_size: int) -> "Sampling":
         """Return the options of B rows as arrays; None is an unused row, which costs nothing."""
-        off = cls(0.0, vocab_size, np.inf)
+        off = cls(0.0, vocab_size, 1.0, 0.0)
         values = [
             [default if row is None or row[i] is None else row[i] for row in rows]
             for i, default in enumerate(off)
         ]
-        return cls(*map(np.asarray, values, (np.float32, np.int32, np.float32)))
+        return cls(*map(np.asarray, values, (np.float32, np.int32, np.float32, np.float32)))
 
 
 def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Sample one int32 id per row: temperature, then top-k, then top-p, then Gumbel-max.
+    """Sample one int32 id per row: temperature, top-k, top-p, min-p, and then Gumbel-max.
 
-    B may be any number of axes. Top-p (Holtzman et al. 2020) renormalizes after top-k. The noise is
-    standard Gumbel noise; a logit of -inf is never sampled. If the largest logit is not finite, the
-    id is -1.
+    B may be any number of axes. Top-p (Holtzman et al. 2020) renormalizes after top-k; min-p
+    (Nguyen et al. 2024) depends on ratios alone. The noise is standard Gumbel noise; a logit of
+    -inf is never sampled. If the largest logit is not finite, the id is -1.
     """
     sampling = jax.tree.map(_by_row, sampling)
     greedy = sampling.temperature == 0
@@ -68,9 +75,11 @@ def sample_token(noise_BxV: jax.Array, logits_BxV: jax.Array, sampling: Sampling
     if sampling.top_k is not None or sampling.top_p is not None:
         # Sorting takes long for large batches.
         top_k = logits_BxV.shape[-1] if sampling.top_k is None else sampling.top_k
-        top_p = jnp.inf if sampling.top_p is None else sampling.top_p
-        used = jnp.any((top_k < logits_BxV.shape[-1]) | (top_p < jnp.inf))
+        top_p = 1.0 if sampling.top_p is None else sampling.top_p
+        used = jnp.any((top_k < logits_BxV.shape[-1]) | (top_p < 1))
         logits_BxV = jax.lax.cond(used, _apply_filters, lambda x, _: x, logits_BxV, sampling)
+    if sampling.min_p is not None:
+        logits_BxV = jnp.where(logits_BxV >= jnp.log(sampling.min_p), logits_BxV, -jnp.inf)
     noisy_BxV = logits_BxV + jnp.where(greedy, 0.0, noise_BxV)
     ids_B = jnp.argmax(noisy_BxV, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.isfinite(highest_Bx1[..., 0]), ids_B, -1)
@@ -85,7 +94,8 @@ def _apply_filters(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
     if sampling.top_p is not None:
         probs_BxV = jnp.take_along_axis(jax.nn.softmax(logits_BxV), order_BxV, axis=-1)
         before_BxV = jnp.cumsum(probs_BxV, axis=-1) - probs_BxV
-        keep_BxV = jnp.take_along_axis(before_BxV < sampling.top_p, rank_BxV, axis=-1)
+        top_p = jnp.where(sampling.top_p < 1, sampling.top_p, jnp.inf)  # sums may round up to 1
+        keep_BxV = jnp.take_along_axis(before_BxV < top_p, rank_BxV, axis=-1)
         logits_BxV = jnp.where(keep_BxV, logits_BxV, -jnp.inf)
     return logits_BxV
 

@@ -67,8 +67,7 @@ class Row:
         self.n_noise = request.noise_offset  # index of the next character's noise
         self.remaining = request.max_tokens  # characters to write
         self.room = 0  # characters that still fit into the window
-        top_p = None if request.top_p == 1 else request.top_p  # 1, the default, excludes nothing
-        self.sampling = Sampling(request.temperature, request.top_k, top_p)
+        self.sampling = Sampling(*(getattr(request, name) for name in Sampling._fields))
         stop = request.stop
         self._stop = StopFilter([stop] if isinstance(stop, str) else stop)
         self._held: list[np.ndarray] = []  # may begin a stop string
