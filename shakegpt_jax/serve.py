@@ -27,7 +27,7 @@ def main() -> None:
     help_text = "seconds that running texts get to finish after Ctrl-C or SIGTERM (%(default)s)"
     add("--grace", type=kind, default=10, help=help_text)
     args = parser.parse_args()
-    for package in ("msgspec", "starlette", "uvicorn"):
+    for package in ("msgspec", "prometheus_client", "starlette", "uvicorn"):
         import_extra(package, extra="serve")
 
     from shakegpt_jax.inference.language_model import load

@@ -69,9 +69,9 @@ def console_errors(chrome: Any) -> list[str]:
 
 
 def fill(chrome: Any, **values: object) -> None:
-    """Type values into the fields of these names, with - for _ ."""
+    """Type values into the fields of these names."""
     for name, value in values.items():
-        field = chrome.find_element("id", name.replace("_", "-"))
+        field = chrome.find_element("id", name)
         field.clear()
         field.send_keys(str(value))
 

@@ -26,8 +26,8 @@ EXPOSED = (
 GENERATE = """
 const [options, done] = arguments;
 let text = "";
-backend.generate({maxTokens: 60, temperature: 1, topK: null, topP: null, seed: 0, noiseOffset: 0,
-  ...options}, (more) => { for (const {character} of more) text += character; })
+backend.generate({maxTokens: 60, temperature: 1, top_k: null, top_p: null, min_p: null, seed: 0,
+  noiseOffset: 0, ...options}, (more) => { for (const {character} of more) text += character; })
   .then((reason) => done(reason === "length" ? text : reason))
   .catch((error) => done("! " + error.message));
 """
@@ -125,7 +125,8 @@ def test_gumbel_noise_is_that_of_jax(chrome):
 
 @pytest.mark.parametrize("top_k", [None, 1, 4, 100])
 @pytest.mark.parametrize("top_p", [None, 0.01, 0.63, 0.95])
-def test_sampling_is_that_of_the_sampler(chrome, top_k, top_p):
+@pytest.mark.parametrize("min_p", [None, 0.07, 1])
+def test_sampling_is_that_of_the_sampler(chrome, top_k, top_p, min_p):
     rng = np.random.default_rng(0)
     noise_BxV = rng.gumbel(size=(300, 12)).astype(np.float32)
     logits_BxV = (3 * rng.normal(size=(300, 12))).astype(np.float32)
@@ -136,9 +137,9 @@ def test_sampling_is_that_of_the_sampler(chrome, top_k, top_p):
       sampleCharacter(Float32Array.from(row), Float32Array.from(noise[i]), options));
     """
     for temperature in (0, 1e-30, 0.8, 3):
-        options = {"temperature": temperature, "topK": top_k, "topP": top_p}
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         found = chrome.execute_script(script, logits_BxV.tolist(), noise_BxV.tolist(), options)
-        expected = sample_token(noise_BxV, logits_BxV, Sampling(temperature, top_k, top_p))
+        expected = sample_token(noise_BxV, logits_BxV, Sampling(**options))
         assert found == np.asarray(expected).tolist()
 
 
@@ -186,17 +187,15 @@ def test_texts_are_those_of_python(chrome, lm, float32):
     open_model(chrome, lm, float32=float32)
     reference = lm if float32 else rounded(lm)
     for prompt in ("O", "Oh a\n", "Oh \U0001f600é ", "no strange thing\u05e9"):
-        for seed, temperature, top_k, top_p in (
-            (0, 0, None, None),
-            (1, 1, None, None),
-            (2**32 - 1, 0.8, 5, None),
-            (3, 1.5, None, 0.9),
-            (4, 1, 9, 0.7),
+        for options in (
+            {"seed": 0, "temperature": 0},
+            {"seed": 1, "temperature": 1},
+            {"seed": 2**32 - 1, "temperature": 0.8, "top_k": 5},
+            {"seed": 3, "temperature": 1.5, "top_p": 0.9},
+            {"seed": 4, "temperature": 1, "top_k": 9, "top_p": 0.7},
+            {"seed": 5, "temperature": 1.5, "min_p": 0.05},
         ):
-            expected = reference.generate(
-                prompt, 60, seed=seed, temperature=temperature, top_k=top_k, top_p=top_p
-            )
-            options = {"seed": seed, "temperature": temperature, "topK": top_k, "topP": top_p}
+            expected = reference.generate(prompt, 60, **options)
             assert generate(chrome, prompt, **options) == expected
 
 
@@ -212,8 +211,8 @@ def test_the_log_probabilities_of_new_characters_are_their_scores(chrome, lm):
     open_model(chrome, lm)
     script = """
     const [prompt, done] = arguments, all = [];
-    backend.generate({prompt, maxTokens: 20, temperature: 0.5, topK: 3, topP: null, seed: 1,
-      noiseOffset: 0}, (characters) => all.push(...characters))
+    backend.generate({prompt, maxTokens: 20, temperature: 0.5, top_k: 3, top_p: null, min_p: null,
+      seed: 1, noiseOffset: 0}, (characters) => all.push(...characters))
       .then(() => done(all.map(({character, logProbs}) => [character, [...logProbs.values]])))
     """
     characters, found = zip(*chrome.execute_async_script(script, "Oh"), strict=True)
@@ -229,8 +228,9 @@ def test_the_page_lives_while_a_text_is_written_and_can_stop_it(chrome, lm):
     const done = arguments[0], controller = new AbortController();
     let count = 0, ticks = 0;
     const clock = setInterval(() => { if (++ticks === 20) controller.abort(); }, 5);
-    backend.generate({prompt: "O", maxTokens: 1e7, temperature: 1, topK: null, topP: null, seed: 0,
-      noiseOffset: 0}, (characters) => { count += characters.length; }, controller.signal)
+    backend.generate({prompt: "O", maxTokens: 1e7, temperature: 1, top_k: null, top_p: null,
+      min_p: null, seed: 0, noiseOffset: 0}, (characters) => { count += characters.length; },
+      controller.signal)
       .then(done, (error) => { clearInterval(clock); done([error.name, ticks, count]); })
     """
     name, ticks, count = chrome.execute_async_script(script)

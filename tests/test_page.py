@@ -163,11 +163,11 @@ def versions(chrome) -> list:
 def test_the_text_is_that_of_generate_and_goes_on_with_the_same_dice(chrome, lm):
     assert chrome.title == "run: one character at a time"
     assert f"{lm.tokenizer.vocab_size} characters" in shown(chrome, "about")
-    for name, value in {"temperature": "0.8", "top-k": "", "seed": "0", "length": "500"}.items():
+    for name, value in {"temperature": "0.8", "top_k": "", "seed": "0", "length": "500"}.items():
         assert chrome.find_element("id", name).get_attribute("value") == value
     prompt = "First\nlet us"
-    fill(chrome, prompt=prompt, temperature="1.5", top_k=9, top_p="0.9", seed=2**32 - 1, length=40)
-    options = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "seed": 2**32 - 1}
+    options = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "min_p": 0.2, "seed": 2**32 - 1}
+    fill(chrome, prompt=prompt, length=40, **options)
     expected = lm.generate(prompt, 90, **options)
     generate(chrome, expected[: len(prompt) + 40])
     assert "40 characters" in shown(chrome, "status")
@@ -476,8 +476,10 @@ def test_what_the_form_refuses(chrome, lm):
     assert "one character" in shown(chrome, "prompt-problem")
     fill(chrome, prompt="First")
     assert chrome.find_element("id", "generate").is_enabled()
-    wrong = {"temperature": "-1", "top_k": "0", "top_p": "1.5", "seed": 2**32, "length": "many"}
-    right = {"temperature": "0", "top_k": "", "top_p": "", "seed": 2**32 - 1, "length": 20}
+    wrong = {"temperature": "-1", "top_k": "0", "top_p": "1.5", "min_p": "2"}
+    wrong |= {"seed": 2**32, "length": "many"}
+    right = {"temperature": "0", "top_k": "", "top_p": "", "min_p": ""}
+    right |= {"seed": 2**32 - 1, "length": 20}
     for name, value in wrong.items():
         fill(chrome, **{name: value})
         assert "must be" in shown(chrome, "options-problem"), name

@@ -48,23 +48,27 @@ def test_prompts_are_texts_or_ids_or_lists_of_them(prompt):
 @pytest.mark.parametrize(
     "neutral",
     [
-        {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}},
+        {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "store": False},
+        {"repetition_penalty": 1, "min_tokens": 0, "priority": 0, "metadata": {}, "min_p": 0},
+        {"ignore_eos": True, "skip_special_tokens": False, "stop_token_ids": [], "top_k": 0},
         {"suffix": None, "user": "me", "seed": None, "stop": None, "logprobs": None},
         {"n": 3, "best_of": 3},
-        {"best_of": None, "stream_options": None, "top_k": None, "top_p": 1},
+        {"best_of": None, "stream_options": None, "top_k": -1, "top_p": 1},
         {"model": "bard", "max_tokens": 7.0},
         {"stream": True, "stream_options": {"include_obfuscation": False, "include_usage": None}},
     ],
 )
 def test_values_that_change_nothing_are_accepted(neutral):
-    assert parse_fields(**neutral).top_p == 1
+    request = parse_fields(**neutral)
+    assert (request.top_k, request.top_p, request.min_p) == (None, 1, 0)
 
 
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
         ({"prompt": None}, "prompt", "missing required field `prompt`"),
-        ({"prompt": []}, "prompt", "a prompt is empty"),
+        ({"prompt": []}, "prompt", "prompt: Expected `array` of length >= 1"),
+        ({"prompt": ["a", ""]}, "prompt", "prompt[1]: Expected `str` of length >= 1"),
         ({"prompt": [1, "a"]}, "prompt", "a prompt is 1, an id beside other prompts"),
         ({"prompt": [True]}, "prompt", "prompt[0]: Expected `int | str | array`, got `bool`"),
         ({"prompt": [8]}, "prompt", "the prompt has the id 8; ids are from 0 to 7"),
@@ -97,9 +101,12 @@ def test_values_that_change_nothing_are_accepted(neutral):
             "stream_options: Object contains unknown field `x`",
         ),
         ({"frequency_penalty": 0.1}, "frequency_penalty", "frequency_penalty is 0.1: "),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias: Expected `object` of length <= 0"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias[...]: Expected `null`, got `int`"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "repetition_penalty is 1.1: "),
+        ({"store": True}, "store", "store is true; it must be false"),
+        ({"top_k": -2}, "top_k", "top_k is -2: Expected `int` >= -1"),
         ({"suffix": "x"}, "suffix", 'suffix is "x": '),
-        ({"min_p": 0.1}, "min_p", "the body: Object contains unknown field `min_p`"),
+        ({"top_a": 0.1}, "top_a", "the body: Object contains unknown field `top_a`"),
         ({"x" * 1_000: 1}, "x" * 1_000, "x..."),
         ({"`": 1}, "`", "unknown field ```"),
         ({"x` - at `$.y": 1}, "y", "unknown field `x`"),

@@ -1,6 +1,6 @@
 """Requests in the shape of OpenAI's `/v1/completions`, their limits, and errors.
 
-The extensions are `top_k`, `noise_offset`, and `logprobs` up to the size of the vocabulary.
+The extensions are `top_k`, `min_p`, `noise_offset`, and `logprobs` up to the vocabulary's size.
 """
 
 import json
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
+from shakegpt_jax.serving.answers import Failure, Problem
 from shakegpt_jax.web.prompt_page import LIMITS
 
 # Limits of one request.
@@ -42,8 +43,8 @@ class ApiError(Exception):
     def to_json(self) -> bytes:
         """Return the error object of the OpenAI API, in ASCII: it may name lone surrogates."""
         kind = _KINDS.get(min(self.status, 500), "invalid_request_error")
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}).encode()
+        failure = Failure(Problem(str(self), kind, self.param, self.code))
+        return json.dumps(msgspec.to_builtins(failure)).encode()
 
     def to_response(self, headers: Mapping[str, str] | None = None) -> Response:
         """Return the HTTP answer."""
@@ -52,17 +53,25 @@ class ApiError(Exception):
         return Response(self.to_json(), self.status, headers, media_type="application/json")
 
 
-class _StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """What a stream holds beside the texts."""
+
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # with include_usage: in all chunks
     include_obfuscation: bool = False  # nothing is obfuscated here
 
 
+_Text = Annotated[str, Meta(min_length=1)]
+_Ids = Annotated[list[int], Meta(min_length=1)]
 _Stop = Annotated[str, Meta(min_length=1, max_length=100)]
 _Zero = Annotated[float, Meta(ge=0, le=0)]
+_Empty = dict[str, None]  # nulls mean nothing
 
 
-class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    prompt: str | list[int | str | list[int]]
+class CompletionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of a request to `/v1/completions`."""
+
+    prompt: _Text | Annotated[list[int | _Text | _Ids], Meta(min_length=1)]
     model: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_TEXTS)] = 1
     seed: Annotated[int, Meta(ge=0, le=LIMITS["seed"])] = msgspec.field(
@@ -70,24 +79,33 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     )
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_NEW)] = 16
     temperature: Annotated[float, Meta(ge=0, le=float(LIMITS["temperature"]))] = 1.0
-    top_k: Annotated[int, Meta(ge=1, le=LIMITS["top_k"])] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=LIMITS["top_k"])] | None = None  # 0 and -1: all
     top_p: Annotated[float, Meta(ge=1e-30, le=1)] = 1.0  # the least is above 0 in float32
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     noise_offset: Annotated[int, Meta(ge=0, le=2**30)] = 0
     logprobs: Annotated[int, Meta(ge=0)] | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=4)] = []
     echo: bool = False
     stream: bool = False
-    stream_options: _StreamOptions = msgspec.field(default_factory=_StreamOptions)
+    stream_options: StreamOptions = msgspec.field(default_factory=StreamOptions)
     # Accepted with the values that change nothing.
     best_of: int | None = None
     frequency_penalty: _Zero = 0.0
     presence_penalty: _Zero = 0.0
-    logit_bias: Annotated[dict[str, Any], Meta(max_length=0)] = {}
+    repetition_penalty: Annotated[float, Meta(ge=1, le=1)] = 1.0
+    min_tokens: _Zero = 0
+    priority: _Zero = 0
+    logit_bias: _Empty = {}
+    metadata: _Empty = {}
     suffix: Annotated[str, Meta(max_length=0)] = ""
+    stop_token_ids: Annotated[list[int], Meta(max_length=0)] = []
+    store: bool = False
     user: str = ""
+    ignore_eos: bool = False  # there are no special tokens
+    skip_special_tokens: bool = True
 
 
-class CompletionRequest(_Body, kw_only=True):
+class CompletionRequest(CompletionBody, kw_only=True):
     """A checked request: `n` texts for each prompt, their options and the shape of the answer."""
 
     prompts: list[np.ndarray]  # ids of each, at least one
@@ -145,13 +163,14 @@ def _number(digits: str) -> float:
 
 def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> CompletionRequest:
     """Check the body of a completion request; an ApiError says what would be right."""
-    given = parse(body, _Body)
+    given = parse(body, CompletionBody)
     check_model(given.model or model_name, model_name)
     n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
     _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
+    _require(not given.store, "store", "store is true; it must be false: nothing is stored")
     least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
     _require(given.max_tokens > 0 or given.echo, "max_tokens", least)
-    streams = given.stream or given.stream_options == _StreamOptions()
+    streams = given.stream or given.stream_options == StreamOptions()
     _require(streams, "stream_options", "stream_options is only for stream: true")
     _require((k or 0) <= n_vocab, "logprobs", f"logprobs is {k}; it must be from 0 to {n_vocab}")
 
@@ -168,6 +187,8 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
         most = f"at most {MAX_LOG_PROBS} are allowed: lower logprobs or max_tokens"
         message = f"the answer would hold {total} log-probabilities, {most}"
         _require(total <= MAX_LOG_PROBS, "logprobs", message)
+    if given.top_k in (0, -1):
+        given.top_k = None
     return CompletionRequest(prompts=prompts, **msgspec.structs.asdict(given))
 
 
@@ -179,9 +200,8 @@ def check_model(name: str, served: str) -> None:
 
 
 def _encode(prompt: Any, tokenizer: CharTokenizer) -> np.ndarray:
-    given = "empty" if prompt in ("", []) else f"{prompt}, an id beside other prompts"
-    message = f"a prompt is {given}; it must be a text or a list of ids, not empty"
-    _require(bool(prompt) and not isinstance(prompt, int), "prompt", message)
+    message = f"a prompt is {prompt}, an id beside other prompts; give a text or a list of ids"
+    _require(not isinstance(prompt, int), "prompt", message)
     if isinstance(prompt, str):
         try:
             return tokenizer.encode(prompt)

@@ -5,7 +5,6 @@ Axes: T characters.
 
 import asyncio
 import contextlib
-import json
 import math
 import secrets
 import time
@@ -14,10 +13,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.serving.answers import Choice, Completion, LogProbs, Usage, encode_name
 from shakegpt_jax.serving.api import ApiError, CompletionRequest
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.rows import Piece
@@ -35,13 +36,8 @@ class Delivery:
     ):
         """Submit the request to the engine, which may refuse it with an `ApiError`."""
         self._request, self._tokenizer = request, tokenizer
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            # In ASCII: the name of a folder that is not UTF-8 has lone surrogates.
-            "model": msgspec.Raw(json.dumps(name).encode()),
-        }
+        self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
+        self._name = encode_name(name)
         self._lengths = [0] * request.n_text  # characters so far
         loop, self._received = asyncio.get_running_loop(), asyncio.Queue[Piece | ApiError]()
 
@@ -110,19 +106,25 @@ class Delivery:
 
     def _chunk(self, piece: Piece) -> bytes:
         """Return the next chunk of a stream."""
-        usage = {"usage": None} if self._request.stream_options.include_usage else {}
-        return msgspec.json.encode(self._head | {"choices": [self._choice([piece])]} | usage)
+        options, choices = self._request.stream_options, [self._choice([piece])]
+        if not options.include_usage:
+            return self._encode(choices, UNSET)
+        return self._encode(choices, self._usage() if options.continuous_usage_stats else None)
 
     def _whole(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
         """Return the answer of the pieces of each text, or of none: the last chunk of a stream."""
-        choices = [self._choice(each) for each in pieces]
+        return self._encode([self._choice(each) for each in pieces], self._usage())
+
+    def _encode(self, choices: list[Choice], usage: Usage | UnsetType | None) -> bytes:
+        completion = Completion(self._id, self._created, self._name, choices, usage)
+        return msgspec.json.encode(completion)
+
+    def _usage(self) -> Usage:
         n_prompt = sum(map(len, self._request.prompts))
         n_new = sum(self._lengths) - n_prompt * self._request.n * self._request.echo
-        usage = {"prompt_tokens": n_prompt, "completion_tokens": n_new}
-        usage["total_tokens"] = n_prompt + n_new
-        return msgspec.json.encode(self._head | {"choices": choices, "usage": usage})
+        return Usage(n_prompt, n_new, n_prompt + n_new)
 
-    def _choice(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def _choice(self, pieces: Sequence[Piece]) -> Choice:
         index = pieces[0].index
         records_T = np.concatenate([piece.records_T for piece in pieces])
         text, offset = self._tokenizer.decode(records_T["id"]), self._lengths[index]
@@ -130,22 +132,15 @@ class Delivery:
         log_probs = None
         if self._request.logprobs is not None:
             chosen, tops = _rounded(records_T["log_prob"]), _rounded(records_T["top"])
-            log_probs = {
-                "tokens": list(text),
-                "token_logprobs": chosen,  # NaN becomes null
-                "top_logprobs": [
-                    self._top(*each)
-                    for each in zip(text, chosen, records_T["top_ids"].tolist(), tops, strict=True)
-                ],
-                "text_offset": list(range(offset, offset + len(text))),
-            }
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": log_probs,
-            "finish_reason": pieces[-1].finish_reason,
-            "seed": self._request.sample_seed(index % self._request.n),
-        }
+            each_top = zip(text, chosen, records_T["top_ids"].tolist(), tops, strict=True)
+            log_probs = LogProbs(
+                list(text),
+                chosen,  # NaN becomes null
+                [self._top(*each) for each in each_top],
+                list(range(offset, offset + len(text))),
+            )
+        seed = self._request.sample_seed(index % self._request.n)
+        return Choice(index, text, log_probs, pieces[-1].finish_reason, seed)
 
     def _top(
         self, character: str, log_prob: float, ids: list[int], log_probs: list[float]

@@ -38,6 +38,18 @@ class Engine:
         self._error: ApiError | None = None  # why no more jobs are taken
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
+    @property
+    def n_running(self) -> int:
+        """Number of texts in the batch; may be read in any thread."""
+        return sum(not row.finished for row in self._batch.rows)
+
+    @property
+    def n_waiting(self) -> int:
+        """Number of unfinished texts that are not in the batch; may be read in any thread."""
+        jobs = [*self._jobs, *self._incoming]
+        n_unfinished = sum(job.n_unfinished for job in jobs if not job.cancelled)
+        return max(0, n_unfinished - self.n_running)
+
     def start(self, *, warm_up: bool = False) -> None:
         """Start the thread; first, compile all programs, which would delay the first texts."""
         if warm_up:

@@ -4,13 +4,16 @@ Axes: T characters, C characters of a chunk, V vocabulary, K most probable chara
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.sampling import Sampling, StopFilter
 from shakegpt_jax.serving.api import ApiError, CompletionRequest
+from shakegpt_jax.serving.metrics import CHARACTERS, FIRST_CHARACTER
 
 
 def describe(ids_T: np.ndarray, log_probs_TxV: np.ndarray, k: int | None) -> np.ndarray:
@@ -36,7 +39,7 @@ class Piece:
 
     index: int  # of the text
     records_T: np.ndarray  # see `describe`
-    finish_reason: str | None = None  # "stop" or "length" in the last piece of a text
+    finish_reason: Literal["stop", "length"] | None = None  # in the last piece of a text
 
 
 class Job:
@@ -44,6 +47,7 @@ class Job:
 
     def __init__(self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]):
         self.request, self.receive = request, receive
+        self.submitted = time.monotonic()
         self.n_unfinished = request.n_text
         self.echo: Iterator[None] | None = None  # delivers the prompts, a part at a time
         self.cancelled = False  # set by any thread: nobody waits for the answer any more
@@ -84,18 +88,20 @@ class Row:
         n_new = min(len(ids_C), self.room, self.remaining)
         ids_T, log_probs_TxV = ids_C[:n_new], log_probs_CxV[:n_new]
         self.tail = np.append(self.tail, ids_T)[-self.block_size :]
+        if self.n_noise == self.job.request.noise_offset:
+            FIRST_CHARACTER.observe(time.monotonic() - self.job.submitted)
+        CHARACTERS.inc(n_new)
         self.length, self.n_noise = self.length + n_new, self.n_noise + n_new
         self.room, self.remaining = self.room - n_new, self.remaining - n_new
         check_logits(log_probs_TxV)
         new_T = describe(ids_T, log_probs_TxV, self.job.request.logprobs)
         records_T = np.concatenate([*self._held, new_T])
         n_passed = len(self._stop.feed(tokenizer.decode(ids_T)))
+        reason: Literal["stop", "length"] | None = None
         if self._stop.stopped:
             self.remaining, reason = 0, "stop"
         elif self.remaining == 0:
             n_passed, reason = len(records_T), "length"
-        else:
-            reason = None
         self._held = [records_T[n_passed:]]
         self.job.deliver(Piece(self.index, records_T[:n_passed], reason))
 

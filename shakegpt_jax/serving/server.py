@@ -4,27 +4,48 @@ import asyncio
 import concurrent.futures
 import functools
 import ipaddress
+import json
 import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import evaluation
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.serving.api import ApiError, SearchRequest, check_model, parse, parse_completion
+from shakegpt_jax.serving.answers import (
+    Completion,
+    Copies,
+    Copy,
+    Health,
+    Model,
+    ModelList,
+    encode_name,
+)
+from shakegpt_jax.serving.api import (
+    ApiError,
+    CompletionBody,
+    SearchRequest,
+    check_model,
+    parse,
+    parse_completion,
+)
 from shakegpt_jax.serving.delivery import Delivery
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
+from shakegpt_jax.serving.metrics import RUNNING, WAITING
+from shakegpt_jax.serving.openapi import ApiRoute, describe_api
+from shakegpt_jax.web.page import render_page
 from shakegpt_jax.web.prompt_page import serving_page
 
 _LAST_SECONDS = 1  # for sending the end of answers
@@ -119,32 +140,52 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
     """Return the ASGI application that serves a model."""
     (page, policy), created = serving_page(lm), int(time.time())
     page_headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
-    model = {"id": lm.name, "object": "model", "owned_by": "shakegpt_jax", "created": created}
+    model = Model(encode_name(lm.name), created)
+    RUNNING.set_function(lambda: engine.n_running)
+    WAITING.set_function(lambda: engine.n_waiting)
     searches, search_thread = asyncio.Semaphore(_MAX_SEARCHES), ThreadPoolExecutor(1, "search")
     training_text = functools.cache(lambda: evaluation.searchable_text(lm, lm.load_corpus()))
 
-    def search(text: str) -> list[dict[str, Any]]:
+    def search(text: str) -> list[Copy]:
         return _find_copies(text, training_text())
 
     async def show_page(request: Request) -> Response:
+        """The page to play with."""
         return HTMLResponse(page, headers=page_headers)
 
+    async def show_api(request: Request) -> Response:
+        """This description, to read."""
+        return HTMLResponse(api_page, headers={"content-security-policy": api_policy})
+
+    async def describe(request: Request) -> Response:
+        """This description, in JSON."""
+        return Response(json.dumps(api), media_type="application/json")
+
+    async def show_metrics(request: Request) -> Response:
+        """Metrics for Prometheus."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
     async def show_health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "texts": engine.n_text})
+        """Whether the server is ready, and how many texts are in progress or queued."""
+        return _reply(Health(engine.n_text))
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model]})
+        """The model that is served, in a list."""
+        return _reply(ModelList([model]))
 
     async def show_model(request: Request) -> Response:
+        """The model that is served."""
         check_model(request.path_params["name"], lm.name)
-        return JSONResponse(model)
+        return _reply(model)
 
     async def complete(request: Request) -> ASGIApp:
+        """Continue texts, or score them."""
         body = await _read(request)
         parsed = await asyncio.to_thread(parse_completion, body, lm.tokenizer, lm.name)
         return Delivery(engine, parsed, lm.tokenizer, lm.name)
 
     async def find_verbatim(request: Request) -> Response:
+        """Find what a text has copied from the training text."""
         text = parse(await _read(request), SearchRequest).text
         if searches.locked():
             message = f"{_MAX_SEARCHES} searches wait; try again later"
@@ -156,29 +197,43 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
             except UserError as error:
                 message = f"the training text is not available: {error}"
                 raise ApiError(message, status=404) from error
-        return JSONResponse({"shortest": evaluation.SHORTEST_STRETCH, "stretches": stretches})
+        return _reply(Copies(evaluation.SHORTEST_STRETCH, stretches))
 
-    app = Starlette(
-        routes=[
-            Route("/", show_page),
-            Route("/health", show_health),
-            Route("/v1/models", list_models),
-            Route("/v1/models/{name:path}", show_model),
-            Route("/v1/completions", complete, methods=["POST"]),
-            Route("/v1/verbatim", find_verbatim, methods=["POST"]),
-        ],
-        exception_handlers=dict.fromkeys(_ERRORS, _answer_error),
-    )
+    routes = [
+        ApiRoute("/", show_page, "text/html"),
+        ApiRoute(
+            "/v1/completions",
+            complete,
+            "application/json",
+            "text/event-stream",
+            takes=CompletionBody,
+            gives=Completion,
+        ),
+        ApiRoute("/v1/verbatim", find_verbatim, takes=SearchRequest, gives=Copies),
+        ApiRoute("/v1/models", list_models, gives=ModelList),
+        ApiRoute("/v1/models/{name:path}", show_model, gives=Model),
+        ApiRoute("/health", show_health, gives=Health),
+        ApiRoute("/metrics", show_metrics, "text/plain"),
+        ApiRoute("/docs", show_api, "text/html"),
+        ApiRoute("/openapi.json", describe),
+    ]
+    api = describe_api(lm.name, routes)
+    api_page, api_policy = render_page("docs", "docs.js", "The API of shakegpt serve", api)
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_ERRORS, _answer_error))
     app.router.redirect_slashes = False
     return app
 
 
-def _find_copies(text: str, source: str) -> list[dict[str, Any]]:
+def _reply(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _find_copies(text: str, source: str) -> list[Copy]:
     found = []
     for start, end, place in evaluation.copied_stretches(text, source):
         before = source[max(0, place - _AROUND) : place]
         after = source[place + end - start : place + end - start + _AROUND]
-        found.append({"start": start, "end": end, "place": place, "before": before, "after": after})
+        found.append(Copy(start, end, place, before, after))
     return found
 
 
@@ -199,9 +254,12 @@ def _answer_error(request: Request, error: Exception) -> Response:
         return error.to_response()
     if isinstance(error, HTTPException):
         path = request.url.path[:60]
+        known = ", ".join(getattr(route, "path_format", "") for route in request.app.routes)
+        advice = f"the routes are {known}"
+        if path.startswith("/v1/chat/"):
+            advice = "this is a base model, which continues texts: use /v1/completions"
         message = {
-            404: f"there is nothing at {path}; the routes are /, /health, /v1/models, "
-            "/v1/completions and /v1/verbatim",
+            404: f"there is nothing at {path}; {advice}",
             405: f"{path} does not take {request.method}",
         }.get(error.status_code, error.detail)
         return ApiError(message, status=error.status_code).to_response(error.headers)

@@ -2,8 +2,9 @@
 
 import { $, input, spokenCharacter } from "./common.js";
 import { ids, limits } from "./facts.js";
-import { lengthReader, readSeed, readTemperature, readTopK, readTopP } from "./link.js";
+import { lengthReader, NAMES, SETTINGS } from "./settings.js";
 
+/** @import {Setting} from "./settings.js" */
 /** @import {Settings} from "./tree.js" */
 
 /**
@@ -24,15 +25,12 @@ export function nameUnknown(text) {
  * @param {(valid: boolean) => void} change
  */
 export function controlsForm(change) {
-  /**
-   * @param {string} id @param {string} name @param {(text: string, name: string) => number} read
-   * @param {string[]} problems
-   */
-  function readField(id, name, read, problems, optional = false) {
+  /** @param {string} id @param {Setting} setting @param {string[]} problems */
+  function readField(id, { title, read, optional = false }, problems) {
     const text = input(id).value.trim();
     try {
       input(id).removeAttribute("aria-invalid");
-      return optional && !text ? null : read(text, name);
+      return optional && !text ? null : read(text, title);
     } catch (error) {
       input(id).setAttribute("aria-invalid", "true");
       problems.push(`${/** @type {Error} */ (error).message}${optional ? ", or empty" : ""}.`);
@@ -46,16 +44,11 @@ export function controlsForm(change) {
     const problems = [];
     const prompt = input("prompt").value, unknown = nameUnknown(prompt);
     input("prompt").setAttribute("aria-invalid", String(Boolean(unknown)));
-    const settings = {
-      prompt,
-      temperature: readField("temperature", "Temperature", readTemperature, problems),
-      topK: readField("top-k", "Top-k", readTopK, problems, true),
-      topP: readField("top-p", "Top-p", readTopP, problems, true),
-      seed: readField("seed", "Seed", readSeed, problems),
-    };
+    const sampling = NAMES.map((name) => [name, readField(name, SETTINGS[name], problems)]);
+    const settings = { prompt, ...Object.fromEntries(sampling) };
     return {
       settings: /** @type {Settings} */ (settings), // null where there is a problem
-      length: readField("length", "Length", lengthReader(limits.length), problems),
+      length: readField("length", { title: "Length", read: lengthReader(limits.length) }, problems),
       promptProblem: prompt ? unknown : "Type a prompt: the model needs at least one character to continue.",
       optionsProblem: problems.join(" "),
     };
@@ -81,13 +74,9 @@ export function controlsForm(change) {
 
   return {
     read,
-    /** @param {Settings} settings @param {number | null} length null: as it is */
-    fill({ prompt, temperature, topK, topP, seed }, length = null) {
-      input("prompt").value = prompt;
-      input("temperature").value = String(temperature);
-      input("top-k").value = String(topK ?? "");
-      input("top-p").value = String(topP ?? "");
-      input("seed").value = String(seed);
+    /** @param {Partial<Settings>} settings empty where there is none @param {number | null} length null: as it is */
+    fill(settings, length = null) {
+      for (const name of /** @type {const} */ (["prompt", ...NAMES])) input(name).value = String(settings[name] ?? "");
       if (length !== null) input("length").value = String(length);
       showProblems();
     },

@@ -33,7 +33,7 @@ import { $ } from "./common.js";
  */
 /** @typedef {{ids: Uint32Array, values: Float32Array}} LogProbs of ids in ascending order; others are not known */
 /** @typedef {{character: string, logProbs: LogProbs}} Token */
-/** @typedef {{temperature: number, topK: number | null, topP: number | null, seed: number}} Sampling null turns a rule off */
+/** @typedef {{temperature: number, top_k: number | null, top_p: number | null, min_p: number | null, seed: number}} Sampling null turns a rule off */
 /** @typedef {{start: number, end: number, place: number, before: string, after: string}} Copy a stretch, its place in the training text, and what is around it there */
 /** @typedef {{shortest?: number, stretches?: Copy[], problem?: string}} Found copies, or why there are none */
 /**

@@ -1,8 +1,9 @@
 // The state of a text in the fragment of the address: everything that it takes to write it again.
 
-import { codePoint, count } from "./common.js";
+import { codePoint } from "./common.js";
 import { facts, limits } from "./facts.js";
 import { N_SAMPLES } from "./samples.js";
+import { lengthReader, NAMES, reader, SETTINGS } from "./settings.js";
 
 /** @import {Change, Settings} from "./tree.js" */
 /** @typedef {{settings: Settings, length: number, changes: Change[], samples: boolean}} Link samples: whether it is the texts of this seed and those after it */
@@ -35,12 +36,9 @@ export function describeMark(mark) {
 
 /** @param {Link} link */
 export function writeLink({ settings, length, changes, samples }) {
-  const { prompt, temperature, topK, topP, seed } = settings;
-  const parameters = new URLSearchParams({
-    prompt, temperature: String(temperature), seed: String(seed), length: String(length),
-  });
-  if (topK !== null) parameters.set("top_k", String(topK));
-  if (topP !== null) parameters.set("top_p", String(topP));
+  const parameters = new URLSearchParams({ prompt: settings.prompt });
+  for (const name of NAMES) if (settings[name] !== null) parameters.set(name, String(settings[name]));
+  parameters.set("length", String(length));
   for (const [place, character] of changes) parameters.append("change", `${place}.${character}`);
   if (samples) parameters.set("samples", String(N_SAMPLES));
   parameters.set("model", ownMark); // last, with a fixed end: a link that was cut off lacks it
@@ -54,7 +52,7 @@ export function writeLink({ settings, length, changes, samples }) {
  */
 export function readLink(fragment) {
   const parameters = new URLSearchParams(fragment.replace(/^#/, ""));
-  const known = ["prompt", "temperature", "top_k", "top_p", "seed", "length", "change", "samples", "model"];
+  const known = ["prompt", ...NAMES, "length", "change", "samples", "model"];
   for (const name of parameters.keys()) {
     if (!known.includes(name)) throw new Error(`${name.slice(0, 20)} is not known`);
   }
@@ -70,13 +68,9 @@ export function readLink(fragment) {
   const optional = (name, read) => (parameters.has(name) ? required(name, read) : null);
   const mark = only("model");
   if (!/\.[0-9a-f]{8}$/.test(mark)) throw new Error("the link is cut off");
-  const settings = {
-    prompt: only("prompt"),
-    temperature: required("temperature", readTemperature),
-    topK: optional("top_k", readTopK),
-    topP: optional("top_p", readTopP),
-    seed: required("seed", readSeed),
-  };
+  const sampling = NAMES.map((name) =>
+    [name, (SETTINGS[name].optional ? optional : required)(name, SETTINGS[name].read)]);
+  const settings = /** @type {Settings} */ ({ prompt: only("prompt"), ...Object.fromEntries(sampling) });
   const length = required("length", lengthReader(limits.text));
   const changes = parameters.getAll("change").map(readChange);
   const samples = optional("samples", readSamples) !== null;
@@ -88,28 +82,6 @@ export function readLink(fragment) {
   return { settings, length, changes, samples, mark };
 }
 
-/**
- * Returns a function that reads a number from a text, or throws an Error that says what it must be.
- * @param {number} least @param {number} most @param {boolean} whole @param {string} right what it must be
- */
-function reader(least, most, whole, right) {
-  return (/** @type {string} */ text, /** @type {string} */ name) => {
-    const plain = whole ? text.trim() : text.trim().replace(",", "."); // some write 0,8
-    const value = Number(plain);
-    const isNumber = /^[0-9.]+(e[+-]?[0-9]+)?$/i.test(plain) && Number.isFinite(value);
-    if (!isNumber || value < least || value > most || (whole && !Number.isInteger(value))) {
-      throw new Error(`${name} must be ${right}`);
-    }
-    return value;
-  };
-}
-
-/** @param {number} most */
-export const lengthReader = (most) => reader(1, most, true, `a whole number from 1 to ${count(most)}`);
-export const readTemperature = reader(0, limits.temperature, false, `a number from 0 to ${count(limits.temperature)}`);
-export const readTopK = reader(1, limits.top_k, true, "a whole number, 1 or more");
-export const readTopP = reader(1e-30, 1, false, "above 0, up to 1");
-export const readSeed = reader(0, limits.seed, true, `a whole number from 0 to ${limits.seed}`);
 const readSamples = reader(N_SAMPLES, N_SAMPLES, true, String(N_SAMPLES));
 
 /** @param {string} text @returns {Change} */

@@ -53,7 +53,7 @@ export function makeBackend(facts) {
   }
 
   return {
-    async generate({ prompt, maxTokens, temperature, topK, topP, seed, noiseOffset }, onTokens, signal) {
+    async generate({ prompt, maxTokens, seed, noiseOffset, ...sampling }, onTokens, signal) {
       const text = encode(prompt);
       if (!text.length) throw new Error("The prompt is empty: type at least one character.");
       const key = randomKey(seed);
@@ -68,7 +68,7 @@ export function makeBackend(facts) {
       for (let i = 0; i < maxTokens; i++) {
         const logits = await nextLogits(text, text.length, cache, pause);
         const noise = gumbel(foldIn(key, noiseOffset + i), characters.length);
-        const id = sampleCharacter(logits, noise, { temperature, topK, topP });
+        const id = sampleCharacter(logits, noise, sampling);
         text.push(id);
         ready.push({ character: characters[id], logProbs: { ids: allIds, values: logSoftmax(logits) } });
       }

@@ -148,7 +148,7 @@ export function startPage(backend) {
 
   describeModel();
   const { length, ...sampling } = facts.defaults;
-  form.fill({ prompt: facts.prompt, topK: null, topP: null, ...sampling }, length);
+  form.fill({ prompt: facts.prompt, ...sampling }, length);
   colourText(); // browsers keep the switch over a reload
   if (backend.problem) showProblem(backend.problem);
   else openAddress();

@@ -27,16 +27,12 @@ export function makeBackend({ name, vocabulary, limits }) {
   }
 
   return {
-    async generate(options, onTokens, signal) {
+    async generate({ maxTokens, noiseOffset, ...options }, onTokens, signal) {
       const response = await post("v1/completions", {
+        ...options,
         model: name,
-        prompt: options.prompt,
-        max_tokens: Math.min(options.maxTokens, atOnce),
-        temperature: options.temperature,
-        top_k: options.topK,
-        top_p: options.topP ?? 1,
-        seed: options.seed,
-        noise_offset: options.noiseOffset,
+        max_tokens: Math.min(maxTokens, atOnce),
+        noise_offset: noiseOffset,
         logprobs: nLogProbs,
         stream: true,
       }, signal);

@@ -1,6 +1,7 @@
 // The versions of a text: each generation is a root, each branch a child of the text it left.
 
 import { button, characterName, element } from "./common.js";
+import { NAMES, SETTINGS } from "./settings.js";
 
 /** @import {Found, Sampling, Token} from "./facts.js" */
 /** @typedef {Sampling & {prompt: string}} Settings */
@@ -48,8 +49,8 @@ export function setLength(version, length) {
 }
 
 /** Returns what tells a version apart from others. @param {Pick<Version, "settings" | "changes">} version */
-function versionKey({ settings: { prompt, temperature, topK, topP, seed }, changes }) {
-  return JSON.stringify([prompt, temperature, topK, topP, seed, changes]);
+function versionKey({ settings, changes }) {
+  return JSON.stringify([settings.prompt, NAMES.map((name) => settings[name]), changes]);
 }
 
 /**
@@ -111,11 +112,12 @@ const onOneLine = (characters) => characters.join("").replaceAll("\n", " ");
 
 /** Returns the seed and the options of a version, and the start of its text. @param {Version} version */
 function rootLabel(version) {
-  const { temperature, topK, topP, seed } = version.settings;
-  const name = [`Seed ${seed}`, `temperature ${temperature}`, topK && `top-k ${topK}`, topP && `top-p ${topP}`];
+  const { settings } = version;
+  const others = NAMES.filter((name) => name !== "seed" && settings[name] !== null)
+    .map((name) => `${SETTINGS[name].title.toLowerCase()} ${settings[name]}`);
   const start = Array.from(versionText(version).slice(0, 80)).slice(0, 40);
   return [
-    element("span", "", name.filter(Boolean).join(", ")),
+    element("span", "", [`Seed ${settings.seed}`, ...others].join(", ")),
     element("span", "version-text", `${onOneLine(start)}…`),
   ];
 }
