@@ -211,6 +211,7 @@ API = [
     (lambda lm: lm.generate("a", top_k=0), "top_k is 0; it must be 1 or more"),
     (lambda lm: lm.generate("a", top_p=0), "top_p is 0; it must be in (0, 1]"),
     (lambda lm: lm.generate("a", top_p=1.5), "top_p is 1.5; it must be in (0, 1]"),
+    (lambda lm: lm.generate("a", min_p=-0.1), "min_p is -0.1; it must be in [0, 1]"),
     (lambda lm: lm.generate("a", stop=""), "stop is ''; it must be one character or more"),
     (lambda lm: lm.generate("a", stop=[1]), "stop is [1]; it must be a list of texts"),
     (lambda lm: lm.generate("a", seed=-1), "seed is -1; it must be from 0 to 4294967295"),

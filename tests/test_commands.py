@@ -208,8 +208,8 @@ def test_generate_prints_the_text_and_nothing_else(here, lm, command):
     assert out == lm.generate("O God, O God!", max_new_tokens=50) + "\n"
     assert len(out) == len("O God, O God!") + 50 + 1
     args = ("--prompt", "ROMEO", "--seed", "4", "--temperature", "1.1", "--no_echo")
-    cuts = ("--top_k", "20", "--top_p", "0.9", "--window_stride", "3", "--max_new_tokens", "40")
-    options = {"temperature": 1.1, "top_k": 20, "top_p": 0.9, "window_stride": 3, "seed": 4}
+    cuts = ("--top_k", "20", "--min_p", "0.02", "--window_stride", "3", "--max_new_tokens", "40")
+    options = {"temperature": 1.1, "top_k": 20, "min_p": 0.02, "window_stride": 3, "seed": 4}
     text = lm.generate("ROMEO", 40, **options)
     assert command("generate", *args, *cuts)[1] == text.removeprefix("ROMEO") + "\n"
 

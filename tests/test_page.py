@@ -177,6 +177,14 @@ def test_the_text_is_that_of_generate_and_goes_on_with_the_same_dice(chrome, lm)
     assert "length=90" in chrome.current_url
 
 
+def test_the_api_is_described_on_a_page(chrome, address):
+    chrome.get(f"{address}/docs")
+    assert "POST /v1/completions" in shown(chrome, "routes")
+    assert "min_pnumber (minimum 0, maximum 1) or null0" in shown(chrome, "schemas")
+    emulate(chrome, 390, 800)
+    assert chrome.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
 def test_a_long_text_streams_and_stops_and_goes_on(chrome, lm):
     fill(chrome, prompt="First", length=10000)
     click(chrome, "generate")

@@ -47,7 +47,8 @@ def test_defaults_are_those_of_generate_and_limits_those_of_the_server(lm):
     given = {"temperature": "temperature", "seed": "seed", "length": "max_new_tokens"}
     facts = page_facts(lm)["defaults"]
     assert facts == {name: parameters[given[name]].default for name in facts}
-    assert parameters["top_k"].default is parameters["top_p"].default is None  # empty fields
+    # Empty fields.
+    assert {parameters[name].default for name in ("top_k", "top_p", "min_p")} == {None}
     for name, field in {"length": "max_tokens"}.items() | {(n, n) for n in ("seed", "top_k")}:
         for value, is_right in ((LIMITS[name], True), (LIMITS[name] + 1, False)):
             body = json.dumps({"prompt": "First", field: value}).encode()

@@ -1,6 +1,7 @@
 """Requests in the shape of OpenAI's completions: what is understood, and what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.serving.answers import Failure
 from shakegpt_jax.serving.api import (
     ApiError,
+    CompletionBody,
     CompletionRequest,
     SearchRequest,
     parse,
     parse_completion,
 )
+from shakegpt_jax.serving.openapi import ApiRoute, describe_api
 
 TOKENIZER = CharTokenizer("\n !abcé😀")
 
@@ -200,6 +204,18 @@ def test_any_body_is_understood_or_refused(body):
     else:
         assert all(len(ids) and ids.max() < TOKENIZER.vocab_size for ids in request.prompts)
         assert np.isfinite(request.temperature)
+
+
+def test_the_description_of_the_api_is_that_of_its_types():
+    route = ApiRoute("/x", test_defaults_are_those_of_the_api, takes=CompletionBody, gives=Failure)
+    api = json.loads(json.dumps(describe_api("bard", [route])))
+    body = api["components"]["schemas"]["CompletionBody"]
+    assert {*body["properties"]} == {*CompletionBody.__struct_fields__}
+    choices = [{"type": "integer", "minimum": 1, "maximum": 128}, {"type": "null"}]
+    assert body["properties"]["n"] == {"anyOf": choices, "default": 1}
+    assert {"type": "null"} not in body["properties"]["prompt"]["anyOf"]
+    references = re.findall('"#/components/schemas/(.*?)"', json.dumps(api))
+    assert {*references} <= {*api["components"]["schemas"]}
 
 
 @pytest.mark.parametrize(

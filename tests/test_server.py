@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from test_commands import ROOT, environment, finish, start
 from test_requests import NAMES, VALUES
 
@@ -128,6 +129,18 @@ def test_streams_add_up_to_the_whole(client):
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
 
 
+def test_benchmarks_get_the_usage_so_far(url):
+    body = {"prompt": "First", "max_tokens": 40, "stream": True, "ignore_eos": True}  # guidellm
+    body |= {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    body |= {"repetition_penalty": 1.0, "logprobs": None, "temperature": 0.0}  # vLLM's
+    *chunks, done = read_events(iter(post(url, **body).text.splitlines()))
+    chunks, length = [json.loads(chunk) for chunk in chunks], 0
+    for chunk in chunks:
+        length += sum(len(choice["text"]) for choice in chunk["choices"])
+        assert (chunk["usage"]["prompt_tokens"], chunk["usage"]["completion_tokens"]) == (5, length)
+    assert (length, chunks[-1]["choices"], done) == (40, [], "[DONE]")
+
+
 def test_lm_eval_can_score(client, lm):
     text = "First Citizen:\nBefore we proceed any further"
     options = {"model": "run", "prompt": lm.tokenizer.encode(text).tolist(), "echo": True}
@@ -160,7 +173,7 @@ def test_50_streams_at_once_get_their_own_texts(client, lm):
             seed=i,
             temperature=i % 3,
             top_p=[None, 0.9][i % 2],
-            extra_body={"top_k": [None, 3, 10][i % 3]},
+            extra_body={"top_k": [-1, 3, 10][i % 3], "min_p": [0, 0.1][i // 2 % 2]},
             stream=True,
         )
         return "".join(chunk.choices[0].text for chunk in chunks)
@@ -171,6 +184,7 @@ def test_50_streams_at_once_get_their_own_texts(client, lm):
         prompt = "First Citizen"[: 1 + i % 13]
         options = {"temperature": i % 3, "seed": i}
         options |= {"top_p": [None, 0.9][i % 2], "top_k": [None, 3, 10][i % 3]}
+        options |= {"min_p": [None, 0.1][i // 2 % 2]}
         assert prompt + text == lm.generate(prompt, 100 + i, **options)
 
 
@@ -297,10 +311,68 @@ def test_all_answers_have_the_headers_that_browsers_obey(url):
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+# Values that this model takes, and texts that do not take long, where schemathesis has others.
+HOOKS = """
+import schemathesis
+
+@schemathesis.hook
+def map_body(context, body):
+    if isinstance(body, dict) and "prompt" in body:
+        for name, value in {"prompt": "First", "model": "run"}.items():
+            if body.get(name) and isinstance(body[name], str):
+                body[name] = value
+        if type(body.get("max_tokens")) is int and 0 < body["max_tokens"] <= 10_000:
+            body["max_tokens"] = 3
+    return body
+"""
+
+
+def test_schemathesis_finds_nothing(url, tmp_path):
+    pytest.importorskip("schemathesis", reason="needs pip install schemathesis")
+    (tmp_path / "hooks.py").write_text(HOOKS)
+    # Fields may contradict each other, such as n and best_of, which no schema says.
+    check = "[checks.positive_data_acceptance]\nexpected-statuses = [200, 400, 404, 429]\n"
+    (tmp_path / "schemathesis.toml").write_text(f'hooks = "hooks"\n{check}')
+    run = (sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json")
+    options = ("--phases=coverage,fuzzing", "--max-examples=25", "--seed=1")
+    environ = environment(PYTHONPATH=str(tmp_path))
+    found = subprocess.run([*run, *options], cwd=tmp_path, env=environ, capture_output=True)
+    assert found.returncode == 0, found.stdout.decode()
+
+
+def metrics_of(url: str) -> dict[str, float]:
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+def test_metrics_count_texts_and_characters(url):
+    before = metrics_of(url)
+    post(url, prompt="First", n=2, max_tokens=30)
+    after = metrics_of(url)
+    for name, more in {"characters_total": 60, "first_character_seconds_count": 2}.items():
+        assert after[f"shakegpt_{name}"] == before[f"shakegpt_{name}"] + more
+    assert after["shakegpt_first_character_seconds_sum"] > 0
+    body = {"prompt": "Fi", "n": 20, "max_tokens": 10_000, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()  # which ends the stream once it is forgotten
+        next(lines)
+        now = metrics_of(url)
+        assert now["shakegpt_texts_running"] + now["shakegpt_texts_waiting"] == 20
+    wait_until_quiet(url)
+    now = metrics_of(url)
+    assert now["shakegpt_texts_running"] == now["shakegpt_texts_waiting"] == 0
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
         ("GET", "/nothing", 404, "there is nothing at /nothing"),
+        (
+            "POST",
+            "/v1/chat/completions",
+            404,
+            "there is nothing at /v1/chat/completions; this is a",
+        ),
         ("GET", "/health/", 404, "there is nothing at /health/"),
         ("POST", "/v1/completions/", 404, "there is nothing at /v1/completions/"),
         ("GET", "/v1/completions", 405, "/v1/completions does not take GET"),

@@ -33,11 +33,11 @@ function table(heads, rows) {
 const routes = Object.entries(paths).flatMap(([path, methods]) => Object.entries(methods).map(([method, operation]) => [
   `${method.toUpperCase()} ${path}`, operation.summary,
   operation.requestBody ? kinds(operation.requestBody) : "", kinds(operation.responses["200"])]));
-$("routes").append(table(["route", "", "body", "answer"], routes));
+$("routes").append(table(["route", "does", "body", "answer"], routes));
 
 for (const [name, { description = "", properties, required }] of Object.entries(components.schemas)) {
   const fields = Object.entries(properties).map(([field, schema]) => [
     field, inWords(schema), required.includes(field) ? "required" : JSON.stringify(schema.default ?? null)]);
   $("schemas").append(element("article", "card", "",
-    element("h2", "", name), element("p", "", description), table(["field", "", "default"], fields)));
+    element("h2", "", name), element("p", "", description), table(["field", "value", "default"], fields)));
 }
