@@ -80,7 +80,7 @@ def generate(model, params, prompts, n, sampling, stride, ngram) -> list[list[in
         Sampling(0.0),
         pytest.param(Sampling(0.7), marks=pytest.mark.slow),
         pytest.param(Sampling(1.0, top_k=3), marks=pytest.mark.slow),
-        Sampling(1.3, 6, 0.8),
+        Sampling(1.3, 6, 0.8, 0.1),
     ],
 )
 def test_drafting_does_not_change_the_text(trained, sampling, stride):
