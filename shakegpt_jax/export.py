@@ -25,10 +25,19 @@ def main() -> None:
     add("--output", type=named, action=StoreOnce, required=True, metavar="PATH", help=help_text)
     add("--force", action="store_true", help="replace an earlier export")
     add("--float32", action="store_true", help="html: weights as they are, not in float16")
+    special = parser.add_mutually_exclusive_group()
+    help_text = "hf: add [UNK], [PAD] and [EOS], which many tools need (default)"
+    special.add_argument("--special_tokens", action="store_true", default=True, help=help_text)
+    help_text = "hf: characters only, and the parameters bit for bit"
+    special.add_argument(
+        "--nospecial_tokens", action="store_false", dest="special_tokens", help=help_text
+    )
     args = parser.parse_args()
     html = args.format == "html"
     if args.float32 and not html:
         parser.error("--float32 is for --format html; --format hf is always float32")
+    if html and not args.special_tokens:
+        parser.error("--nospecial_tokens is for --format hf")
 
     from shakegpt_jax.inference.language_model import load
     from shakegpt_jax.interop.huggingface_export import check_output, export_folder
@@ -45,7 +54,9 @@ def main() -> None:
         if html:
             sizes = export_page(lm, args.output, float32=args.float32)
         else:
-            sizes = export_folder(lm, args.output, force=args.force)
+            sizes = export_folder(
+                lm, args.output, special_tokens=args.special_tokens, force=args.force
+            )
     if stop.received:
         sys.exit(128 + stop.received)
     print(f"{lm.checkpoint} is exported to {args.output}:")
@@ -57,7 +68,9 @@ def main() -> None:
             print("The weights are rounded to float16, so texts may differ; --float32 keeps them.")
     else:
         print("Load it in Python, after pip install torch transformers:")
-        print(f'  transformers.pipeline("text-generation", {json.dumps(args.output)})')
+        half = max(1, lm.config.model.block_size // 2)
+        folder = json.dumps(args.output)
+        print(f'  transformers.pipeline("text-generation", {folder}, max_new_tokens={half})')
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from shakegpt_jax.model.layers import gpt2_parameters
 
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu_exact": "gelu"}  # their names in transformers
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")
-HEAD = "lm_head.weight"
+EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
+UNK, PAD, EOS = SPECIAL_TOKENS = ("[UNK]", "[PAD]", "[EOS]")
 BUFFERS = (".attn.bias", ".attn.masked_bias")  # ends of the names of causal masks
 
 
@@ -31,7 +32,8 @@ def gpt2_names(config: ModelConfig, params: Any) -> dict[str, tuple[str, ...]]:
 def read_params(
     arrays: Mapping[str, np.ndarray],
     config: ModelConfig,
-    characters: str,
+    rows: Mapping[str, int],
+    n_row: int,
     source: str | Path,
     *,
     torch_linear: bool = False,
@@ -41,11 +43,12 @@ def read_params(
     Args:
         arrays: float32, without the causal masks. Without any bias, all of them are zero.
         config: shape of the model.
-        characters: the vocabulary in the order of the arrays; the result has it sorted.
+        rows: the row of each character in embedding and head; the result has them sorted by it.
+        n_row: number of rows, with those of special tokens, which are left out.
         source: file name for error messages.
         torch_linear: matrices are (out, in), as in `torch.nn.Linear`, not (in, out) as in GPT-2.
     """
-    abstract = abstract_params(config, len(characters))
+    abstract = abstract_params(config, n_row)
     names, shapes = gpt2_names(config, abstract), flatten_dict(abstract)
     biased = any(name.endswith(".bias") for name in arrays)
     used = {name for name in names if biased or not name.endswith(".bias")}
@@ -53,7 +56,7 @@ def read_params(
         problem = "has an unknown" if different <= arrays.keys() else "lacks"
         name = min(different - arrays.keys() or different)
         raise UserError(f"{source} {problem} {name:.80}, so it does not match its config")
-    order = np.argsort([ord(c) for c in characters])
+    order = [rows[character] for character in sorted(rows)]
     params = {}
     for name, path in names.items():
         expected = shapes[path].shape
@@ -81,31 +84,34 @@ _SPLITS = [
 ]
 _ALONE = [{"Sequence": {"id": "A", "type_id": 0}}]  # no special token before or after a text
 _MODEL = ("merges", "dropout", "byte_fallback", "end_of_word_suffix", "continuing_subword_prefix")
-_RIGHT = "its tokens must be single characters, without special tokens"
+_RIGHT = "its tokens must be single characters and special tokens"
 
 
-def tokenizer_json(vocabulary: str) -> dict[str, Any]:
+def tokenizer_json(vocabulary: str, *, special_tokens: bool) -> dict[str, Any]:
     r"""Return a tokenizer whose words are single code points.
 
-    `[UNK]` is not in the vocabulary, so that an unknown character raises. `[\s\S]` is any code
-    point, where `.` would leave out the newline.
+    Without special tokens, `[UNK]` is not in the vocabulary and an unknown character raises.
+    `[\s\S]` is any code point, where `.` would leave out the newline.
     """
-    vocab = {c: i for i, c in enumerate(vocabulary)}
+    special = SPECIAL_TOKENS if special_tokens else ()
+    vocab = {token: i for i, token in enumerate([*vocabulary, *special])}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": vocab[t], "content": t, **flags, "special": True} for t in special]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": _SPLITS[0],
         "post_processor": None,
         "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNK},
     }
 
 
-def read_characters(tokenizer: dict[str, Any], path: Path) -> str:
-    """Read the characters of a tokenizer in the order of their ids.
+def read_characters(tokenizer: dict[str, Any], path: Path) -> tuple[dict[str, int], list[str]]:
+    """Read the characters of a tokenizer with their ids, and its special tokens.
 
     Refuses everything but WordLevel after a split into characters, and BPE without merges.
     """
@@ -113,12 +119,13 @@ def read_characters(tokenizer: dict[str, Any], path: Path) -> str:
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise UserError(f"{path}: it has no model with a vocab; {_RIGHT}")
     splitter, template = tokenizer.get("pre_tokenizer"), tokenizer.get("post_processor")
-    kind, vocab = model.get("type"), model["vocab"]
+    kind, added = model.get("type"), tokenizer.get("added_tokens") or []
     accepted = {
-        "added_tokens": not tokenizer.get("added_tokens"),
+        "added_tokens": isinstance(added, list)
+        and all(isinstance(t, dict) and isinstance(t.get("content"), str) for t in added),
         "normalizer": not tokenizer.get("normalizer"),
         "pre_tokenizer": splitter in _SPLITS or (splitter is None and kind == "BPE"),
-        # transformers 5 writes a template even where there are no special tokens.
+        # transformers 5 writes a template even where it adds no special tokens.
         "post_processor": not template
         or (isinstance(template, dict) and template.get("single") == _ALONE),
         "model.type": kind in ("WordLevel", "BPE"),
@@ -126,9 +133,13 @@ def read_characters(tokenizer: dict[str, Any], path: Path) -> str:
     values = tokenizer | {f"model.{name}": value for name, value in model.items()}
     if wrong := [name for name, is_right in accepted.items() if not is_right]:
         raise UserError(f"{path}: {wrong[0]} is {values.get(wrong[0])!r:.60}; {_RIGHT}")
-    if bad := [token for token in vocab if len(token) != 1]:
+    vocab = model["vocab"] | {token["content"]: token.get("id") for token in added}
+    special = {model.get("unk_token")} | {t["content"] for t in added if t.get("special") is True}
+    # Who names the newline as the end of a text has not added a token.
+    ids = {token: i for token, i in vocab.items() if len(token) == 1 or token not in special}
+    if bad := [token for token in ids if len(token) != 1]:
         raise UserError(f"{path}: the vocab has the token {min(bad)!r:.60}; {_RIGHT}")
-    by_id = {i: token for token, i in vocab.items() if type(i) is int}
-    if sorted(by_id) != list(range(len(vocab))) or not vocab:
+    found = sorted(i for i in vocab.values() if type(i) is int)
+    if found != list(range(len(vocab))) or not ids:
         raise UserError(f"{path}: the ids of the vocab are not 0 to {len(vocab) - 1}")
-    return "".join(by_id[i] for i in range(len(vocab)))
+    return ids, sorted(vocab.keys() - ids.keys())

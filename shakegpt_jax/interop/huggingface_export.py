@@ -19,7 +19,16 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError, os_errors_name
 from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.interop.gpt2 import ACTIVATIONS, HEAD, gpt2_names, tokenizer_json
+from shakegpt_jax.interop.gpt2 import (
+    ACTIVATIONS,
+    EMBEDDING,
+    EOS,
+    HEAD,
+    PAD,
+    UNK,
+    gpt2_names,
+    tokenizer_json,
+)
 from shakegpt_jax.interop.model_card import model_card
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
 
@@ -28,6 +37,7 @@ ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
 
 _GENERATION, _TOKENIZATION = "generation_config.json", "tokenizer_config.json"
 _FILES = {"README.md", CONFIG, _GENERATION, WEIGHTS, "tokenizer.json", _TOKENIZATION}
+_MARGIN = 30.0  # in a softmax, less than the rounding of float32; at a temperature of 2, 3e-7
 
 
 def check_output(output: str, *, force: bool) -> Path:
@@ -55,8 +65,14 @@ def check_output(output: str, *, force: bool) -> Path:
     return folder
 
 
-def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dict[str, int]:
+def export_folder(
+    lm: LanguageModel, output: str, *, special_tokens: bool = True, force: bool = False
+) -> dict[str, int]:
     """Export a model to a folder that transformers loads; `force` replaces an earlier export.
+
+    With `special_tokens`, the vocabulary ends with `[UNK]`, `[PAD]` and `[EOS]`, and head and final
+    LayerNorm change so that their logits are 30 below the mean of the characters' logits, which
+    stay the same up to rounding. Without, the weights are the parameters bit for bit.
 
     The folder is written beside its place and renamed once it is complete.
 
@@ -70,10 +86,13 @@ def export_folder(lm: LanguageModel, output: str, *, force: bool = False) -> dic
     """
     safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
-    weights = safetensors.save(_state_dict(lm), {"format": "pt"})
-    contents = _json_files(lm, hashlib.sha256(weights).hexdigest())
+    state = _state_dict(lm)
+    if special_tokens:
+        _add_special_rows(state, lm.tokenizer.vocabulary)
+    weights = safetensors.save(state, {"format": "pt"})
+    contents = _json_files(lm, hashlib.sha256(weights).hexdigest(), special_tokens=special_tokens)
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
-    texts["README.md"] = model_card(lm, folder.name)
+    texts["README.md"] = model_card(lm, folder.name, special_tokens=special_tokens)
     with os_errors_name(output):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary:
@@ -100,18 +119,48 @@ def _state_dict(lm: LanguageModel) -> dict[str, np.ndarray]:
     return state
 
 
-def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, Any]]:
+def _add_special_rows(state: dict[str, np.ndarray], vocabulary: str) -> None:
+    """Add the rows of the special tokens, whose logits are `_MARGIN` below the characters' mean.
+
+    The head has no bias. But before scale and bias, the output of a LayerNorm sums to 0, so its
+    product with `flat` depends on the bias alone. The bias is moved until the product is 1, and
+    the rows of the characters lose what that adds to their logits.
+    """
+    scale, bias = state["transformer.ln_f.weight"], state["transformer.ln_f.bias"]
+    if not scale.all():
+        raise UserError("a scale of the final LayerNorm is 0; export with --nospecial_tokens")
+    root = len(scale) ** 0.5  # so that the rows are about as large as others: half precision works
+    flat = 1 / (root * scale)
+    moved = (1 - flat @ bias) / root * scale
+    state["transformer.ln_f.bias"] = bias + moved
+    head = state[HEAD] - np.outer(state[HEAD] @ moved, flat)
+    low = head.mean(0) - _MARGIN * flat
+    state[HEAD] = np.stack([*head, low, low, low])
+    embedding = state[EMBEDDING]
+    mean = embedding.mean(0)
+    # After a newline, a model knows better than after the mean how a text begins.
+    start = embedding[vocabulary.index("\n")] if "\n" in vocabulary else mean
+    state[EMBEDDING] = np.stack([*embedding, mean, mean, start])
+
+
+def _json_files(
+    lm: LanguageModel, weights_sha256: str, *, special_tokens: bool
+) -> dict[str, dict[str, Any]]:
     vocabulary = lm.tokenizer.vocabulary
     if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
     metadata = RunMetadata(without_folders(lm.config), vocabulary, lm.text_sha256)
     model = lm.config.model
+    tokenizer = tokenizer_json(vocabulary, special_tokens=special_tokens)
+    ids = tokenizer["model"]["vocab"]
+    roles = {"pad_token": PAD, "bos_token": EOS, "eos_token": EOS} if special_tokens else {}
+    role_ids = {f"{role}_id": ids[token] for role, token in roles.items()}
     entry = {"metrics": lm.metrics, "step": lm.step, "weights_sha256": weights_sha256}
     return {
         CONFIG: {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
-            "vocab_size": len(vocabulary),
+            "vocab_size": len(ids),
             "n_positions": model.block_size,
             "n_embd": model.n_embd,
             "n_layer": model.n_layer,
@@ -125,6 +174,7 @@ def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, A
             "tie_word_embeddings": False,
             "bos_token_id": None,
             "eos_token_id": None,
+            **role_ids,
             "dtype": "float32",
             ENTRY: metadata.to_json() | entry,
         },
@@ -132,9 +182,9 @@ def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, A
             "do_sample": True,
             "temperature": TEMPERATURE,
             "top_k": 0,  # without it, transformers samples from the 50 most probable characters
-            "max_length": model.block_size,
+            **role_ids,
         },
-        "tokenizer.json": tokenizer_json(vocabulary),
+        "tokenizer.json": tokenizer,
         _TOKENIZATION: {
             # Otherwise transformers would take the tokenizer of GPT-2.
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -144,6 +194,7 @@ def _json_files(lm: LanguageModel, weights_sha256: str) -> dict[str, dict[str, A
             "padding_side": "left",
             "truncation_side": "left",
             "clean_up_tokenization_spaces": False,
+            **({"unk_token": UNK} | roles if roles else {}),
         },
     }
 

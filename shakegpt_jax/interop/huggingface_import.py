@@ -15,7 +15,14 @@ from shakegpt_jax.checkpoints.reader import Metrics, is_valid_metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.gpt2 import ACTIVATIONS, BUFFERS, HEAD, read_characters, read_params
+from shakegpt_jax.interop.gpt2 import (
+    ACTIVATIONS,
+    BUFFERS,
+    EMBEDDING,
+    HEAD,
+    read_characters,
+    read_params,
+)
 from shakegpt_jax.interop.huggingface_export import CONFIG, ENTRY, WEIGHTS, without_folders
 from shakegpt_jax.interop.imported_run import ImportedModel, foreign_metadata, is_step
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
@@ -47,21 +54,25 @@ def read_huggingface(path: str) -> ImportedModel:
     config: dict[str, Any] = dict(_FIELDS.values()) | _read_json(folder / CONFIG)
     fields = _model_fields(config, folder / CONFIG)
     tokenizer = folder / "tokenizer.json"
-    characters = read_characters(_read_json(tokenizer), tokenizer)
-    if (n_token := config.get("vocab_size")) != len(characters):
-        right = f"{len(characters)}, as many as there are characters in {tokenizer.name}"
-        raise UserError(f"{folder / CONFIG}: vocab_size is {n_token!r:.60}; it must be {right}")
-    metadata = foreign_metadata(fields, characters, 1, str(folder / CONFIG))
+    rows, special = read_characters(_read_json(tokenizer), tokenizer)
+    n_row: Any = config.get("vocab_size")
+    # More: rows that pad the embedding to a multiple of 64, say.
+    if type(n_row) is not int or n_row < (n_token := len(rows) + len(special)):
+        right = f"at least {n_token}, as many as there are tokens in {tokenizer.name}"
+        raise UserError(f"{folder / CONFIG}: vocab_size is {n_row!r:.60}; it must be {right}")
+    metadata = foreign_metadata(fields, "".join(rows), 1, str(folder / CONFIG))
     weights = folder / WEIGHTS
     if not weights.is_file():
         right = "load the model in transformers and save it with save_pretrained, in one file"
         raise UserError(f"{folder} has no {WEIGHTS}; {right}")
     own = _own_entry(config.get(ENTRY), weights, metadata)
     arrays = _read_arrays(weights, tied=config.get("tie_word_embeddings", True))
-    params = read_params(arrays, metadata.config.model, characters, weights)
+    params = read_params(arrays, metadata.config.model, rows, n_row, weights)
     if own is None:
         changed = ", which has changed since its export" if ENTRY in config else ""
-        return ImportedModel(metadata, params, 1, None, f"Hugging Face transformers{changed}")
+        without = f", without its tokens {' '.join(special)}" if special else ""
+        origin = f"Hugging Face transformers{changed}{without}"
+        return ImportedModel(metadata, params, 1, None, origin)
     metadata, step, metrics = own
     return ImportedModel(metadata, params, step, metrics, f"an export of step {step}")
 
@@ -142,6 +153,6 @@ def _read_arrays(path: Path, *, tied: bool) -> dict[str, np.ndarray]:
                 arrays[name] = file.get_tensor(key).astype(np.float32, copy=False)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is corrupt: {str(error)[:200]}") from error
-    if tied and (embedding := arrays.get("transformer.wte.weight")) is not None:
+    if tied and (embedding := arrays.get(EMBEDDING)) is not None:
         arrays[HEAD] = embedding
     return arrays

@@ -23,9 +23,17 @@ model-index:
     metrics:
 """
 
+# Of any other text, only its owner knows them.
+_TINY_SHAKESPEARE = """\
+license: mit
+language: en
+datasets:
+- karpathy/tiny_shakespeare
+"""
+
 _CARD = """\
 ---
-library_name: transformers
+{origin}library_name: transformers
 pipeline_tag: text-generation
 tags:
 - character-level
@@ -47,15 +55,19 @@ Optax).
 ```python
 from transformers import pipeline
 
-pipe = pipeline("text-generation", {folder})
+pipe = pipeline(
+    "text-generation",
+    {folder},
+    max_new_tokens={half},
+    clean_up_tokenization_spaces=False,  # transformers 4 drops spaces before punctuation otherwise
+)
 text = {prompt}
 print(pipe(text)[0]["generated_text"])
 ```
 
-By default it samples with temperature {temperature} until prompt and continuation together have
-`max_length={window}` characters, which is all that fits into the window of the model. Set a lower
-`max_length`, or `max_new_tokens`, which transformers logs as taking precedence. For a longer text,
-continue the end of it again:
+By default it samples with temperature {temperature}. Prompt and new characters have to fit into the
+window of {window} together, or transformers raises an `IndexError`. For a longer text, continue the
+end of it again:
 
 ```python
 while len(text) < 500:
@@ -65,25 +77,31 @@ print(text)
 
 ## Limits
 
-- One token is one character (one Unicode code point). A character that is not among the
-  {n_character} in `tokenizer.json` raises "WordLevel error: Missing [UNK] token".
-- A prompt has at least one character and at most {longest}: one less than the window, since the
-  first new character has to fit. Longer ones raise an error.
-- There are no special tokens. Without an end of text, generation stops only at its maximum length.
-  Without padding, `pipe` continues the prompts of a list one by one, and a `batch_size` above 1
-  raises an error; `model.generate` takes a batch of prompts that have the same length.
+- One token is one character (one Unicode code point), of which `tokenizer.json` has {n_character}.
+{tokens}
 - It imitates {imitated}, with the language and the prejudices in it,
   and may repeat passages verbatim. It knows no facts and follows no instructions. Do not use it to
   inform, to advise or to decide anything about people.
 """
 
+_SPECIAL = """\
+- Others become `[UNK]`. Batches are filled with `[PAD]`. `[EOS]` is the end of a text and the
+  beginning of the next. The model has not been trained with any of them and never generates them,
+  so it stops only at `max_new_tokens`, until it is fine-tuned on texts that end with `[EOS]`."""
 
-def model_card(lm: LanguageModel, folder: str) -> str:
+_NO_SPECIAL = """\
+- Others raise "WordLevel error: Missing [UNK] token". There are no special tokens: a prompt has at
+  least one character, generation stops only at `max_new_tokens`, and there is no padding, so a
+  batch has prompts of one length, and `pipe` refuses a `batch_size` above 1."""
+
+
+def model_card(lm: LanguageModel, folder: str, *, special_tokens: bool) -> str:
     """Return the card of the exported folder `folder`: Markdown after YAML metadata."""
     folder = _printable(folder)
     # Names, without the folders of whoever trained the model.
     text = _printable(Path(lm.config.data.path).name) or "Tiny Shakespeare"
     source = _printable(Path(lm.config.train.init_from).name)
+    is_known = lm.text_sha256 and not lm.config.data.path and not source
     results = ""
     if known := [name for name in _METRICS if name in lm.metrics]:
         results = _RESULTS.format(name=_quote(folder), text=_quote(text))
@@ -95,6 +113,7 @@ def model_card(lm: LanguageModel, folder: str) -> str:
     window = lm.config.model.block_size
     half = max(1, window // 2)
     return _CARD.format(
+        origin=_TINY_SHAKESPEARE if is_known else "license: unknown\n",
         results=results,
         title=_inline(folder),
         figures="\n".join(f"| {name} | {value} |" for name, value in figures),
@@ -102,7 +121,7 @@ def model_card(lm: LanguageModel, folder: str) -> str:
         prompt=_quote(_prompt(lm)[:half]),
         temperature=TEMPERATURE,
         window=window,
-        longest=max(1, window - 1),
+        tokens=_SPECIAL if special_tokens else _NO_SPECIAL,
         half=half,
         n_character=lm.tokenizer.vocab_size,
         imitated=imitated,

@@ -50,7 +50,8 @@ def read_nanogpt(path: str, meta: str) -> ImportedModel:
         if not (torch.is_tensor(value) and value.is_floating_point()):
             raise UserError(f"{path}: {name:.80} is not a tensor of floats")
         arrays[name] = value.detach().float().numpy()
-    params = read_params(arrays, metadata.config.model, characters, path, torch_linear=True)
+    model, rows = metadata.config.model, {c: i for i, c in enumerate(characters)}
+    params = read_params(arrays, model, rows, len(rows), path, torch_linear=True)
     loss: Any = content.get("best_val_loss")
     if isinstance(loss, float) or (torch.is_tensor(loss) and loss.ndim == 0):
         origin += f", whose own best validation loss is {loss:.4f}"
