@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import shakegpt_jax
 from shakegpt_jax.checkpoints.reader import CheckpointReader
+from shakegpt_jax.interop.huggingface_export import export_folder
 from shakegpt_jax.interop.huggingface_import import read_huggingface
 from shakegpt_jax.model.gpt import abstract_params
 
@@ -22,6 +23,7 @@ RUN = Path("new", "run")
 
 
 def test_an_export_comes_back_bit_for_bit(hf, finished, command):
+    export_folder(shakegpt_jax.load(finished), str(hf), special_tokens=False, force=True)
     code, out, err = command("import_model", hf, "--workdir", RUN)
     assert (code, err) == (0, "")
     assert "an export of step 12" in out and "--split val --path text.txt\n" in out
@@ -37,6 +39,31 @@ def test_an_export_comes_back_bit_for_bit(hf, finished, command):
     assert ours.read(12).metrics == theirs.read(12).metrics
     code, out, err = command("train", "--workdir", RUN)
     assert code == 2 and "without an optimizer state" in one_line(err)
+
+
+def test_special_tokens_are_dropped(hf, finished, text, command):
+    assert command("import_model", hf, "--workdir", RUN)[0] == 0
+    ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load(finished)
+    assert (ours.tokenizer, ours.metrics) == (theirs.tokenizer, theirs.metrics)
+    np.testing.assert_allclose(ours.logits(text[:8]), theirs.logits(text[:8]), atol=1e-6)
+    # Elsewhere they come first, the newline ends a text, and rows fill up a multiple of 64.
+    weights = load_file(hf / "model.safetensors")
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        rows = np.full((64, 16), np.nan, np.float32)
+        rows[:3], rows[3:61] = 7, weights[name][:58]
+        rows[61:] = 0
+        weights[name] = rows
+    save_file(weights, hf / "model.safetensors")
+    characters = {c: i for i, c in enumerate(theirs.tokenizer.vocabulary, 3)}
+    vocab = {"<unk>": 0, "<pad>": 1, "<s>": 2} | characters
+    added = [{"id": i, "content": c, "special": True} for c, i in [*vocab.items()][1:4]]
+    change_json(hf / "tokenizer.json", replaced(vocab, "model", "vocab"))
+    change_json(hf / "tokenizer.json", replaced("<unk>", "model", "unk_token"))
+    change_json(hf / "tokenizer.json", replaced(added, "added_tokens"))
+    change_json(hf / "config.json", replaced(64, "vocab_size"))
+    code, out, err = command("import_model", hf, "--workdir", "other")
+    assert (code, err) == (0, "") and "without its tokens <pad> <s> <unk>" in out
+    jax.tree.map(np.testing.assert_array_equal, shakegpt_jax.load("other").params, ours.params)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +161,9 @@ HF_CONFIGS = {
     "scale_attn_weights is False": {"scale_attn_weights": False},
     "add_cross_attention is True": {"add_cross_attention": True},
     "tie_word_embeddings is 'no'": {"tie_word_embeddings": "no"},
-    "vocab_size is 50257; it must be": {"vocab_size": 50257},
+    "vocab_size is 60; it must be at least 61": {"vocab_size": 60},
+    "vocab_size is '61'; it must be": {"vocab_size": "61"},
+    "wte.weight has the shape (61, 16); its config needs (64,": {"vocab_size": 64},
     "model.n_layer is '1'; it must be": {"n_layer": "1"},
     "n_embd is [16]": {"n_embd": [16]},
     "its config needs (": {"n_embd": 100_000},
@@ -160,7 +189,8 @@ def test_configs_that_mean_another_model_are_refused(hf, reason, refused):
 
 
 TOKENIZERS = {
-    "added_tokens is [{'content': '[PAD]'": replaced([{"content": "[PAD]"}], "added_tokens"),
+    "added_tokens is [{'id': 58}]": replaced([{"id": 58}], "added_tokens"),
+    "the vocab has the token '[EOS]'": replaced([{"id": 60, "content": "[EOS]"}], "added_tokens"),
     "normalizer is {'type': 'Lowercase'}": replaced({"type": "Lowercase"}, "normalizer"),
     "post_processor is {'type': 'Temp": replaced(
         {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[BOS]"}}]},
@@ -172,7 +202,7 @@ TOKENIZERS = {
     "model.type is 'Unigram'": replaced("Unigram", "model", "type"),
     "model.merges is [['t', 'h']]": replaced([["t", "h"]], "model", "merges"),
     "no model with a vocab": replaced([["a", 0.0]], "model", "vocab"),
-    "vocab has the token '[UNK]'": replaced(0, "model", "vocab", "[UNK]"),
+    "vocab has the token 'the'": replaced(61, "model", "vocab", "the"),
     "the ids of the vocab are not 0 to": replaced(1, "model", "vocab", "e"),
     "the ids of the vocab are not": replaced("1", "model", "vocab", "e"),
 }
@@ -281,14 +311,39 @@ def test_a_folder_of_others_has_the_logits_that_transformers_computes(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_export_that_transformers_saves_again_comes_back(hf, finished, command):
+@pytest.mark.parametrize("special_tokens", [True, False])
+def test_an_export_that_transformers_saves_again_comes_back(hf, finished, command, special_tokens):
     transformers = pytest.importorskip("transformers")
+    export_folder(shakegpt_jax.load(finished), str(hf), special_tokens=special_tokens, force=True)
+    assert command("import_model", hf, "--workdir", "direct")[0] == 0
     transformers.AutoModelForCausalLM.from_pretrained(hf).save_pretrained("saved")
     transformers.AutoTokenizer.from_pretrained(hf).save_pretrained("saved")
     code, out, err = command("import_model", "saved", "--workdir", RUN)
     assert (code, err) == (0, "") and "an export of step 12" in out
-    ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load(finished)
+    ours, theirs = shakegpt_jax.load(RUN), shakegpt_jax.load("direct")
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     assert (ours.tokenizer, ours.metrics) == (theirs.tokenizer, theirs.metrics)
-    assert ours.config == theirs.config.replace({"data.path": "text.txt"})
-    assert ours.text_sha256 == theirs.text_sha256
+    assert (ours.config, ours.text_sha256) == (theirs.config, theirs.text_sha256)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("multiple", [None, 64])
+def test_tokens_that_users_have_added_and_trained_are_dropped(hf, finished, command, multiple):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    export_folder(shakegpt_jax.load(finished), str(hf), special_tokens=False, force=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(hf)
+    model = transformers.AutoModelForCausalLM.from_pretrained(hf)
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "eos_token": "\n"})
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=multiple)
+    ids = tokenizer("\n\n", return_tensors="pt")["input_ids"]
+    model(ids, labels=ids).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    model.save_pretrained("trained")
+    tokenizer.save_pretrained("trained")
+    code, out, err = command("import_model", "trained", "--workdir", RUN)
+    assert (code, err) == (0, "") and "since its export, without its tokens <pad>\n" in out
+    ours = shakegpt_jax.load(RUN)
+    expected = model.eval()(ids).logits[0, :, : ours.tokenizer.vocab_size].detach().numpy()
+    np.testing.assert_allclose(ours.logits("\n\n"), expected, rtol=0, atol=1e-5)

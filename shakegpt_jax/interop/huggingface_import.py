@@ -56,8 +56,8 @@ def read_huggingface(path: str) -> ImportedModel:
     tokenizer = folder / "tokenizer.json"
     rows, special = read_characters(_read_json(tokenizer), tokenizer)
     n_row: Any = config.get("vocab_size")
-    # More: rows that pad the embedding to a multiple of 64, say.
-    if type(n_row) is not int or n_row < (n_token := len(rows) + len(special)):
+    n_token = len(rows) + len(special)
+    if type(n_row) is not int or n_row < n_token:  # more rows fill up a multiple of 64, say
         right = f"at least {n_token}, as many as there are tokens in {tokenizer.name}"
         raise UserError(f"{folder / CONFIG}: vocab_size is {n_row!r:.60}; it must be {right}")
     metadata = foreign_metadata(fields, "".join(rows), 1, str(folder / CONFIG))
