@@ -527,7 +527,8 @@ def test_exit_code_of_a_signal_and_the_same_command_resumes(tmp_path, number):
     assert re.fullmatch(r"stopped at step \d+, saved in runs/cpu; run the same .*\n", err)
     process = start(*args, cwd=tmp_path)
     assert process.stdout
-    assert process.stdout.readline().startswith("runs/cpu resumes at step")
+    while not process.stdout.readline().startswith("runs/cpu resumes at step"):
+        pass
     process.kill()
     finish(process)
 
