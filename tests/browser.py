@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven by selenium: Debian's chromium and chromium-driver.
+"""Real browsers without a window, from Debian: Chromium, driven by selenium, and Firefox.
 
 For pages with a prompt there is also the text that they should write.
 """
@@ -42,6 +42,22 @@ def chromium(width: int = 1280, height: int = 900, *, dark: bool = False) -> Ite
         yield chrome
     finally:
         chrome.quit()
+
+
+@contextlib.contextmanager
+def firefox() -> Iterator[Any]:
+    """Start Firefox and yield Mozilla's own driver, whose methods are much like selenium's."""
+    reason = "needs pip install marionette_driver"
+    marionette = pytest.importorskip("marionette_driver.marionette", reason=reason)
+    binary = "/usr/lib/firefox-esr/firefox-esr"  # /usr/bin/firefox is a script
+    if not shutil.which(binary):
+        pytest.skip("needs apt-get install firefox-esr")
+    fox = marionette.Marionette(port=0, bin=binary, headless=True, gecko_log="-")
+    try:
+        fox.start_session()
+        yield fox
+    finally:
+        fox.cleanup()
 
 
 def emulate(chrome: Any, width: int, height: int, *, dark: bool = False) -> None:

@@ -308,6 +308,8 @@ def test_all_answers_have_the_headers_that_browsers_obey(url):
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cache-control"] == "no-store"
         assert not {"set-cookie", "server"} & {*answer.headers}
+    encodings = [answer.headers.get("content-encoding") for answer in answers]
+    assert encodings == ["gzip", None, None, None, None, None]  # a stream is not kept back
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
