@@ -5,7 +5,10 @@ For pages with a prompt there is also the text that they should write.
 
 import contextlib
 import shutil
+import subprocess
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,19 +48,26 @@ def chromium(width: int = 1280, height: int = 900, *, dark: bool = False) -> Ite
 
 
 @contextlib.contextmanager
-def firefox() -> Iterator[Any]:
+def firefox(profile: Path) -> Iterator[Any]:
     """Start Firefox and yield Mozilla's own driver, whose methods are much like selenium's."""
     reason = "needs pip install marionette_driver"
     marionette = pytest.importorskip("marionette_driver.marionette", reason=reason)
-    binary = "/usr/lib/firefox-esr/firefox-esr"  # /usr/bin/firefox is a script
-    if not shutil.which(binary):
+    if not (binary := shutil.which("firefox")):
         pytest.skip("needs apt-get install firefox-esr")
-    fox = marionette.Marionette(port=0, bin=binary, headless=True, gecko_log="-")
-    try:
-        fox.start_session()
-        yield fox
-    finally:
-        fox.cleanup()
+    port = marionette.Marionette.check_port_available(0)
+    (profile / "user.js").write_text(f'user_pref("marionette.port", {port});')
+    command = [binary, "--headless", "--marionette", "--no-remote", "--profile", str(profile)]
+    with (
+        subprocess.Popen(command, stderr=subprocess.DEVNULL) as process,
+        warnings.catch_warnings(action="ignore", category=ResourceWarning),  # its open sockets
+    ):
+        try:
+            fox = marionette.Marionette(port=port)
+            fox.start_session()
+            yield fox
+            fox.delete_session()
+        finally:
+            process.terminate()
 
 
 def emulate(chrome: Any, width: int, height: int, *, dark: bool = False) -> None:

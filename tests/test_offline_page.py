@@ -63,8 +63,8 @@ def wait_for_text(chrome: Any, expected: str) -> None:
         assert chrome.execute_script(script) == expected  # says what differs
 
 
-def test_firefox_computes_the_same_text(page, lm):
-    with firefox() as fox:
+def test_firefox_computes_the_same_text(page, lm, tmp_path):
+    with firefox(tmp_path) as fox:
         fox.navigate(page.as_uri())
         fill(fox, prompt="To be", temperature=1, seed=3, length=40)
         click(fox, "generate")

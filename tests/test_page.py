@@ -714,8 +714,8 @@ def test_in_a_narrow_window_the_chances_are_beside_the_text(address, lm, width, 
         assert chrome.execute_script(scroll) <= width
 
 
-def test_firefox_shows_the_same_text_and_chances(address, lm):
-    with firefox() as fox:
+def test_firefox_shows_the_same_text_and_chances(address, lm, tmp_path):
+    with firefox(tmp_path) as fox:
         fox.navigate(address)
         fill(fox, prompt="First", length=60)
         text = lm.generate("First", 60)

@@ -107,8 +107,8 @@ def describe_run(config: Config, corpus: Corpus, mesh: Mesh) -> str:
             f"text     {name}",
             f"         {n_train + n_val:,} characters, vocabulary of {corpus.tokenizer.vocab_size}",
             f"split    {n_train:,} to train, {n_val:,} to validate{part}",
-            f"steps    {n_step:,} of {batch_size:,} windows of {model.block_size:,} "
-            f"characters: {epochs:.3g} epochs",
+            f"steps    {n_step:,} with {batch_size:,} windows of {model.block_size:,} characters "
+            f"each: {epochs:.3g} epochs",
         ]
     )
 
