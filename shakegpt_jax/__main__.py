@@ -39,8 +39,8 @@ def _dispatch() -> None:
         lines = [f"  {command:<14}{meaning}" for command, meaning in COMMANDS.items()]
         print("usage: shakegpt COMMAND [options]\n\ncommands:", *lines, sep="\n")
         print("\nshakegpt COMMAND --help lists the options of a command.")
-        print("shakegpt --version prints the version, and shakegpt --completion a script for bash")
-        print('and zsh: eval "$(shakegpt --completion)" in .bashrc or .zshrc completes commands.')
+        print("shakegpt --version prints the version.")
+        print('eval "$(shakegpt --completion)" in .bashrc or .zshrc completes commands.')
         return
     if name not in COMMANDS:
         import difflib
