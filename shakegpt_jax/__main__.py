@@ -30,11 +30,17 @@ def _dispatch() -> None:
 
         print(f"shakegpt-jax {__version__}")
         return
+    if name == "__completion":
+        from importlib import resources
+
+        print((resources.files("shakegpt_jax.cli") / "completion.sh").read_text(), end="")
+        return
     if name in ("_h", "__help"):
         lines = [f"  {command:<14}{meaning}" for command, meaning in COMMANDS.items()]
         print("usage: shakegpt COMMAND [options]\n\ncommands:", *lines, sep="\n")
         print("\nshakegpt COMMAND --help lists the options of a command.")
         print("shakegpt --version prints the version.")
+        print('eval "$(shakegpt --completion)" in .bashrc or .zshrc completes commands.')
         return
     if name not in COMMANDS:
         import difflib

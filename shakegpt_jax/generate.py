@@ -10,6 +10,7 @@ def main() -> None:
     import os
     import shlex
     import sys
+    from collections.abc import Iterator
 
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.data.text import decode_text, read_text
@@ -46,6 +47,8 @@ def main() -> None:
     parser.set_defaults(draft=None)
     add("--no_echo", action="store_true", help="print the continuation without the prompt")
     add("--json", action="store_true", help="print one JSON object per sample")
+    help_text = "generate it again, traced by JAX's profiler into the run folder"
+    add("--profile", action="store_true", help=help_text)
     args = parser.parse_args()
     if not 1 <= args.num_samples <= _MAX_SAMPLES:
         parser.error(f"--num_samples is {args.num_samples}; it must be from 1 to {_MAX_SAMPLES}")
@@ -65,6 +68,7 @@ def main() -> None:
     from shakegpt_jax.inference.language_model import load
     from shakegpt_jax.inference.sampling import Sampling
     from shakegpt_jax.reporting.terminal import print_samples
+    from shakegpt_jax.reporting.trace import trace
 
     use_compilation_cache()
     lm = load(args.workdir or "", step=args.step)
@@ -72,16 +76,23 @@ def main() -> None:
     seeds = [args.seed + i for i in range(args.num_samples)]
     names = (*Sampling._fields, "stop", "window_stride", "draft")
     options = {name: getattr(args, name) for name in names}
-    chunks = lm.stream([text] * len(seeds), args.max_new_tokens, seed=seeds, **options)
+
+    def stream() -> Iterator[list[str]]:
+        return lm.stream([text] * len(seeds), args.max_new_tokens, seed=seeds, **options)
+
+    chunks = stream()
     print(lm.checkpoint, file=sys.stderr)
     if not args.json:
         print_samples(chunks, "" if args.no_echo else text, seeds)
-        return
-    for seed, pieces in zip(seeds, zip(*chunks, strict=True), strict=True):
-        new = "".join(pieces)
-        log_probability = float(lm.score(text + new)[-len(new) :].sum()) if new else 0.0
-        sample = {"prompt": text, "text": new, "log_probability": log_probability, "seed": seed}
-        print(dump_json(sample))
+    else:
+        for seed, pieces in zip(seeds, zip(*chunks, strict=True), strict=True):
+            new = "".join(pieces)
+            log_probability = float(lm.score(text + new)[-len(new) :].sum()) if new else 0.0
+            sample = {"prompt": text, "text": new, "log_probability": log_probability, "seed": seed}
+            print(dump_json(sample))
+    if args.profile and lm.checkpoint:
+        with trace(lm.checkpoint.parents[1], lambda line: print(line, file=sys.stderr)):
+            list(stream())
 
 
 if __name__ == "__main__":

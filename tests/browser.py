@@ -1,11 +1,14 @@
-"""A real Chromium without a window, driven by selenium: Debian's chromium and chromium-driver.
+"""Real browsers without a window, from Debian: Chromium, driven by selenium, and Firefox.
 
 For pages with a prompt there is also the text that they should write.
 """
 
 import contextlib
 import shutil
+import subprocess
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +45,29 @@ def chromium(width: int = 1280, height: int = 900, *, dark: bool = False) -> Ite
         yield chrome
     finally:
         chrome.quit()
+
+
+@contextlib.contextmanager
+def firefox(profile: Path) -> Iterator[Any]:
+    """Start Firefox and yield Mozilla's own driver, whose methods are much like selenium's."""
+    reason = "needs pip install marionette_driver"
+    marionette = pytest.importorskip("marionette_driver.marionette", reason=reason)
+    if not (binary := shutil.which("firefox")):
+        pytest.skip("needs apt-get install firefox-esr")
+    port = marionette.Marionette.check_port_available(0)
+    (profile / "user.js").write_text(f'user_pref("marionette.port", {port});')
+    command = [binary, "--headless", "--marionette", "--no-remote", "--profile", str(profile)]
+    with (
+        subprocess.Popen(command, stderr=subprocess.DEVNULL) as process,
+        warnings.catch_warnings(action="ignore", category=ResourceWarning),  # its open sockets
+    ):
+        try:
+            fox = marionette.Marionette(port=port)
+            fox.start_session()
+            yield fox
+            fox.delete_session()
+        finally:
+            process.terminate()
 
 
 def emulate(chrome: Any, width: int, height: int, *, dark: bool = False) -> None:

@@ -513,6 +513,26 @@ def test_exit_code_of_a_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("shakegpt pl", "plot plan"),
+        ("shakegpt generate --top", "--top_k --top_p"),
+        ("shakegpt train --config.train.num_s", "--config.train.num_steps"),
+        ("shakegpt generate READ", ""),  # the shell looks for a file
+    ],
+)
+def test_completion_in_bash(words, found):
+    script = f"""
+        shakegpt() {{ {sys.executable} -m shakegpt_jax "$@"; }}
+        eval "$(shakegpt --completion)"
+        COMP_WORDS=({words}) COMP_CWORD={len(words.split()) - 1} && _shakegpt
+        echo "${{COMPREPLY[*]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{found}\n", "")
+
+
+@pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_exit_code_of_a_signal_and_the_same_command_resumes(tmp_path, number):
@@ -527,7 +547,8 @@ def test_exit_code_of_a_signal_and_the_same_command_resumes(tmp_path, number):
     assert re.fullmatch(r"stopped at step \d+, saved in runs/cpu; run the same .*\n", err)
     process = start(*args, cwd=tmp_path)
     assert process.stdout
-    assert process.stdout.readline().startswith("runs/cpu resumes at step")
+    while not process.stdout.readline().startswith("runs/cpu resumes at step"):
+        pass
     process.kill()
     finish(process)
 

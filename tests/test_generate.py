@@ -1,4 +1,7 @@
 import dataclasses
+import gzip
+import json
+from collections import Counter
 
 import jax
 import pytest
@@ -48,3 +51,14 @@ def test_the_config_of_a_model_is_that_of_its_run(finished):
     other = GPT(dataclasses.replace(lm.config.model, activation="gelu_exact"), lm.model.vocab_size)
     with pytest.raises(ValueError, match=r"model\.config and config\.model differ"):
         dataclasses.replace(lm, model=other)
+
+
+def test_profiles_the_same_text_again(finished_copy, command):
+    args = ("generate", "--workdir", finished_copy, "--max_new_tokens", 20, "--nodraft")
+    code, out, err = command(*args, "--profile")
+    assert (code, out) == command(*args)[:2]
+    (trace,) = (finished_copy / "profile").rglob("*.trace.json.gz")
+    assert f"Profile: {trace}\n" in err and f"xprof --logdir {finished_copy}/profile" in err
+    with gzip.open(trace) as file:
+        names = Counter(each.get("name") for each in json.load(file)["traceEvents"])
+    assert max(n for name, n in names.items() if str(name).startswith("end: ")) >= 10

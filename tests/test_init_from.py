@@ -137,7 +137,7 @@ def test_without_updates_the_loss_is_that_of_the_source(
         loss, rel=1e-6
     )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [
+    assert lines[7:9] == [
         f"starts from {finished_copy}/checkpoints/{best}",
         f"step 0/12: validation loss {loss:.4f}",
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from browser import chromium, click, console_errors, fill, go_offline, written
+from browser import chromium, click, console_errors, fill, firefox, go_offline, written
 
 import shakegpt_jax
 from shakegpt_jax.web.prompt_page import export_page
@@ -61,6 +61,14 @@ def wait_for_text(chrome: Any, expected: str) -> None:
         WebDriverWait(chrome, 20).until(lambda _: chrome.execute_script(script) == expected)
     except TimeoutException:
         assert chrome.execute_script(script) == expected  # says what differs
+
+
+def test_firefox_computes_the_same_text(page, lm, tmp_path):
+    with firefox(tmp_path) as fox:
+        fox.navigate(page.as_uri())
+        fill(fox, prompt="To be", temperature=1, seed=3, length=40)
+        click(fox, "generate")
+        wait_for_text(fox, lm.generate("To be", 40, temperature=1.0, seed=3))
 
 
 def test_a_text_is_written_stopped_branched_and_linked(page, lm):

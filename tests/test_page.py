@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from browser import chromium, click, console_errors, emulate, fill, written
+from browser import chromium, click, console_errors, emulate, fill, firefox, written
 from conftest import small_config
 
 import shakegpt_jax
@@ -714,12 +714,24 @@ def test_in_a_narrow_window_the_chances_are_beside_the_text(address, lm, width, 
         assert chrome.execute_script(scroll) <= width
 
 
+def test_firefox_shows_the_same_text_and_chances(address, lm, tmp_path):
+    with firefox(tmp_path) as fox:
+        fox.navigate(address)
+        fill(fox, prompt="First", length=60)
+        text = lm.generate("First", 60)
+        generate(fox, text)
+        character(fox, 20).click()
+        assert fox.find_element("id", "panel-filled").is_displayed()
+        assert len(fox.find_elements("css selector", "#distribution li")) == lm.tokenizer.vocab_size
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_needs_no_horizontal_scrolling(address, lm, dark):
     with chromium(375, 800, dark=dark) as chrome:
         chrome.get(address)
         width = "return document.documentElement.scrollWidth"
         assert chrome.execute_script(width) == 375
+        assert chrome.find_element("id", "text-card").size["height"] < 200  # there is no text yet
         fill(chrome, prompt="First " + "x" * 100, length=60)
         text = lm.generate("First " + "x" * 100, 60)
         generate(chrome, text)

@@ -185,7 +185,8 @@ def test_parts_of_a_batch_repeat_the_collectives_and_not_the_flops(config):
 MEASURE = """
 import json, sys, jax, numpy as np
 from shakegpt_jax.config import Config
-from shakegpt_jax.profiling.plan import StepCompiler, peak_bytes
+from shakegpt_jax.profiling.plan import StepCompiler
+from shakegpt_jax.training.step import peak_bytes
 from shakegpt_jax.training.trainer import Trainer
 from shakegpt_jax.data.corpus import load_corpus
 

@@ -270,7 +270,7 @@ def test_notes_of_a_run_and_evaluation_of_a_sample(run_config, text, tmp_path, c
     run_config.data.path = str(tmp_path / "windows.txt")
     (tmp_path / "windows.txt").write_bytes(text.replace("\n", "\r\n").encode())
     train(run_config.freeze(), tmp_path / "run")
-    note = "evaluations score about 500 of the 2,000 validation characters"
+    note = "2,000 to validate (evaluations score about 500)"
     out = " ".join(capsys.readouterr().out.split())
     changed = rf"windows.txt: {text.count(chr(10))} \r\n or \r became \n"
     assert out.count(note) == out.count(changed) == 1

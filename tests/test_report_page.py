@@ -96,6 +96,7 @@ def open_page(chrome, page: Path) -> None:
     chrome.get(page.as_uri())
     assert console_errors(chrome) == []
     assert chrome.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert all(each.text for each in chrome.find_elements("css selector", "h1, h2, h3"))
 
 
 def test_pointing_at_a_character_shows_its_distribution(page, lm, text):

@@ -309,6 +309,8 @@ def test_all_answers_have_the_headers_that_browsers_obey(url):
         assert answer.headers["cache-control"] == "no-store"
         assert not {"set-cookie", "server"} & {*answer.headers}
         assert not [name for name in answer.headers if name.startswith("access-control")]
+    encodings = [answer.headers.get("content-encoding") for answer in answers]
+    assert encodings == ["gzip", None, None, None, None, None]  # a stream is not kept back
 
 
 # Values that this model takes, and texts that do not take long, where schemathesis has others.

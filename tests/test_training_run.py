@@ -1,11 +1,15 @@
 """`train`: evaluations, checkpoints, resuming, signals, divergence, locks."""
 
 import fcntl
+import gzip
+import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,10 +72,36 @@ def test_writes_metrics_checkpoints_and_samples(run_config, tmp_path, capsys):
     assert f"validation loss {last.loss:.4f}" in out
     assert out.count("O God, O God!") == 3
     assert "shakegpt generate --workdir" in out
+    n_parameter = sum(each.size for each in jax.tree.leaves(load(tmp_path / "run").params))
+    *known, memory, time = out.splitlines()[:8]
+    assert known == [
+        f"model    {n_parameter:,} parameters: n_layer 1, n_head 2, n_embd 16",
+        "device   1 x cpu; matmuls in float32",
+        f"text     {run_config.data.path}",
+        "         20,000 characters, vocabulary of 58",
+        "split    18,000 to train, 2,000 to validate",
+        "steps    12 with 8 windows of 8 characters each: 0.0427 epochs",
+    ]
+    assert re.fullmatch(r"memory   0\.00\d+ of \d.* GB on each device for training steps", memory)
+    assert re.fullmatch(r"time     about 0\.\d s of training, and evaluations", time)
 
     train(run_config, tmp_path / "run")
     assert "has finished at step 12 of 12" in capsys.readouterr().out
     assert read_metrics(tmp_path / "run") == rows
+
+
+def test_profiles_steps_of_the_same_run(run_config, tmp_path, finished, capsys):
+    train(run_config.freeze(), tmp_path / "run", profile=3)
+    assert reproducible(tmp_path / "run") == reproducible(finished)
+    path = re.search(r"Profile: (.*)\n", capsys.readouterr().out)[1]
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    times = Counter(each["name"] for each in events if each.get("ph") == "X")  # that each op ran
+    assert Counter(times.values()).most_common(1)[0][0] == 3
+    with pytest.raises(UserError, match="--profile is 4; it must be at most 3"):
+        train(run_config, tmp_path / "run", profile=4)
+    train(run_config, tmp_path / "run", profile=3)
+    assert "no profile: fewer than 6 steps were left" in capsys.readouterr().out
 
 
 def test_evaluates_and_ends_at_the_right_steps(run_config, tmp_path):
@@ -318,9 +348,12 @@ def test_refuses_another_run_in_the_folder(run_config, finished_copy, tmp_path, 
     (tmp_path / "other.txt").write_text(text + "O")
     with pytest.raises(UserError, match=r"with a different text \(now "):
         train(run_config.replace({"data.path": str(tmp_path / "other.txt")}), finished_copy)
-    how = f"--config.train.init_from={finished_copy} starts from its parameters"
-    with pytest.raises(UserError, match=rf"num_steps \(saved 12, now 24\); .*{how}"):
-        train(run_config.replace({"train.num_steps": 24}), finished_copy)
+    longer = run_config.replace({"train.num_steps": 24})
+    with pytest.raises(UserError, match=r"num_steps \(saved 12, now 24\); ") as error:
+        train(longer, finished_copy)
+    how = re.search(r"with --workdir=(\S+) --config.train.init_from=(\S+);", str(error.value))
+    train(longer.replace({"train.init_from": how[2]}), how[1])
+    assert CheckpointReader(how[1]).steps[-1] == 24
     train(run_config.replace({"train.sample_length": 9}), finished_copy)  # may change
     assert (finished_copy / "metrics.jsonl").read_text() == before
 

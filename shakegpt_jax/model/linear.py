@@ -32,6 +32,12 @@ def mixes_dtypes(config: ModelConfig) -> bool:
     return _precision(config) == "bf16_bf16_f32"
 
 
+def describe_dtypes(config: ModelConfig) -> str:
+    """Return the dtypes of matmuls in words, such as "bfloat16 into float32"."""
+    dtypes = operand_dtype(config), compute_dtype(config)
+    return " into ".join(dict.fromkeys(jnp.dtype(dtype).name for dtype in dtypes))
+
+
 def _precision(config: ModelConfig) -> str:
     if config.compute_dtype != "auto":
         return config.compute_dtype

@@ -25,7 +25,7 @@ from shakegpt_jax.inference.sampling import Sampling
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.model.attention import cudnn_attends
 from shakegpt_jax.model.gpt import GPT, init_params, train_flops_per_character
-from shakegpt_jax.model.linear import compute_dtype, operand_dtype
+from shakegpt_jax.model.linear import compute_dtype, describe_dtypes, operand_dtype
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.trainer import Trainer
 
@@ -210,7 +210,7 @@ def benchmark(
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
-            "matmuls": " into ".join(jnp.dtype(dtype).name for dtype in dict.fromkeys(dtypes)),
+            "matmuls": describe_dtypes(config.model),
             "attention": "cuDNN" if cudnn_attends(config.model) else "JAX",
         },
         "ceilings": ceilings,

@@ -16,7 +16,7 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.profiling.gpu import Gpu, Program, find_collectives, memory_traffic
 from shakegpt_jax.sharding import make_mesh
-from shakegpt_jax.training.step import Chunk, make_chunk
+from shakegpt_jax.training.step import Chunk, make_chunk, peak_bytes
 
 # There is no GPU to time kernels on. Without Triton, matmuls are calls of cuBLAS, which autotuning
 # mostly chooses.
@@ -88,14 +88,6 @@ class StepCompiler:
         with jax.set_mesh(mesh):
             chunk = make_chunk(config, self._model, mesh)
             return chunk.run.lower(chunk.abstract_state, ids, seed, 1), chunk
-
-
-def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """Return the most memory that a program takes on each device, arguments included."""
-    stats: Any = compiled.memory_analysis()
-    # XLA's own figure, peak_memory_in_bytes, lacks the arguments on CPUs.
-    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + results
 
 
 def plan(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 
 from shakegpt_jax.serving.answers import Failure
@@ -23,7 +25,9 @@ class ApiRoute(Route):
         takes: type | None = None,
         gives: type | None = None,
     ):
-        super().__init__(path, endpoint, methods=["POST" if takes else "GET"])
+        compressed = [Middleware(GZipMiddleware)] if "text/html" in media else None  # no streams
+        methods = ["POST" if takes else "GET"]
+        super().__init__(path, endpoint, methods=methods, middleware=compressed)
         self.media, self.takes, self.gives = media or (_JSON,), takes, gives
 
     def describe(self, model: str, schemas: dict[type, Any]) -> dict[str, Any]:

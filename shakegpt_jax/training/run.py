@@ -4,7 +4,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -21,12 +21,14 @@ from shakegpt_jax.inference.language_model import choose_prompt
 from shakegpt_jax.model.gpt import train_flops_per_character
 from shakegpt_jax.model.linear import has_amx, mixes_dtypes, operand_dtype
 from shakegpt_jax.reporting.curves import draw_run
-from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile
+from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, MetricsRow
 from shakegpt_jax.reporting.terminal import Progress, format_duration
+from shakegpt_jax.reporting.trace import trace
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.start import (
     check_resumable,
     describe,
+    describe_run,
     find_pretrained,
     recorded_config,
     saved_run,
@@ -39,12 +41,15 @@ _SLOW_SECONDS = 10.0
 _LONGEST_DISPATCH_SECONDS = 3.0
 
 
-def train(config: Config, workdir: str | Path, started: float | None = None) -> None:
+def train(
+    config: Config, workdir: str | Path, started: float | None = None, profile: int = 0
+) -> None:
     """Train, from scratch or a checkpoint, until `num_steps` or `target_loss` is reached.
 
     A run resumes from its latest checkpoint. A new run starts from the best parameters of the run
     `config.train.init_from`, if there is one. In the main thread, SIGINT and SIGTERM end it early.
     `started` is the `time.perf_counter()` at which the total time of the run starts, now if None.
+    JAX's profiler traces `profile` steps, after as many steps without it.
 
     Raises:
         UserError: if the config or the text is invalid, the folder holds another run,
@@ -54,6 +59,9 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
     """
     started = time.perf_counter() if started is None else started
+    if profile > (most := min(config.train.eval_every, config.train.num_steps) // 2):
+        right = f"at most {most}: as many steps go first, and both come before an evaluation"
+        raise UserError(f"--profile is {profile}; it must be {right}")
     source, saved = find_pretrained(config, workdir), saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
@@ -85,14 +93,10 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
             raise UserError(f"another process has trained in {workdir}; run the same command again")
         if corpus.note:
             progress.note(corpus.note)
+        progress.note(describe_run(config, corpus, mesh))
         config = _adapt_to_cpu(config, corpus, progress.note)
-        if 0 < config.train.eval_characters < len(corpus.val_ids) - 1:
-            progress.note(
-                f"evaluations score about {config.train.eval_characters:,} of the "
-                f"{len(corpus.val_ids):,} validation characters (config.train.eval_characters)"
-            )
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
-            run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)
+            run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal, profile)
             run.start(started, source)
             while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
@@ -116,7 +120,6 @@ def _adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object
         return config
     speed = _CPU_FLOPS
     if mixes_dtypes(config.model):
-        report("linear layers multiply in bfloat16 into float32 (config.model.compute_dtype)")
         speed = _AMX_FLOPS if has_amx() else speed
     flops = train_flops_per_character(config.model, corpus.tokenizer.vocab_size)
     step_flops = flops * config.data.batch_size * config.model.block_size
@@ -142,8 +145,9 @@ class TrainingRun:
         checkpoints: CheckpointWriter,
         progress: Progress,
         signal: StopSignal,
+        profile: int = 0,
     ):
-        self.trainer, self.checkpoints = trainer, checkpoints
+        self.trainer, self.checkpoints, self.profile = trainer, checkpoints, profile
         self.progress, self.signal = progress, signal
         self.config, self.workdir = trainer.config.train, checkpoints.workdir
         tokenizer, val_ids = trainer.corpus.tokenizer, trainer.corpus.val_ids
@@ -166,7 +170,9 @@ class TrainingRun:
     def start(self, started: float, source: SavedCheckpoint | None = None) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         note, n_step = self.progress.note, self.config.num_steps
-        self.step = max(self.checkpoints.steps, default=0)
+        needed, available = (n_byte / 1e9 for n_byte in self.trainer.memory)
+        note(f"memory   {needed:.3g} of {available:.3g} GB on each device for training steps")
+        self.step = self.first = max(self.checkpoints.steps, default=0)
         if self.step:
             self.trainer.restore(self.checkpoints, self.step)
             verb = "has finished" if self.finished else "resumes"
@@ -184,13 +190,17 @@ class TrainingRun:
         every = self.config.eval_every
         until = min(self.config.num_steps, (self.step // every + 1) * every)
         evaluation: Evaluation | None = None
-        for train in self.trainer.run(self.step, until, self.stops):
+        for train in self._train_until(until):
             step = train.step
             self._check_finite(step, loss=train.train_loss, gradient_norm=train.gradient_norm)
             if step == until:
                 evaluation = now = self.trainer.evaluate()
                 self._check_finite(step, validation_loss=now.loss, perplexity=now.perplexity)
                 self.lowest_loss = min(self.lowest_loss, now.loss)
+            elif self.step == self.first:
+                n_left = self.trainer.characters_per_step * (self.config.num_steps - step)
+                left = format_duration(n_left / train.characters_per_second)
+                self.progress.note(f"time     about {left} of training, and evaluations")
             self.step = step
             self.progress.show(self.metrics.append(train, evaluation))
             with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
@@ -199,6 +209,17 @@ class TrainingRun:
         if self.step > max(self.checkpoints.steps, default=0):
             metrics = evaluation.to_dict() if evaluation else None
             self.trainer.save(self.checkpoints, self.step, metrics)
+
+    def _train_until(self, until: int) -> Iterator[MetricsRow]:
+        """Yield the metrics of each dispatch; once, trace `profile` steps after as many others."""
+        step, n = self.step, self.profile
+        if n and until - step >= 2 * n:
+            yield from self.trainer.run(step, step + n, self.stops)
+            with trace(self.workdir, self.progress.note):
+                traced = list(self.trainer.run(step + n, step + 2 * n, self.stops))
+            yield from traced
+            step, self.profile = step + 2 * n, 0
+        yield from self.trainer.run(step, until, self.stops)
 
     def stops(self) -> bool:
         """Return whether a process has received a signal: the same in all, at the same step."""
@@ -219,6 +240,8 @@ class TrainingRun:
 
     def summarize(self) -> None:
         """Print the best checkpoint, the time and what to do next, and plot the metrics."""
+        if self.profile:
+            self.progress.note(f"no profile: fewer than {2 * self.profile} steps were left")
         best, rows = self.checkpoints.read("best"), {row.step: row for row in self.metrics.rows}
         if self.reached_target:
             self.progress.note(f"reached the target loss of {self.config.target_loss}")

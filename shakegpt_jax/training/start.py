@@ -1,23 +1,27 @@
-"""Start of a run: resuming it, or taking the parameters of another run.
+"""Start of a run: what it trains, resuming it, or taking the parameters of another run.
 
 Axes: V vocabulary of the new run.
 """
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from shakegpt_jax.checkpoints.reader import CheckpointReader, SavedCheckpoint
 from shakegpt_jax.checkpoints.run_folder import RunMetadata, checkpoint_steps, find_run
 from shakegpt_jax.config import Config
+from shakegpt_jax.data.corpus import Corpus
 from shakegpt_jax.data.tokenizer import show_character
 from shakegpt_jax.distributed import is_primary
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.gpt import abstract_params
 from shakegpt_jax.model.layers import parameter_axes
+from shakegpt_jax.model.linear import describe_dtypes
 from shakegpt_jax.sharding import replicate, shard_state
 from shakegpt_jax.training.step import PretrainedParams
 
@@ -76,11 +80,37 @@ def check_resumable(
     if saved.text_sha256 != text_sha256:
         differences.append(f"text (now {config.data.path or 'Tiny Shakespeare'})")
     if differences:
+        longer, run = shlex.quote(f"{workdir}-2"), shlex.quote(str(workdir))
         raise UserError(
-            f"{workdir} holds another run, with a different {', '.join(differences)}; choose the "
-            "config that the run was started with, or another --workdir, where "
-            f"--config.train.init_from={workdir} starts from its parameters"
+            f"{workdir} holds another run, with a different {', '.join(differences)}; to go on "
+            f"from its parameters, run this command with --workdir={longer} "
+            f"--config.train.init_from={run}; or choose the config that the run was started with"
         )
+
+
+def describe_run(config: Config, corpus: Corpus, mesh: Mesh) -> str:
+    """Return lines on what a run trains: all that is known before its program is compiled."""
+    model, n_step, batch_size = config.model, config.train.num_steps, config.data.batch_size
+    params = abstract_params(model, corpus.tokenizer.vocab_size)
+    n_parameter = sum(each.size for each in jax.tree.leaves(params))
+    n_train, n_val = len(corpus.train_ids), len(corpus.val_ids)
+    name, most = config.data.path or "Tiny Shakespeare", config.train.eval_characters
+    part = f" (evaluations score about {most:,})" if 0 < most < n_val - 1 else ""
+    axes = [f", {axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    epochs = n_step * batch_size * model.block_size / n_train
+    return "\n".join(
+        [
+            f"model    {n_parameter:,} parameters: n_layer {model.n_layer}, n_head {model.n_head}, "
+            f"n_embd {model.n_embd}",
+            f"device   {mesh.size} x {mesh.devices.flat[0].device_kind}{''.join(axes)}; "
+            f"matmuls in {describe_dtypes(model)}",
+            f"text     {name}",
+            f"         {n_train + n_val:,} characters, vocabulary of {corpus.tokenizer.vocab_size}",
+            f"split    {n_train:,} to train, {n_val:,} to validate{part}",
+            f"steps    {n_step:,} with {batch_size:,} windows of {model.block_size:,} characters "
+            f"each: {epochs:.3g} epochs",
+        ]
+    )
 
 
 # Fields of the model that may differ from the source: they do not change what parameters mean. A

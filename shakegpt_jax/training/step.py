@@ -197,3 +197,11 @@ def make_chunk(config: Config, model: GPT, mesh: Mesh) -> Chunk:
         jax.jit(create, out_shardings=shardings),
         jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(shardings, replicated)),
     )
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the most memory that a program takes on each device, arguments included."""
+    stats: Any = compiled.memory_analysis()
+    # XLA's own figure, peak_memory_in_bytes, lacks the arguments on CPUs.
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return stats.argument_size_in_bytes + stats.temp_size_in_bytes + results

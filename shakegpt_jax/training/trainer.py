@@ -31,7 +31,7 @@ from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
 from shakegpt_jax.sharding import batches_sharding, gather, in_background, peak_flops, replicate
 from shakegpt_jax.training.optimizer import make_optimizer
 from shakegpt_jax.training.start import load_params
-from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, window_starts
+from shakegpt_jax.training.step import Metrics, TrainState, make_chunk, peak_bytes, window_starts
 
 _MAX_DEVICE_BYTES = 2**28  # of training text; windows of a longer one are gathered on the host
 
@@ -94,6 +94,7 @@ class Trainer:
         train = config.train
         self.config, self.corpus, self.mesh = config, corpus, mesh
         self.model = GPT(config.model, corpus.tokenizer.vocab_size)
+        self.characters_per_step = config.data.batch_size * config.model.block_size
         self._seed = np.int32(train.seed)  # an argument: other seeds do not recompile
         self._chunk = make_chunk(config, self.model, mesh)
         self._windows: HostWindows | None = None
@@ -117,6 +118,13 @@ class Trainer:
         if peak is None or compute_dtype(config) != jnp.bfloat16:
             return None
         return peak * self.mesh.size / train_flops_per_character(config, self.model.vocab_size)
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes on each device: what a dispatch takes, and what there is."""
+        stats = self.mesh.local_devices[0].memory_stats() or {}
+        needed = max(map(peak_bytes, self._run_chunk.values()))
+        return needed, stats.get("bytes_limit") or memory_limit()
 
     def _compile(self, lengths: list[int]) -> None:
         with jax.set_mesh(self.mesh):
@@ -169,7 +177,7 @@ class Trainer:
         loss, norm = (metrics[name][~skipped] for name in ("loss", "gradient_norm"))
         return MetricsRow(
             step=step,
-            characters_per_second=n * config.data.batch_size * config.model.block_size / seconds,
+            characters_per_second=n * self.characters_per_step / seconds,
             train_loss=float(loss.mean()) if len(loss) else None,
             learning_rate=float(metrics["learning_rate"][-1]),
             gradient_norm=float(norm.mean()) if len(norm) else None,

@@ -6,6 +6,7 @@ import html
 import os
 import re
 import string
+import urllib.parse
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ def render_page(
     styles, module = _read("common.css") + _read(f"{name}.css"), bundle(script)
     policy = (
         f"default-src 'none'; style-src '{_digest(styles)}'; script-src '{_digest(module)}'; "
-        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
+        f"img-src data:; connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
     # With < escaped, no text can end the element. JSON is ASCII here.
     text = dump_json(data).replace("<", "\\u003c")
+    icon = f"data:image/svg+xml,{urllib.parse.quote(_read('icon.svg'))}"
     page = string.Template(_read(f"{name}.html")).substitute(
-        policy=policy, title=html.escape(title), style=styles, script=module, data=text
+        policy=policy, title=html.escape(title), icon=icon, style=styles, script=module, data=text
     )
     return page, policy
 
