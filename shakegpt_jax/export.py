@@ -30,7 +30,7 @@ def main() -> None:
     if args.float32 and not html:
         parser.error("--float32 is for --format html; --format hf is always float32")
 
-    from shakegpt_jax.inference.language_model import load
+    from shakegpt_jax.inference.loading import load
     from shakegpt_jax.interop.huggingface_export import check_output, export_folder
     from shakegpt_jax.web.page import check_page_path
     from shakegpt_jax.web.prompt_page import export_page

@@ -4,7 +4,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -17,12 +17,13 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
-from shakegpt_jax.inference.language_model import choose_prompt
+from shakegpt_jax.inference import choose_prompt
 from shakegpt_jax.model.gpt import train_flops_per_character
 from shakegpt_jax.model.linear import has_amx, mixes_dtypes, operand_dtype
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile
 from shakegpt_jax.reporting.terminal import Progress, format_duration
+from shakegpt_jax.reporting.trackers import Callback, check_tracker, open_tracker
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.start import (
     check_resumable,
@@ -39,12 +40,18 @@ _SLOW_SECONDS = 10.0
 _LONGEST_DISPATCH_SECONDS = 3.0
 
 
-def train(config: Config, workdir: str | Path, started: float | None = None) -> None:
+def train(
+    config: Config,
+    workdir: str | Path,
+    started: float | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """Train, from scratch or a checkpoint, until `num_steps` or `target_loss` is reached.
 
     A run resumes from its latest checkpoint. A new run starts from the best parameters of the run
     `config.train.init_from`, if there is one. In the main thread, SIGINT and SIGTERM end it early.
     `started` is the `time.perf_counter()` at which the total time of the run starts, now if None.
+    `callbacks` are called in process 0 with each row of metrics.jsonl, once it is written.
 
     Raises:
         UserError: if the config or the text is invalid, the folder holds another run,
@@ -54,6 +61,7 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
     """
     started = time.perf_counter() if started is None else started
+    check_tracker(config)
     source, saved = find_pretrained(config, workdir), saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
@@ -94,6 +102,10 @@ def train(config: Config, workdir: str | Path, started: float | None = None) -> 
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal)
             run.start(started, source)
+            if is_primary():
+                if config.train.tracker != "none" and not run.finished:
+                    run.callbacks.append(open_tracker(config, Path(workdir), run.metrics, stack))
+                run.callbacks += callbacks
             while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
                 if not run.stops() and (length := config.train.sample_length):
@@ -152,6 +164,7 @@ class TrainingRun:
         known = [checkpoints.read(step).metrics for step in checkpoints.steps]
         self.lowest_loss = min((each["loss"] for each in known if each), default=math.inf)
         self.stopped = 0  # number of a signal that a process has received
+        self.callbacks: list[Callback] = []
 
     @property
     def reached_target(self) -> bool:
@@ -192,9 +205,12 @@ class TrainingRun:
                 self._check_finite(step, validation_loss=now.loss, perplexity=now.perplexity)
                 self.lowest_loss = min(self.lowest_loss, now.loss)
             self.step = step
-            self.progress.show(self.metrics.append(train, evaluation))
+            row = self.metrics.append(train, evaluation)
+            self.progress.show(row)
             with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
                 self.metrics.flush()
+            for callback in self.callbacks:
+                callback(row.to_json())
         self.checkpoints.wait()
         if self.step > max(self.checkpoints.steps, default=0):
             metrics = evaluation.to_dict() if evaluation else None
