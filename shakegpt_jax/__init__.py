@@ -11,18 +11,56 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from shakegpt_jax.errors import CorruptCheckpointError, UserError
-    from shakegpt_jax.inference.language_model import LanguageModel, load
+    from shakegpt_jax.config import Config, ModelConfig
+    from shakegpt_jax.configs import load_config
+    from shakegpt_jax.data.tokenizer import CharTokenizer
+    from shakegpt_jax.errors import (
+        CorruptCheckpointError,
+        DivergedError,
+        SaveError,
+        StoppedBySignalError,
+        UserError,
+    )
+    from shakegpt_jax.inference.language_model import LanguageModel
+    from shakegpt_jax.inference.loading import load
+    from shakegpt_jax.model.gpt import GPT
     from shakegpt_jax.reporting.metrics import Evaluation
+    from shakegpt_jax.training.api import TrainingResult, train
 
-__all__ = ["CorruptCheckpointError", "Evaluation", "LanguageModel", "UserError", "load"]
+__all__ = [
+    "GPT",
+    "CharTokenizer",
+    "Config",
+    "CorruptCheckpointError",
+    "DivergedError",
+    "Evaluation",
+    "LanguageModel",
+    "ModelConfig",
+    "SaveError",
+    "StoppedBySignalError",
+    "TrainingResult",
+    "UserError",
+    "load",
+    "load_config",
+    "train",
+]
 
 _MODULES = {
+    "CharTokenizer": "data.tokenizer",
+    "Config": "config",
     "CorruptCheckpointError": "errors",
+    "DivergedError": "errors",
     "Evaluation": "reporting.metrics",
+    "GPT": "model.gpt",
     "LanguageModel": "inference.language_model",
+    "ModelConfig": "config",
+    "SaveError": "errors",
+    "StoppedBySignalError": "errors",
+    "TrainingResult": "training.api",
     "UserError": "errors",
-    "load": "inference.language_model",
+    "load": "inference.loading",
+    "load_config": "configs",
+    "train": "training.api",
 }
 
 

@@ -53,7 +53,8 @@ def _dispatch() -> None:
     import importlib
 
     sys.argv[:2] = [f"shakegpt {name}"]
-    importlib.import_module(f"shakegpt_jax.{name}").main()
+    module = "train_model" if name == "train" else name  # shakegpt_jax.train is a function
+    importlib.import_module(f"shakegpt_jax.{module}").main()
 
 
 if __name__ == "__main__":

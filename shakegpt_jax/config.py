@@ -12,7 +12,7 @@ _ADDED_FIELDS = {
     "model": {"remat", "activation"},
     "data": {"replacement"},
     "optimizer": {"adam_weight_decay", "decay", "nesterov"},
-    "train": {"accumulate_steps", "eval_characters", "init_from", "target_loss"},
+    "train": {"accumulate_steps", "eval_characters", "init_from", "target_loss", "tracker"},
     "mesh": {"tensor"},
 }
 
@@ -159,6 +159,11 @@ class TrainConfig(_Section):
     steps_per_dispatch: int = _field(50, "steps per compiled call and metrics row", _integer(1))
     keep_checkpoints: int = _field(2, "latest checkpoints to keep, besides the best", _integer(1))
     sample_length: int = _field(200, "characters to sample at evaluations; 0: none", _integer(0))
+    tracker: str = _field(
+        "none",
+        "experiment tracker that also gets the metrics",
+        _one_of("none", "wandb", "trackio", "mlflow", "tensorboard"),
+    )
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -251,17 +256,35 @@ def _ignored(opt: OptimizerConfig) -> list[str]:
     return [name for name, optimizers in _ONLY_WITH.items() if opt.name not in optimizers]
 
 
+def _require(holds: bool, path: str, value: Any, right: str) -> None:
+    if not holds:
+        raise UserError(f"config.{path} is {value!r:.80}; it must be {right}")
+
+
+def validate_section(name: str, section: _Section) -> None:
+    """Raise a `UserError` if a value of a section, such as "model", is not accepted."""
+    for field in dataclasses.fields(section):
+        value, rule, kind = (
+            getattr(section, field.name),
+            field.metadata["rule"],
+            type(field.default),
+        )
+        is_kind = type(value) in (kind, int if kind is float else kind)
+        _require(is_kind and rule.accepts(value), f"{name}.{field.name}", value, rule.description)
+    if isinstance(section, ModelConfig):
+        right = f"a multiple of n_head ({section.n_head})"
+        holds = section.n_embd % section.n_head == 0
+        _require(holds, "model.n_embd", section.n_embd, right)
+
+
 def _validate(config: Config) -> None:
     def require(holds: bool, path: str, right: str) -> None:
-        if not holds:
-            raise UserError(f"config.{path} is {values[path]!r:.80}; it must be {right}")
+        _require(holds, path, values[path], right)
 
     values = {path: value for path, _, value in config.fields()}
-    for path, field, value in config.fields():
-        rule, kind = field.metadata["rule"], type(field.default)
-        is_kind = type(value) in (kind, int if kind is float else kind)
-        require(is_kind and rule.accepts(value), path, rule.description)
-    opt, model, batch_size = config.optimizer, config.model, config.data.batch_size
+    for name, section in config.sections.items():
+        validate_section(name, section)
+    opt, batch_size = config.optimizer, config.data.batch_size
     for name in _ignored(opt):
         default = getattr(OptimizerConfig, name)
         right = f"{default} with {opt.name}, which does not use it"
@@ -275,5 +298,3 @@ def _validate(config: Config) -> None:
     require(holds, "optimizer.final_learning_rate", right)
     right = f"a divisor of data.batch_size ({batch_size})"
     require(batch_size % config.train.accumulate_steps == 0, "train.accumulate_steps", right)
-    right = f"a multiple of n_head ({model.n_head})"
-    require(model.n_embd % model.n_head == 0, "model.n_embd", right)

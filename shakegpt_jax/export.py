@@ -39,7 +39,7 @@ def main() -> None:
     if html and not args.special_tokens:
         parser.error("--nospecial_tokens is for --format hf")
 
-    from shakegpt_jax.inference.language_model import load
+    from shakegpt_jax.inference.loading import load
     from shakegpt_jax.interop.huggingface_export import check_output, export_folder
     from shakegpt_jax.web.page import check_page_path
     from shakegpt_jax.web.prompt_page import export_page

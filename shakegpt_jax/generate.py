@@ -65,7 +65,7 @@ def main() -> None:
             parser.error("--prompt is -, but standard input is closed")
         text = decode_text(sys.stdin.buffer.read(), "standard input")
 
-    from shakegpt_jax.inference.language_model import load
+    from shakegpt_jax.inference.loading import load
     from shakegpt_jax.inference.sampling import Sampling
     from shakegpt_jax.reporting.terminal import print_samples
     from shakegpt_jax.reporting.trace import trace

@@ -30,15 +30,15 @@ def main() -> None:
         right = "--meta data/shakespeare_char/meta.pkl or similar, and a folder takes no --meta"
         parser.error(f"nanoGPT's ckpt.pt takes {right}")
 
+    from shakegpt_jax.checkpoints.writer import check_new, write_run
     from shakegpt_jax.interop.gpt2 import SHAPE
     from shakegpt_jax.interop.huggingface_import import read_huggingface
-    from shakegpt_jax.interop.imported_run import check_new, write_run
     from shakegpt_jax.interop.nanogpt import read_nanogpt
 
     folder = check_new(args.workdir)
     model = read_huggingface(args.source) if is_folder else read_nanogpt(args.source, args.meta)
     with record_signal() as stop:  # so that no half-written run is left behind
-        write_run(model, folder)
+        write_run(folder, model.step, model.params, model.metrics, model.metadata)
     if stop.received:
         sys.exit(128 + stop.received)
     config, run = model.metadata.config, shlex.quote(args.workdir)

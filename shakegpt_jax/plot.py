@@ -2,14 +2,12 @@
 
 from shakegpt_jax.cli.command import run_command
 
-_EVERY = 1.0  # seconds between looks at a run that is followed
-
 
 def main() -> None:
     """Parse the arguments, and plot or convert."""
+    import argparse
     import shlex
     import sys
-    import time
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, shared_folder, short_names
     from shakegpt_jax.cli.arguments import ArgumentParser, named
@@ -27,10 +25,10 @@ def main() -> None:
     add("--output", type=named, help=help_text)
     add("--x", choices=X_AXES, help="horizontal axis: step (default), or seconds of training")
     add("--tensorboard", action="store_true", help="write event files into the run folders instead")
-    add("--follow", action="store_true", help="with --tensorboard: until no run is training")
+    add("--follow", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.follow and not args.tensorboard:
-        parser.error("--follow requires --tensorboard")
+    if args.follow:
+        parser.error("no --follow any more: train with --config.train.tracker=tensorboard instead")
     if args.tensorboard and (args.output or args.x):
         parser.error("--tensorboard cannot be combined with --output or --x")
     found = find_runs(args.runs + args.workdir, started=True)
@@ -42,21 +40,12 @@ def main() -> None:
         print(line, file=sys.stderr)
 
     if args.tensorboard:
-        from shakegpt_jax.checkpoints.run_folder import is_locked
         from shakegpt_jax.reporting.tensorboard import EventFile
 
-        files = [EventFile(run) for run in runs.values()]
-        for file in files:
-            file.update()
-            print(file.path, flush=True)
+        for folder in runs.values():
+            print(EventFile(folder, read_metrics(folder)).path)
         logdir = shlex.quote(str(shared_folder(runs)))
         print(f"View: tensorboard --logdir {logdir}", file=sys.stderr)
-        active = args.follow
-        while active:
-            active = any(map(is_locked, runs.values()))  # first, so that the last rows are read
-            for file in files:
-                file.update()
-            time.sleep(_EVERY)
         return
 
     from shakegpt_jax.checkpoints.reader import CheckpointReader

@@ -30,7 +30,7 @@ def main() -> None:
     for package in ("msgspec", "prometheus_client", "starlette", "uvicorn"):
         import_extra(package, extra="serve")
 
-    from shakegpt_jax.inference.language_model import load
+    from shakegpt_jax.inference.loading import load
     from shakegpt_jax.serving.guard import check_host, check_origin
     from shakegpt_jax.serving.server import bind, run_server
 

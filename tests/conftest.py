@@ -168,7 +168,8 @@ def command(monkeypatch, run_main) -> Callable[..., tuple[int, str, str]]:
 
     def run(module: str, *args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [module, *map(str, args)])
-        return run_main(importlib.import_module(f"shakegpt_jax.{module}").main)
+        name = "train_model" if module == "train" else module
+        return run_main(importlib.import_module(f"shakegpt_jax.{name}").main)
 
     return run
 

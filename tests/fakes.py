@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.config import ModelConfig, _field, _integer
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.model.gpt import GPT, KVCache
 
@@ -86,7 +86,7 @@ class CountingModel(FixedModel):
 class ExpertsConfig(ModelConfig):
     """A config with a field that nobody knows yet."""
 
-    n_expert: int = 4
+    n_expert: int = _field(4, "experts", _integer(1))
 
 
 def with_new_field(lm: LanguageModel) -> LanguageModel:
@@ -105,6 +105,16 @@ class SmallFiles:
 
     def __exit__(self, *exception: object) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process."""
+
+
+def crash_at_9(row: dict[str, Any]) -> None:
+    """End a run after the row of step 9; a callback."""
+    if row["step"] == 9:
+        raise Crash
 
 
 def one_line(text: str) -> str:

@@ -328,6 +328,7 @@ def test_help_lists_every_command(command):
         assert max(map(len, out.splitlines())) <= 80
         modules = (ROOT / "shakegpt_jax").glob("*.py")
         commands = {path.stem for path in modules if "\ndef main(" in path.read_text()}
+        commands ^= {"train", "train_model"}
         assert set(re.findall(r"^  (\w+) ", out, re.MULTILINE)) == commands - {
             "__main__",
             "scaling",
@@ -458,7 +459,7 @@ def test_scaling_prints_json_and_plots(tmp_path, command, monkeypatch):
 
 
 def test_commands_import_jax_only_after_parsing_their_arguments(tmp_path):
-    names = ("__main__", *COMMANDS)
+    names = ("__main__", "train_model", *(name for name in COMMANDS if name != "train"))
     code = f"import sys; import {', '.join(f'shakegpt_jax.{name}' for name in names)}\n"
     code += "assert not {'jax', 'numpy', 'argparse'} & sys.modules.keys()"
     assert finish(start("-c", code, cwd=tmp_path)) == (0, "", "")
@@ -468,7 +469,7 @@ def test_trains_and_evaluates_on_another_text(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     text = "αβγ δε ζη\n" * 200
     Path("own.txt").write_text(text)
-    monkeypatch.setattr("shakegpt_jax.train.STARTED", time.perf_counter() - 1_000)
+    monkeypatch.setattr("shakegpt_jax.train_model.STARTED", time.perf_counter() - 1_000)
     code, out, _ = command("train", *TINY, "--config.data.path=own.txt", "--workdir=own")
     assert code == 0
     # The total time includes the time before training, since the process started.

@@ -182,7 +182,7 @@ def test_plot_takes_runs_with_and_without_the_flag(finished, tmp_path, command, 
     assert drawn == [["a", "b"]] * len(forms)
     assert command("plot", "runs/a", "--output=x.png")[:2] == (0, "x.png\n")
     for arguments, message in (
-        (("--follow",), "--follow requires --tensorboard"),
+        (("--tensorboard", "--follow"), "train with --config.train.tracker=tensorboard instead"),
         (("--tensorboard", "--x=step"), "--tensorboard cannot be combined with"),
         (("--x", "hours"), "invalid choice: 'hours'"),
         (("runs/none",), "no such run folder: runs/none"),

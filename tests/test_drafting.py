@@ -9,7 +9,7 @@ from fakes import CountingModel, FixedModel
 
 from shakegpt_jax.config import Config, ModelConfig
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.inference import language_model
+from shakegpt_jax.inference import drafting, language_model
 from shakegpt_jax.inference import ngram as ngrams
 from shakegpt_jax.inference.decoding import (
     acceptance_rate,
@@ -177,7 +177,7 @@ def test_drafts_are_used_if_they_are_accepted_often_enough(monkeypatch):
         return iter(())
 
     monkeypatch.setattr(language_model, "generate_ids", generate_ids)
-    monkeypatch.setattr(language_model, "drafting_pays", lambda *_: True)
+    monkeypatch.setattr(drafting, "drafting_pays", lambda *_: True)
     monkeypatch.setattr(LanguageModel, "load_corpus", lambda *_: corpus)
     for draft in (None, True, False):
         lm = LanguageModel(model, params, tokenizer, config, "")

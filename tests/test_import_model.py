@@ -36,7 +36,7 @@ def test_what_an_imported_run_cannot_do_is_said_in_one_line(foreign, finished, c
     for args, reason in {
         ("evaluate",): "training text of an imported model is not known; pass --path FILE",
         ("generate", "--draft"): "drafting needs the training text",
-        ("train",): "holds an imported model, without an optimizer state to resume from",
+        ("train",): "holds an imported or saved model, without an optimizer state to resume from",
         ("plot",): "no curves of new/run: metrics.jsonl is missing, as in an imported run",
         ("plot", "--tensorboard"): "no curves of new/run: metrics.jsonl is missing",
     }.items():

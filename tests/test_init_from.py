@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fakes import one_line
+from fakes import Crash, crash_at_9, one_line
 from test_processes import losses, many  # noqa: F401  # a fixture
-from test_training_run import Crash, at_step_9, reproducible
+from test_training_run import reproducible
 
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints import reader
@@ -27,7 +27,6 @@ from shakegpt_jax.sharding import gather, make_mesh
 from shakegpt_jax.training.run import train
 from shakegpt_jax.training.start import find_pretrained, load_params, recorded_config
 from shakegpt_jax.training.step import make_chunk
-from shakegpt_jax.training.trainer import Trainer
 
 NEW = "#0é€"  # before, between and after the characters of the source
 SMALL = {
@@ -144,12 +143,7 @@ def test_without_updates_the_loss_is_that_of_the_source(
 
 
 @pytest.mark.slow
-def test_resuming_is_bit_exact_and_needs_no_source(
-    other, finished_copy, tmp_path, monkeypatch, capsys
-):
-    def crash():
-        raise Crash
-
+def test_resuming_is_bit_exact_and_needs_no_source(other, finished_copy, tmp_path, capsys):
     config = other.replace({"train.init_from": str(finished_copy)})
     train(config, tmp_path / "whole")
     out = capsys.readouterr().out
@@ -157,9 +151,8 @@ def test_resuming_is_bit_exact_and_needs_no_source(
         f"starts from {finished_copy}/checkpoints/12, with new rows for 4 characters that it "
         "lacks: '#' '0' 'é' '€'\nstep 0/12: validation loss "
     )
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(Trainer, "run", at_step_9(crash))
-        train(config, tmp_path / "stopped")
+    with pytest.raises(Crash):
+        train(config, tmp_path / "stopped", callbacks=[crash_at_9])
     shutil.rmtree(finished_copy)
     moved = config.replace({"train.init_from": "moved"})
     train(moved, tmp_path / "stopped")

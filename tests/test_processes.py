@@ -171,7 +171,7 @@ def test_any_split_of_devices_trains_alike_and_resumes(many, n):
 
 ON_HOST = """
 from shakegpt_jax.cli.command import run_command
-from shakegpt_jax.train import main
+from shakegpt_jax.train_model import main
 from shakegpt_jax.training import trainer
 
 trainer._MAX_DEVICE_BYTES = 0
@@ -192,7 +192,7 @@ SLOW = """
 import time
 
 from shakegpt_jax.cli.command import run_command
-from shakegpt_jax.train import main
+from shakegpt_jax.train_model import main
 from shakegpt_jax.training import run
 
 

@@ -18,8 +18,8 @@ from fakes import PositionModel, one_line, with_new_field
 import shakegpt_jax
 from shakegpt_jax.inference import evaluation
 from shakegpt_jax.inference.evaluation import copied_stretches
+from shakegpt_jax.inference.inspection import attention_weights
 from shakegpt_jax.inference.scoring import (
-    attention_weights,
     character_losses,
     character_predictions,
 )

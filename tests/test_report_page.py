@@ -12,7 +12,7 @@ from browser import chromium, console_errors, go_offline
 
 import shakegpt_jax
 from shakegpt_jax.inference import evaluation
-from shakegpt_jax.inference.scoring import attention_weights
+from shakegpt_jax.inference.inspection import attention_weights
 from shakegpt_jax.training.run import train
 from shakegpt_jax.web.report import write_report
 

@@ -1,21 +1,14 @@
 """Event files against TensorBoard's own reader."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-from fakes import SmallFiles
+from fakes import Crash, SmallFiles, crash_at_9
 
-from shakegpt_jax.checkpoints.run_folder import run_lock
+from shakegpt_jax.reporting.metrics import read_metrics
 from shakegpt_jax.reporting.tensorboard import EventFile
-
-ROOT = Path(__file__).parent.parent
+from shakegpt_jax.training import run
 
 
 def test_without_tensorboard_says_how_to_get_it(finished_copy, command, monkeypatch):
@@ -75,59 +68,25 @@ def test_tensorboard_reads_what_metrics_hold(finished_copy, lines, command, read
 
 def test_what_cannot_be_written_is_named_as_the_user_does(finished_copy):
     pytest.importorskip("tensorboard")
-    file = EventFile(finished_copy)
     with SmallFiles(), pytest.raises(OSError, match="File too large") as raised:
-        file.update()
+        EventFile(finished_copy, read_metrics(finished_copy))
     assert raised.value.filename == str(finished_copy)
 
 
 @pytest.mark.slow
 def test_each_step_of_a_resumed_run_has_one_value_in_an_open_tensorboard(
-    finished_copy, lines, reader
+    run_config, tmp_path, reader
 ):
-    metrics, other = finished_copy / "metrics.jsonl", finished_copy / "events.out.tfevents.1.other"
+    workdir = tmp_path / "run"
+    run_config.train.tracker = "tensorboard"
+    with pytest.raises(Crash):
+        run.train(run_config.freeze(), workdir, callbacks=[crash_at_9])
+    other = workdir / "events.out.tfevents.1.other"
     other.touch()  # of another tool
-    repeated = json.dumps(json.loads(lines[2]) | {"train_loss": 1.5}) + "\n"
-    opened, file = reader(finished_copy), EventFile(finished_copy)
-    for now, steps in (
-        (lines, [3, 6, 9, 12]),
-        ([*lines[:2], repeated], [3, 6, 9]),
-        ([*lines[:2], repeated, lines[3][:20]], [3, 6, 9]),  # being written
-        ([*lines[:2], repeated, lines[3]], [3, 6, 9, 12]),
-    ):
-        metrics.write_text("".join(now))
-        file.update()
-        losses = scalars(opened)["loss/train"]
-        assert [step for step, _ in losses] == steps
-        assert losses == scalars(reader(finished_copy))["loss/train"]  # opened later
-        assert (9, 1.5) in losses or now is lines
+    opened = reader(workdir)
+    assert [step for step, _ in scalars(opened)["loss/train"]] == [3, 6, 9]
+    run.train(run_config, workdir)
+    losses = scalars(opened)["loss/train"]
+    rows = [(row.step, pytest.approx(row.train_loss)) for row in read_metrics(workdir)]
+    assert losses == rows == scalars(reader(workdir))["loss/train"]  # opened later
     assert other.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("interrupt", [False, True])
-def test_follow_ends_with_the_run(finished_copy, lines, reader, interrupt):
-    shutil.rmtree(finished_copy / "checkpoints")  # a run that has only started
-    metrics = finished_copy / "metrics.jsonl"
-    metrics.write_text("")
-    with run_lock(finished_copy):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "shakegpt_jax.plot", finished_copy, "--tensorboard", "--follow"],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout and "events.out.tfevents." in process.stdout.readline()
-        metrics.write_text("".join(lines))
-        wait_until = time.monotonic() + 30
-        while not scalars(reader(finished_copy)) and time.monotonic() < wait_until:
-            time.sleep(0.1)
-        if interrupt:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == (130 if interrupt else 0)
-    assert errors == f"View: tensorboard --logdir {finished_copy.parent}\n"
-    losses = scalars(reader(finished_copy))["loss/train"]
-    assert [step for step, _ in losses] == [3, 6, 9, 12]

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import Crash, crash_at_9
 
 from configs import cpu
 from shakegpt_jax import load
@@ -27,8 +27,7 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.windows import gather_windows
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
-from shakegpt_jax.inference import PROMPT
-from shakegpt_jax.inference.language_model import choose_prompt
+from shakegpt_jax.inference import PROMPT, choose_prompt
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
 from shakegpt_jax.sharding import make_mesh
@@ -120,31 +119,10 @@ def test_default_prompt_is_a_line_of_the_text_if_it_cannot_be_encoded(corpus):
     assert choose_prompt("\n", "\n\n") == "\n\n"
 
 
-class Crash(Exception):
-    """Stands for whatever ends a process."""
-
-
-def at_step_9(action: Callable[[], None]) -> Callable:
-    """Return a `Trainer.run` that does something once it has yielded the metrics of step 9."""
-    run = Trainer.run
-
-    def run_and_act(self, step, until, stop):
-        for metrics in run(self, step, until, stop):
-            yield metrics
-            if metrics.step == 9:
-                action()
-
-    return run_and_act
-
-
-def test_resuming_after_a_crash_is_bit_exact(run_config, tmp_path, finished, monkeypatch):
-    def crash():
-        raise Crash
-
+def test_resuming_after_a_crash_is_bit_exact(run_config, tmp_path, finished):
     config = run_config.freeze()
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(Trainer, "run", at_step_9(crash))
-        train(config, tmp_path / "crashed")
+    with pytest.raises(Crash):
+        train(config, tmp_path / "crashed", callbacks=[crash_at_9])
     assert [row.step for row in read_metrics(tmp_path / "crashed")] == [3, 6, 9]
     assert CheckpointReader(tmp_path / "crashed").steps == [6]
     train(config, tmp_path / "crashed")
@@ -157,10 +135,13 @@ def _train_with_optimizations(config: Config, workdir: Path, stop: bool) -> None
     os.environ.pop("XLA_FLAGS", None)  # of conftest
     assert not jax.config.values["jax_disable_most_optimizations"]
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # ends with the process
-    if stop:
-        Trainer.run = at_step_9(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    def stop_at_9(row: dict) -> None:
+        if stop and row["step"] == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     try:
-        train(config, workdir)
+        train(config, workdir, callbacks=[stop_at_9])
     except StoppedBySignalError as error:
         assert "stopped at step 9, saved in" in str(error)
         sys.exit(error.exit_code)

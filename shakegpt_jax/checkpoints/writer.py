@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from shakegpt_jax.checkpoints.reader import (
 )
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, RunMetadata
 from shakegpt_jax.distributed import highest, is_primary, primary_first
-from shakegpt_jax.errors import SaveError
+from shakegpt_jax.errors import SaveError, UserError
 
 
 class CheckpointWriter(CheckpointReader):
@@ -138,3 +139,29 @@ class CheckpointWriter(CheckpointReader):
     def _clear_temporary(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True, exist_ok=True)
+
+
+def check_new(workdir: str | Path) -> Path:
+    """Return the run folder to create; raises a `UserError` if something is there already."""
+    folder = os.path.expanduser(workdir)
+    if os.path.lexists(folder):
+        raise UserError(f"{workdir} exists already; choose another folder, or remove it")
+    return Path(folder)
+
+
+def write_run(
+    folder: Path, step: int, params: Any, metrics: Metrics | None, metadata: RunMetadata
+) -> None:
+    """Write a run folder with one checkpoint, without optimizer state. All of it or nothing."""
+    try:
+        folder.mkdir(parents=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        right = "choose another folder"
+        raise UserError(f"cannot create the run folder {folder}: {reason}; {right}") from error
+    try:
+        with CheckpointWriter(folder, 1) as checkpoints:
+            checkpoints.save(step, params, None, metrics, metadata)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

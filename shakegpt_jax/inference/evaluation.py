@@ -11,7 +11,8 @@ import numpy as np
 from shakegpt_jax.data.corpus import Corpus, spread_pieces
 from shakegpt_jax.data.text import read_text
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference.language_model import LanguageModel, load
+from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.inference.loading import load
 from shakegpt_jax.inference.scoring import evaluate
 from shakegpt_jax.reporting.metrics import Evaluation, read_metrics
 from shakegpt_jax.reporting.terminal import format_duration

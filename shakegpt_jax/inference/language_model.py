@@ -2,36 +2,39 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Unpack, overload
 
 import jax
 import numpy as np
 
-from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_folder import find_run
+from shakegpt_jax.checkpoints.run_folder import RunMetadata
+from shakegpt_jax.checkpoints.writer import check_new, write_run
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.corpus import Corpus, load_corpus
-from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
+from shakegpt_jax.data.corpus import Corpus, load_known_corpus
+from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
-from shakegpt_jax.inference.decoding import acceptance_rate, for_decoding
-from shakegpt_jax.inference.ngram import NGram, build_ngram, drafting_pays
+from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE, choose_prompt
+from shakegpt_jax.inference.decoding import for_decoding
+from shakegpt_jax.inference.drafting import Drafter
+from shakegpt_jax.inference.inspection import attention_weights, hidden_states
 from shakegpt_jax.inference.sampler import (
     default_window_stride,
     generate_ids,
-    speedup_of_drafts,
 )
-from shakegpt_jax.inference.sampling import Sampling, as_integer, require, truncate_at_stops
+from shakegpt_jax.inference.sampling import (
+    Options,
+    Sampling,
+    as_integer,
+    as_seeds,
+    as_texts,
+    require,
+    truncate_at_stops,
+)
 from shakegpt_jax.inference.scoring import character_losses, next_logits
-from shakegpt_jax.model.gpt import GPT, abstract_params
+from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation
-from shakegpt_jax.sharding import on_one_device
-
-_LONGEST_PROMPT = 20  # characters, of one that is taken from the text
-
-Prompt = TypeVar("Prompt", str, list[str])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -46,7 +49,6 @@ class LanguageModel:
     checkpoint: Path | None = None  # where it was loaded from
     step: int | None = None  # of that checkpoint
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # on the validation split
-    _acceptance_rates: dict[Sampling, float] = dataclasses.field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.model.config != self.config.model:
@@ -71,9 +73,57 @@ class LanguageModel:
         """Number of parameters."""
         return sum(p.size for p in jax.tree.leaves(self.params))
 
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
+        self, prompt: str, max_new_tokens: int = MAX_NEW_TOKENS, **options: Unpack[Options]
+    ) -> str: ...
+
+    @overload
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Sequence[str],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        **options: Unpack[Options],
+    ) -> list[str]: ...
+
+    def generate(
+        self, prompt: Any, max_new_tokens: int = MAX_NEW_TOKENS, **options: Any
+    ) -> str | list[str]:
+        """Continue a prompt, or several in one batch, each as it would be continued alone.
+
+        Args:
+            prompt: one text or a list of texts, each of 1 character or more.
+            max_new_tokens: characters to generate for each.
+            **options: those of `stream`.
+
+        Returns:
+            The prompt and its continuation, or a list of them.
+
+        Raises:
+            UserError: if a prompt is empty or has characters outside the vocabulary, an option is
+                out of range, or `draft` is True and `load_corpus` fails.
+        """
+        pieces: Any = self.stream(prompt, max_new_tokens, **options)
+        if isinstance(prompt, str):
+            return prompt + "".join(pieces)
+        return ["".join(row) for row in zip(prompt, *pieces, strict=True)]
+
+    @overload
+    def stream(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too
+        self, prompt: str, max_new_tokens: int = MAX_NEW_TOKENS, **options: Unpack[Options]
+    ) -> Iterator[str]: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: Sequence[str],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        **options: Unpack[Options],
+    ) -> Iterator[list[str]]: ...
+
+    def stream(
+        self,
+        prompt: Any,
         max_new_tokens: int = MAX_NEW_TOKENS,
         *,
         temperature: float = TEMPERATURE,
@@ -81,11 +131,11 @@ class LanguageModel:
         top_p: float | None = None,
         min_p: float | None = None,
         seed: int | Sequence[int] = SEED,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         window_stride: int | None = None,
         draft: bool | None = None,
-    ) -> Prompt:
-        """Continue a prompt, or several in one batch, each as it would be continued alone.
+    ) -> Iterator[str] | Iterator[list[str]]:
+        """Continue prompts as `generate` does; yield each new piece as it is generated.
 
         Args:
             prompt: one text or a list of texts, each of 1 character or more.
@@ -105,61 +155,30 @@ class LanguageModel:
                 is faster and the training text is still there.
 
         Returns:
-            The prompt and its continuation, or a list of them.
-
-        Raises:
-            UserError: if a prompt is empty or has characters outside the vocabulary, an option is
-                out of range, or `draft` is True and `load_corpus` fails.
+            An iterator over texts, or over lists with one text per prompt. The prompts are not
+            repeated.
         """
-        is_prompt = isinstance(prompt, str | list | tuple)
+        is_text = isinstance(prompt, str)
+        is_prompt = is_text or (isinstance(prompt, Sequence) and not isinstance(prompt, bytes))
         require(is_prompt, "prompt", prompt, "a text or a list of texts")
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options |= {"min_p": min_p, "seed": seed, "stop": stop}
-        options |= {"window_stride": window_stride, "draft": draft}
-        chunks = self.stream(prompts, max_new_tokens, **options)
-        texts = ["".join(row) for row in zip(prompts, *chunks, strict=True)]
-        return texts[0] if isinstance(prompt, str) else texts
-
-    def stream(
-        self,
-        prompts: Sequence[str],
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        *,
-        seed: int | Sequence[int] = SEED,
-        stop: Sequence[str] = (),
-        window_stride: int | None = None,
-        draft: bool | None = None,
-        **sampling: Any,
-    ) -> Iterator[list[str]]:
-        """Continue a list of prompts; yield one new piece of text per prompt as it is generated.
-
-        Arguments and errors are those of `generate`.
-        """
-        prompts = _as_texts("prompts", prompts)
+        prompts = as_texts("prompts", [prompt] if is_text else prompt)
         stop = [stop] if isinstance(stop, str) else stop
-        stops = _as_texts("stop", stop) if stop else ()
+        stops = as_texts("stop", stop) if stop else ()
         n_time = self.config.model.block_size
         if window_stride is None:
             window_stride = default_window_stride(n_time)
         window_stride = as_integer("window_stride", window_stride, 1, n_time)
-        options = Sampling.of(self.model.vocab_size, **sampling)
+        options = Sampling.of(self.model.vocab_size, temperature, top_k, top_p, min_p)
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
-        seeds = _as_seeds(seed, len(prompts))
+        seeds = as_seeds(seed, len(prompts))
         n_new = as_integer("max_new_tokens", max_new_tokens, 1)
         require(draft is None or isinstance(draft, bool), "draft", draft, "True, False or None")
-        ngram = None
-        pays = drafting_pays(self.n_params, len(ids), n_new, window_stride)
-        if draft or (draft is None and pays):
-            try:
-                if draft or self._speedup_of_drafts(options, len(ids)) > 1:
-                    ngram = self._ngram[0]
-            except UserError as error:
-                if draft:
-                    raise UserError(f"drafting needs the training text: {error}") from error
+        ngram = self._drafter.choose(draft, options, len(ids), n_new, window_stride)
         chunks = generate_ids(*self.for_decoding, ids, seeds, n_new, options, window_stride, ngram)
+        pieces: Iterator[list[str]]
         pieces = ([self._decode(row) for row in chunk] for chunk in chunks)
-        return truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
+        pieces = truncate_at_stops(pieces, stops, len(prompts)) if stops else pieces
+        return (piece for (piece,) in pieces) if is_text else pieces
 
     def _decode(self, ids: np.ndarray) -> str:
         if (ids < 0).any():  # see `sample_token`
@@ -176,29 +195,19 @@ class LanguageModel:
         return for_decoding(self.model, self.params)
 
     @functools.cached_property
-    def _ngram(self) -> tuple[NGram, np.ndarray]:
-        """An n-gram of the training split, and a window of the validation split."""
-        corpus = self.load_corpus()
-        window_T = corpus.val_ids[: self.config.model.block_size]
-        return build_ngram(corpus.train_ids, self.model.vocab_size), window_T
-
-    def _speedup_of_drafts(self, sampling: Sampling, n_row: int) -> float:
-        if sampling not in self._acceptance_rates:
-            ngram, window_T = self._ngram
-            contexts_T = ngram.contexts([window_T[: i + 1] for i in range(len(window_T))])
-            rate = acceptance_rate(*self.for_decoding, ngram, window_T, contexts_T, sampling)
-            self._acceptance_rates[sampling] = float(rate)
-        config = self.for_decoding[0].config
-        return speedup_of_drafts(self._acceptance_rates[sampling], n_row, config)
+    def _drafter(self) -> Drafter:
+        return Drafter(*self.for_decoding, self.load_corpus)
 
     @overload
-    def logits(self, text: str, *, stride: int | None = None) -> np.ndarray: ...
+    def logits(  # type: ignore[overload-overlap]
+        self, text: str, *, stride: int | None = None
+    ) -> np.ndarray: ...
 
     @overload
-    def logits(self, text: list[str], *, stride: int | None = None) -> list[np.ndarray]: ...
+    def logits(self, text: Sequence[str], *, stride: int | None = None) -> list[np.ndarray]: ...
 
     def logits(
-        self, text: str | list[str], *, stride: int | None = None
+        self, text: str | Sequence[str], *, stride: int | None = None
     ) -> np.ndarray | list[np.ndarray]:
         """Compute the logits of the next character at every position; see `evaluate`.
 
@@ -207,7 +216,7 @@ class LanguageModel:
             for a list of texts.
         """
         if not isinstance(text, str):
-            return [self.logits(each, stride=stride) for each in _as_texts("text", text)]
+            return [self.logits(each, stride=stride) for each in as_texts("text", text)]
         return next_logits(*self.for_decoding, self.tokenizer.encode(text), stride=stride)
 
     def score(self, text: str, *, stride: int | None = None) -> np.ndarray:
@@ -240,6 +249,55 @@ class LanguageModel:
         """
         return Evaluation.from_losses(-self.score(text, stride=stride))
 
+    def attention(self, text: str) -> np.ndarray:
+        """Compute how much each character attends to itself and to each one before it.
+
+        Args:
+            text: 1 to block_size characters.
+
+        Returns:
+            (n_layer, n_head, len(text), len(text)) float32 weights; each row, the last axis, adds
+            up to 1.
+        """
+        weights = self._inspect(attention_weights, text)
+        return weights[..., : len(text)]
+
+    def hidden_states(self, text: str) -> np.ndarray:
+        """Compute the residual stream: the input of the first block, and the output of each.
+
+        `lm.model.apply({"params": lm.params}, states[-1], method="head")` are the logits: the last
+        states are those before the final LayerNorm.
+
+        Args:
+            text: 1 to block_size characters.
+
+        Returns:
+            (n_layer + 1, len(text), n_embd) float32.
+        """
+        return self._inspect(hidden_states, text)
+
+    def _inspect(self, compute: Callable[..., jax.Array], text: str) -> np.ndarray:
+        """Apply a function of (1, T) ids, padded so that one shape is compiled."""
+        n_time = self.config.model.block_size
+        require(isinstance(text, str), "text", text, "a text")
+        as_integer("the text's length", len(text), 1, n_time)
+        window_1xT = np.zeros((1, n_time), np.int32)
+        window_1xT[0, : len(text)] = self.tokenizer.encode(text)
+        return np.asarray(compute(*self.for_decoding, window_1xT))[0][..., : len(text), :]
+
+    def save(self, folder: str | Path) -> None:
+        """Write a run folder that `load` opens, and `train.init_from` starts from.
+
+        It holds what `load` returned, without an optimizer state.
+
+        Raises:
+            UserError: if something is there already, or the folder cannot be created.
+            SaveError: if the checkpoint cannot be saved.
+        """
+        require(isinstance(folder, str | Path), "folder", folder, "a folder name")
+        metadata = RunMetadata(self.config, self.tokenizer.vocabulary, self.text_sha256)
+        write_run(check_new(folder), self.step or 1, self.params, self.metrics or None, metadata)
+
     def default_prompt(self) -> str:
         """Return the default prompt, or a line of the validation text if it cannot be encoded."""
         vocabulary = self.tokenizer.vocabulary
@@ -264,71 +322,5 @@ class LanguageModel:
         if path is None and not self.text_sha256:
             raise UserError("the training text of an imported model is not known")
         path = self.config.data.path if path is None else path
-        corpus = load_corpus(path, self.config.model.block_size, self.tokenizer.vocabulary)
-        if new := set(corpus.tokenizer.vocabulary) - set(self.tokenizer.vocabulary):
-            raise UserError(
-                f"{path} has characters that the model lacks, such as {show_character(min(new))}"
-            )
-        if self.text_sha256 and corpus.sha256 != self.text_sha256:
-            name = path or "Tiny Shakespeare"
-            raise UserError(f"{name} is not the text that the model was trained on, or has changed")
-        return corpus
-
-
-def choose_prompt(vocabulary: str, val_text: str) -> str:
-    """Return PROMPT, or the beginning of a line of `val_text` if a character is not known."""
-    if set(PROMPT) <= set(vocabulary):
-        return PROMPT
-    _, _, from_next_line = val_text.partition("\n")  # the first line may lack its beginning
-    lines = [line for line in (from_next_line or val_text).split("\n") if line.strip()]
-    return (lines or [val_text])[0][:_LONGEST_PROMPT]
-
-
-def _as_seeds(seed: Any, count: int) -> list[int]:
-    """Return one seed per prompt, from one seed for all or a sequence of them."""
-    seeds = [*seed] if np.ndim(seed) == 1 else [seed] * count
-    if len(seeds) != count:
-        raise UserError(f"seed has {len(seeds)} values; give one, or one per prompt ({count})")
-    return [as_integer("seed", each, 0, 2**32 - 1) for each in seeds]
-
-
-def _as_texts(name: str, value: Any) -> Sequence[str]:
-    """Check that a value is a list of one non-empty text or more."""
-    are_texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-    require(are_texts, name, value, "a list of texts")
-    require(len(value) > 0, name, value, "one text or more")
-    require(all(value), name.removesuffix("s"), "", "one character or more")
-    return value
-
-
-def load(
-    workdir: str | Path = "", *, step: int | Literal["best", "latest"] = "best"
-) -> LanguageModel:
-    """Load a trained model.
-
-    Args:
-        workdir: a run folder; empty: the newest under "runs".
-        step: the checkpoint; "best" has the lowest validation loss.
-
-    Raises:
-        UserError: if there is no such run or checkpoint, or this version cannot read it.
-        CorruptCheckpointError: if a file of the checkpoint is missing or has changed.
-    """
-    require(isinstance(workdir, str | Path), "workdir", workdir, "a folder name")
-    if isinstance(step, str):
-        right = "'best', 'latest' or a whole number"
-        require(step in ("best", "latest"), "step", step, right)
-    else:
-        step = as_integer("step", step, 0)
-    checkpoints = CheckpointReader(find_run(str(workdir)))
-
-    def restore() -> LanguageModel:
-        saved = checkpoints.read(step)
-        config, tokenizer = saved.metadata.config, CharTokenizer(saved.metadata.vocabulary)
-        model = GPT(config.model, tokenizer.vocab_size)
-        abstract = on_one_device(abstract_params(config.model, tokenizer.vocab_size))
-        params = checkpoints.restore(saved.step, {"params": abstract})["params"]
-        known = saved.metadata.text_sha256, saved.path, saved.step, saved.metrics
-        return LanguageModel(model, params, tokenizer, config, *known)
-
-    return checkpoints.read_stable(restore)
+        n_time, vocabulary = self.config.model.block_size, self.tokenizer.vocabulary
+        return load_known_corpus(path, n_time, vocabulary, self.text_sha256)

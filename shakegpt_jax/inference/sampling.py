@@ -6,7 +6,7 @@ Axes: B rows, T characters, V vocabulary.
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,19 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import TEMPERATURE
 
 _MAX_TEMPERATURE = 1e6  # above, sampling is nearly uniform
+
+
+class Options(TypedDict, total=False):
+    """What `LanguageModel.stream` accepts besides a prompt and the number of characters."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | Sequence[int]
+    stop: str | Sequence[str]
+    window_stride: int | None
+    draft: bool | None
 
 
 class Sampling(NamedTuple):
@@ -190,3 +203,21 @@ def as_number(name: str, value: Any, least: float, most: float, right: str) -> f
         number = math.nan
     require(least <= number <= most, name, value, right)
     return number
+
+
+def as_seeds(seed: Any, count: int) -> list[int]:
+    """Return one seed per prompt, from one seed for all or a sequence of them."""
+    seeds = [*seed] if np.ndim(seed) == 1 else [seed] * count
+    if len(seeds) != count:
+        raise UserError(f"seed has {len(seeds)} values; give one, or one per prompt ({count})")
+    return [as_integer("seed", each, 0, 2**32 - 1) for each in seeds]
+
+
+def as_texts(name: str, value: Any) -> list[str]:
+    """Check that a value is a sequence of one non-empty text or more."""
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    are_texts = is_sequence and all(isinstance(text, str) for text in value)
+    require(are_texts, name, value, "a list of texts")
+    require(len(value) > 0, name, value, "one text or more")
+    require(all(value), name.removesuffix("s"), "", "one character or more")
+    return list(value)

@@ -1,6 +1,6 @@
-"""Exact evaluation: the loss of every character of a text but the first, logits, attention weights.
+"""Exact evaluation: the loss of every character of a text but the first, and logits.
 
-Axes: N windows, B windows or rows per batch, T characters per window, L layers, H heads.
+Axes: N windows, B windows per batch, T characters per window.
 """
 
 import functools
@@ -14,7 +14,6 @@ import numpy as np
 import optax
 
 from shakegpt_jax.inference.sampling import as_integer, require
-from shakegpt_jax.model.attention import attend
 from shakegpt_jax.model.gpt import GPT
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.sharding import batch_devices, constrain, one_ahead, shard_batch
@@ -120,29 +119,3 @@ def _window_predictions(model: GPT, params: Any, windows_BxT1: jax.Array) -> jax
     confidences_BxT = jnp.exp(log_probs_BxTxV.max(2))
     correct_BxT = (log_probs_BxTxV.argmax(2) == targets_BxT).astype(jnp.float32)
     return constrain(jnp.stack([losses_BxT, confidences_BxT, correct_BxT], 2))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def attention_weights(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
-    """Compute how much each character attends to itself and to each one before it.
-
-    The model runs as usual, and flax.linen captures its queries and keys. Returns (B, L, H, T, T)
-    float32 weights, whose sum over the last axis is 1.
-    """
-    _, captured = model.apply(
-        {"params": params},
-        idx_BxT,
-        capture_intermediates=lambda module, _: module.name == "c_attn",
-        mutable=["intermediates"],
-    )
-    n_time = idx_BxT.shape[1]
-    mask_1x1xTxT = jnp.tril(jnp.ones((1, 1, n_time, n_time), bool))
-    layers = []
-    for i in range(model.config.n_layer):
-        (qkv_BxTx3xD,) = captured["intermediates"][f"block_{i}"]["attn"]["c_attn"]["__call__"]
-        qkv_BxTx3xHxK = qkv_BxTx3xD.reshape(*qkv_BxTx3xD.shape[:3], model.config.n_head, -1)
-        q_BxHxTxK, k_BxHxTxK, _ = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4)
-        # With the identity as values, the output of attention is its weights.
-        identity = jnp.broadcast_to(jnp.eye(n_time), (*q_BxHxTxK.shape[:2], n_time, n_time))
-        layers.append(attend(q_BxHxTxK, k_BxHxTxK, identity, mask_1x1xTxT))
-    return cast(jax.Array, jnp.stack(layers, axis=1))

@@ -1,14 +1,10 @@
-"""A model of another tool, and the run folder that is made of it."""
+"""A model of another tool."""
 
 import dataclasses
-import os
-import shutil
-from pathlib import Path
 from typing import Any
 
 from shakegpt_jax.checkpoints.reader import Metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
-from shakegpt_jax.checkpoints.writer import CheckpointWriter
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
 
@@ -37,27 +33,3 @@ def foreign_metadata(model: dict[str, Any], vocabulary: str, step: int, name: st
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     return RunMetadata(config, "".join(sorted(vocabulary)), text_sha256="")
-
-
-def check_new(workdir: str) -> Path:
-    """Return the run folder to create; raises a `UserError` if something is there already."""
-    folder = os.path.expanduser(workdir)
-    if os.path.lexists(folder):
-        raise UserError(f"{workdir} exists already; choose another --workdir, or remove it")
-    return Path(folder)
-
-
-def write_run(model: ImportedModel, folder: Path) -> None:
-    """Write a run folder with one checkpoint, without optimizer state. All of it or nothing."""
-    try:
-        folder.mkdir(parents=True)
-    except (OSError, ValueError) as error:  # ValueError: a null byte
-        reason = getattr(error, "strerror", None) or error
-        right = "choose another --workdir"
-        raise UserError(f"cannot create the run folder {folder}: {reason}; {right}") from error
-    try:
-        with CheckpointWriter(folder, 1) as checkpoints:
-            checkpoints.save(model.step, model.params, None, model.metrics, model.metadata)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from shakegpt_jax.config import ModelConfig
+from shakegpt_jax.config import ModelConfig, validate_section
+from shakegpt_jax.errors import UserError
 from shakegpt_jax.model.attention import (
     attend,
     attend_causally,
@@ -145,11 +147,22 @@ class Block(nn.Module):
         return x_BxTxD + self.drop(y_BxTxD, deterministic=not train), kv
 
 
+def check_ids(ids: Any, vocab_size: int) -> None:
+    """Raise a `UserError` if an id is outside the vocabulary."""
+    ids = np.asarray(ids)
+    if len(bad := ids[(ids < 0) | (ids >= vocab_size)]):
+        raise UserError(f"id {bad[0]} is outside the vocabulary's [0, {vocab_size})")
+
+
 class GPT(nn.Module):
     """The decoder: `__call__` processes whole windows, `extend` continues from a cache."""
 
     config: ModelConfig
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        validate_section("model", self.config)
+        super().__post_init__()
 
     def setup(self) -> None:
         config = self.config
@@ -174,10 +187,15 @@ class GPT(nn.Module):
         """Compute the (B, T, V) float32 logits of the next character at every position.
 
         T is at most block_size. `train` applies dropout, which requires an rng named "dropout".
+
+        Raises:
+            UserError: if T is too large or, outside `jit`, an id is not in [0, vocab_size).
         """
         n_time = idx_BxT.shape[1]
         if n_time > self.config.block_size:
-            raise ValueError(f"{n_time} characters exceed block_size {self.config.block_size}")
+            raise UserError(f"{n_time} characters exceed block_size {self.config.block_size}")
+        if not isinstance(idx_BxT, jax.core.Tracer):
+            check_ids(idx_BxT, self.vocab_size)
         x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time, dtype=jnp.int32)[None])
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
         for block in self.block:

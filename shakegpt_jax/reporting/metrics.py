@@ -86,6 +86,23 @@ class MetricsRow:
         )
 
 
+_TAGS = {  # field of metrics.jsonl and its name in trackers
+    "train_loss": "loss/train",
+    "val_loss": "loss/validation",
+    "val_perplexity": "perplexity",
+    "val_bits_per_character": "bits_per_character",
+    "learning_rate": "learning_rate",
+    "gradient_norm": "gradient_norm",
+    "characters_per_second": "characters_per_second",
+    "skipped_updates": "skipped_updates",
+}
+
+
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """Return what trackers show of a row of metrics.jsonl."""
+    return {_TAGS[k]: v for k, v in row.items() if k in _TAGS and v is not None}
+
+
 _FILE_NAME = "metrics.jsonl"
 
 
@@ -119,9 +136,9 @@ def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
 class MetricsFile:
     """The rows of a run, in memory and, if this process `writes`, in the file.
 
-    Opening it drops the rows after `step`, which the run repeats; 0 starts a new file. `started` is
-    the `time.perf_counter()` of this start of the run. Without the row of `step`, the times of the
-    run are unknown from then on.
+    Opening it drops the rows after `step`, up to `repeated_until`, which the run repeats; 0 starts
+    a new file. `started` is the `time.perf_counter()` of this start of the run. Without the row of
+    `step`, the times of the run are unknown from then on.
     """
 
     def __init__(
@@ -138,6 +155,7 @@ class MetricsFile:
         for number in corrupt:
             report(f"{self._path}, line {number} is not a row of metrics: dropped")
         self.rows = [row for row in rows if row.step <= step]
+        self.repeated_until = max((row.step for row in rows), default=0)
         times = {row.step: (row.train_time, row.wall_time) for row in self.rows}
         self._train_time, wall_time = times.get(step, (None, None)) if step else (0.0, 0.0)
         self._started = None if wall_time is None else started - wall_time

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -30,7 +30,11 @@ class Progress:
     """Prints the progress of a run; a context manager that shows the bar while active."""
 
     def __init__(self, num_steps: int, *, quiet: bool = False):
-        self._console = _Console(highlight=False, quiet=quiet)
+        # In a notebook: lines of text. Rich would display each of them, and every frame of a bar.
+        options: Any = {}
+        if Console().is_jupyter:
+            options = {"force_jupyter": False, "force_terminal": False}
+        self._console = _Console(highlight=False, quiet=quiet, **options)
         terminal = self._console.is_terminal
         self._console.soft_wrap = not terminal  # do not wrap lines in redirected output
         self._num_steps = num_steps

@@ -4,7 +4,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -17,13 +17,14 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
 from shakegpt_jax.errors import DivergedError, StoppedBySignalError, UserError
-from shakegpt_jax.inference.language_model import choose_prompt
+from shakegpt_jax.inference import choose_prompt
 from shakegpt_jax.model.gpt import train_flops_per_character
 from shakegpt_jax.model.linear import has_amx, mixes_dtypes, operand_dtype
 from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, MetricsRow
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.reporting.trace import trace
+from shakegpt_jax.reporting.trackers import Callback, check_tracker, open_tracker
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.start import (
     check_resumable,
@@ -42,14 +43,19 @@ _LONGEST_DISPATCH_SECONDS = 3.0
 
 
 def train(
-    config: Config, workdir: str | Path, started: float | None = None, profile: int = 0
+    config: Config,
+    workdir: str | Path,
+    started: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    profile: int = 0,
 ) -> None:
     """Train, from scratch or a checkpoint, until `num_steps` or `target_loss` is reached.
 
     A run resumes from its latest checkpoint. A new run starts from the best parameters of the run
     `config.train.init_from`, if there is one. In the main thread, SIGINT and SIGTERM end it early.
     `started` is the `time.perf_counter()` at which the total time of the run starts, now if None.
-    JAX's profiler traces `profile` steps, after as many steps without it.
+    `callbacks` are called in process 0 with each row of metrics.jsonl, once it is written. JAX's
+    profiler traces `profile` steps, after as many steps without it.
 
     Raises:
         UserError: if the config or the text is invalid, the folder holds another run,
@@ -62,6 +68,7 @@ def train(
     if profile > (most := min(config.train.eval_every, config.train.num_steps) // 2):
         right = f"at most {most}: as many steps go first, and both come before an evaluation"
         raise UserError(f"--profile is {profile}; it must be {right}")
+    check_tracker(config)
     source, saved = find_pretrained(config, workdir), saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
@@ -98,6 +105,10 @@ def train(
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal, profile)
             run.start(started, source)
+            if is_primary():
+                if config.train.tracker != "none" and not run.finished:
+                    run.callbacks.append(open_tracker(config, Path(workdir), run.metrics, stack))
+                run.callbacks += callbacks
             while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
                 if not run.stops() and (length := config.train.sample_length):
@@ -156,6 +167,7 @@ class TrainingRun:
         known = [checkpoints.read(step).metrics for step in checkpoints.steps]
         self.lowest_loss = min((each["loss"] for each in known if each), default=math.inf)
         self.stopped = 0  # number of a signal that a process has received
+        self.callbacks: list[Callback] = []
 
     @property
     def reached_target(self) -> bool:
@@ -202,9 +214,12 @@ class TrainingRun:
                 left = format_duration(n_left / train.characters_per_second)
                 self.progress.note(f"time     about {left} of training, and evaluations")
             self.step = step
-            self.progress.show(self.metrics.append(train, evaluation))
+            row = self.metrics.append(train, evaluation)
+            self.progress.show(row)
             with contextlib.suppress(OSError):  # a full disk: tried again, reported at the end
                 self.metrics.flush()
+            for callback in self.callbacks:
+                callback(row.to_json())
         self.checkpoints.wait()
         if self.step > max(self.checkpoints.steps, default=0):
             metrics = evaluation.to_dict() if evaluation else None

@@ -35,6 +35,7 @@ _RESUMABLE = {
     "train.steps_per_dispatch",
     "train.keep_checkpoints",
     "train.sample_length",
+    "train.tracker",
     "train.accumulate_steps",
     "mesh.data",
     "mesh.fsdp",
@@ -50,8 +51,8 @@ def saved_run(workdir: str | Path) -> RunMetadata | None:
     latest = checkpoints.read_stable(lambda: checkpoints.read("latest"))
     if not checkpoints.has_optimizer_state(latest.step):
         raise UserError(
-            f"{workdir} holds an imported model, without an optimizer state to resume from; "
-            f"continue in another --workdir, with --config.train.init_from={workdir}"
+            f"{workdir} holds an imported or saved model, without an optimizer state to resume "
+            f"from; continue in another --workdir, with --config.train.init_from={workdir}"
         )
     return latest.metadata
 

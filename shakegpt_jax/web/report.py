@@ -18,8 +18,9 @@ from shakegpt_jax.inference.evaluation import (
     copied_stretches,
     searchable_text,
 )
+from shakegpt_jax.inference.inspection import attention_weights
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.inference.scoring import attention_weights, character_predictions, next_logits
+from shakegpt_jax.inference.scoring import character_predictions, next_logits
 from shakegpt_jax.model.layers import gpt2_parameters
 from shakegpt_jax.reporting.metrics import Evaluation
 from shakegpt_jax.web.breakdown import breakdowns

@@ -29,7 +29,7 @@ def main() -> None:
         args.process_id,
         args.heartbeat_seconds,
     )
-    train(config, args.workdir or f"runs/{name}", STARTED, args.profile)
+    train(config, args.workdir or f"runs/{name}", STARTED, profile=args.profile)
     jax.distributed.shutdown()
 
 
