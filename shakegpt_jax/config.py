@@ -9,7 +9,7 @@ from shakegpt_jax.errors import UserError
 # Fields added after the first release. Older checkpoints lack them, and their defaults keep the old
 # behavior. List every new field here.
 _ADDED_FIELDS = {
-    "model": {"remat", "activation"},
+    "model": {"remat", "activation", "bias"},
     "data": {"replacement"},
     "optimizer": {"adam_weight_decay", "decay", "nesterov"},
     "train": {"accumulate_steps", "eval_characters", "init_from", "target_loss", "tracker"},
@@ -88,6 +88,9 @@ class ModelConfig(_Section):
         "gelu_tanh",
         "GELU of the MLPs: its tanh approximation, as in GPT-2, or exact, as in nanoGPT",
         _one_of("gelu_tanh", "gelu_exact"),
+    )
+    bias: bool = _field(
+        True, "biases of the linear layers and LayerNorms of the blocks, as in GPT-2", _BOOLEAN
     )
 
 

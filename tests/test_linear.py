@@ -25,14 +25,15 @@ def rounded(array: jax.Array) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 7), (4, 16), (6, 64)])
-@pytest.mark.parametrize("features", [(24,), (3, 8)])
-def test_products_and_their_gradients_round_operands_only(shape, features):
+@pytest.mark.parametrize("n_part", [1, 3])
+def test_products_and_their_gradients_round_operands_only(shape, n_part):
     x = jax.random.normal(jax.random.key(0), (*shape, 16))
-    dy = jax.random.normal(jax.random.key(1), (*shape, *features))
-    layer = Linear(MIXED, features)
+    dys = [jax.random.normal(jax.random.key(i), (*shape, 24 // n_part)) for i in range(n_part)]
+    layer = Linear(MIXED, 24 // n_part, n_part)
     params = layer.init(jax.random.key(2), x)["params"]
-    y, pull_back = jax.vjp(jax.jit(lambda p, x: layer.apply({"params": p}, x)), params, x)
-    dparams, dx = jax.jit(pull_back)(dy)
+    ys, pull_back = jax.vjp(jax.jit(lambda p, x: layer.apply({"params": p}, x)), params, x)
+    dparams, dx = jax.jit(pull_back)(dys)
+    y, dy = jnp.concatenate(ys, -1), jnp.concatenate(dys, -1)
     x_NxD, dy_NxE = rounded(x).reshape(-1, 16), rounded(dy).reshape(-1, 24)
     kernel = rounded(params["kernel"])
 

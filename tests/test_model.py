@@ -45,7 +45,7 @@ def numpy_forward(params: dict, idx: np.ndarray, n_layer: int, n_head: int) -> n
 
     def layer_norm(x, p):
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+        return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p.get("bias", 0.0)
 
     def linear(x, p):
         return x @ p["kernel"] + p.get("bias", 0.0)
@@ -77,10 +77,12 @@ def numpy_forward(params: dict, idx: np.ndarray, n_layer: int, n_head: int) -> n
     return linear(layer_norm(x, params["ln_f"]), params["lm_head"])
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("change", [larger_params, lambda params: params])
-def test_forward_pass_agrees_with_numpy(change):
-    model, params = make(MEDIUM)
+def test_forward_pass_agrees_with_numpy(change, bias):
+    model, params = make(dataclasses.replace(MEDIUM, bias=bias))
     params = change(params)
+    assert bias or "bias" not in str(params)
     idx = np.random.default_rng(0).integers(0, VOCAB, (2, 32))
     params64 = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     expected = np.stack([numpy_forward(params64, row, 2, 4) for row in idx])
@@ -276,8 +278,8 @@ def test_every_matmul_but_the_head_is_bfloat16_in_forward_and_backward_pass(conf
     lines = gradient.lower(params).as_text().splitlines()
     matmuls = [line for line in lines if "dot_general" in line]
     in_float32 = [line for line in matmuls if "xf32>, tensor" in line or "xf32>) ->" in line]
-    # Of a block: 4 linear layers and 2 products of attention, each with a gradient for both sides.
-    assert len(matmuls) == 3 * 6 * config.model.n_layer + len(in_float32)
+    # Of a block: 6 products of linear layers, 2 of attention, and two gradients of each.
+    assert len(matmuls) == 3 * 8 * config.model.n_layer + len(in_float32)
     assert in_float32
     assert all(f"{VOCAB}x" in line for line in in_float32)
 
@@ -312,8 +314,11 @@ def test_blocks_are_cast_once_for_decoding(config):
     config.model.compute_dtype = "bfloat16"
     model, params = make(config.model)
     cast = cast_blocks(params, config.model)
-    kernel = cast["block_0"]["mlp"]["c_fc"]["kernel"]
-    assert kernel.dtype == cast["block_0"]["attn"]["c_attn"]["bias"].dtype == jnp.bfloat16
+    layer = cast["block_0"]["mlp"]["c_fc"]
+    assert layer["transposed_kernel"].dtype == jnp.bfloat16
+    assert (
+        layer["transposed_kernel"].shape == params["block_0"]["mlp"]["c_fc"]["kernel"].shape[::-1]
+    )
     for name in ("wte", "wpe", "ln_f", "lm_head"):
         assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(cast[name]))
     assert cast["block_0"]["ln_1"]["scale"].dtype == jnp.float32

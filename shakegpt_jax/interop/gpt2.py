@@ -41,7 +41,7 @@ def read_params(
     """Build the parameters of `GPT` from a state dict of GPT-2.
 
     Args:
-        arrays: float32, without the causal masks. Without any bias, all of them are zero.
+        arrays: float32, without the causal masks.
         config: shape of the model.
         rows: the row of each character in embedding and head; the result has them sorted by it.
         n_row: number of rows, with those of special tokens, which are left out.
@@ -49,21 +49,16 @@ def read_params(
         torch_linear: matrices are (out, in), as in `torch.nn.Linear`, not (in, out) as in GPT-2.
     """
     abstract = abstract_params(config, n_row)
-    names, shapes = gpt2_names(config, abstract), flatten_dict(abstract)
-    biased = any(name.endswith(".bias") for name in arrays)
-    used = {name for name in names if biased or not name.endswith(".bias")}
-    if different := used ^ arrays.keys():
+    shapes = flatten_dict(abstract)
+    names = {name: path for name, path in gpt2_names(config, abstract).items() if path in shapes}
+    if different := names.keys() ^ arrays.keys():
         problem = "has an unknown" if different <= arrays.keys() else "lacks"
         name = min(different - arrays.keys() or different)
         raise UserError(f"{source} {problem} {name:.80}, so it does not match its config")
     order = [rows[character] for character in sorted(rows)]
     params = {}
     for name, path in names.items():
-        expected = shapes[path].shape
-        if name not in used:
-            params[path] = np.zeros(expected, np.float32)
-            continue
-        values = arrays[name]
+        values, expected = arrays[name], shapes[path].shape
         if transposed := name == HEAD or (torch_linear and path[-1] == "kernel"):
             expected = expected[::-1]
         if values.shape != expected:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
@@ -31,6 +30,7 @@ from shakegpt_jax.interop.gpt2 import (
 )
 from shakegpt_jax.interop.model_card import model_card
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
+from shakegpt_jax.model.layers import gpt2_parameters
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ENTRY = "shakegpt_jax"  # of config.json: what only this package reads
@@ -109,10 +109,10 @@ def export_folder(
 
 
 def _state_dict(lm: LanguageModel) -> dict[str, np.ndarray]:
-    params = flatten_dict(lm.params)
+    params = gpt2_parameters(lm.config.model, lm.params, "GPT-2")
     state = {}
     for name, path in gpt2_names(lm.config.model, lm.params).items():
-        values = np.asarray(params[path])
+        values = np.asarray(params["/".join(path)])
         if not np.isfinite(values).all():
             raise UserError(f"the parameter {'.'.join(path)} has values that are not finite")
         state[name] = np.ascontiguousarray(values.T if name == HEAD else values)
@@ -149,7 +149,9 @@ def _json_files(
     vocabulary = lm.tokenizer.vocabulary
     if bad := [c for c in vocabulary if "\ud800" <= c <= "\udfff"]:
         raise UserError(f"the vocabulary has a lone surrogate ({bad[0]!r}), which UTF-8 forbids")
-    metadata = RunMetadata(without_folders(lm.config), vocabulary, lm.text_sha256)
+    # GPT-2 has biases: those of a model without them are exported as zeros.
+    config = without_folders(lm.config).replace({"model.bias": True})
+    metadata = RunMetadata(config, vocabulary, lm.text_sha256)
     model = lm.config.model
     tokenizer = tokenizer_json(vocabulary, special_tokens=special_tokens)
     ids = tokenizer["model"]["vocab"]

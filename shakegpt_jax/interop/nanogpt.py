@@ -41,7 +41,6 @@ def read_nanogpt(path: str, meta: str) -> ImportedModel:
     step: Any = content.get("iter_num")
     origin = f"nanoGPT, iteration {step if is_step(step) else 'unknown'}"
     step = step if is_step(step) else 1
-    metadata = foreign_metadata(fields | {"activation": "gelu_exact"}, characters, step, path)
     arrays = {}
     for key, value in state.items():
         name = str(key).removeprefix(_COMPILED)
@@ -50,6 +49,8 @@ def read_nanogpt(path: str, meta: str) -> ImportedModel:
         if not (torch.is_tensor(value) and value.is_floating_point()):
             raise UserError(f"{path}: {name:.80} is not a tensor of floats")
         arrays[name] = value.detach().float().numpy()
+    fields |= {"activation": "gelu_exact", "bias": any(name.endswith(".bias") for name in arrays)}
+    metadata = foreign_metadata(fields, characters, step, path)
     model, rows = metadata.config.model, {c: i for i, c in enumerate(characters)}
     params = read_params(arrays, model, rows, len(rows), path, torch_linear=True)
     loss: Any = content.get("best_val_loss")

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from shakegpt_jax.config import ModelConfig, validate_section
 from shakegpt_jax.errors import UserError
@@ -57,9 +58,9 @@ class LayerCache(NamedTuple):
     mask_NxTxS: jax.Array  # True where a character may attend
 
 
-def _layer_norm(config: ModelConfig) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics. The result has the dtype of activations."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=compute_dtype(config))
+def _layer_norm(config: ModelConfig, dtype: DTypeLike) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics."""
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, use_bias=config.bias)
 
 
 class CausalSelfAttention(nn.Module):
@@ -69,8 +70,10 @@ class CausalSelfAttention(nn.Module):
 
     def setup(self) -> None:
         n_embd = self.config.n_embd
-        self.c_attn = Linear(self.config, (3, n_embd))  # three matrices side by side, as in GPT-2
-        self.c_proj = Linear(self.config, (n_embd,), residual=True)
+        self.c_attn = Linear(
+            self.config, n_embd, n_part=3
+        )  # three matrices side by side, as in GPT-2
+        self.c_proj = Linear(self.config, n_embd, residual=True)
 
     def __call__(
         self, x_BxTxD: jax.Array, cached: LayerCache | None = None
@@ -78,13 +81,11 @@ class CausalSelfAttention(nn.Module):
         """Attend to the input, or add it to a cache, attend to that and return it as well."""
         n_batch, n_time, _ = x_BxTxD.shape
         shape_BxTxHxK = (n_batch, n_time, self.config.n_head, -1)
-        # Split before the heads: the gradient of a split is one concatenation.
-        parts_BxTx1xD = jnp.split(self.c_attn(x_BxTxD), 3, axis=2)
-        qkv = [part.reshape(shape_BxTxHxK) for part in parts_BxTx1xD]
+        qkv = [part_BxTxD.reshape(shape_BxTxHxK) for part_BxTxD in self.c_attn(x_BxTxD)]
         whole_window = cached is None and n_time == self.config.block_size
         if whole_window and cudnn_attends(self.config):
             y_BxTxHxK = attend_causally_by_cudnn(*qkv)
-            return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), None
+            return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape))[0], None
         qkv_BxHxTxK = [part.transpose(0, 2, 1, 3) for part in qkv]
         cache = None
         if cached is None:
@@ -99,7 +100,7 @@ class CausalSelfAttention(nn.Module):
                 write(cached.values_NxSxK, v_NxTxK, cached.starts_N),
             )
             y_BxHxTxK = attend(q_NxTxK, *cache, cached.mask_NxTxS).reshape(qkv_BxHxTxK[0].shape)
-        return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape)), cache
+        return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape))[0], cache
 
 
 @functools.partial(jax.checkpoint, static_argnums=1)
@@ -115,12 +116,12 @@ class MLP(nn.Module):
 
     def setup(self) -> None:
         n_embd = self.config.n_embd
-        self.c_fc = Linear(self.config, (4 * n_embd,))
-        self.c_proj = Linear(self.config, (n_embd,), residual=True)
+        self.c_fc = Linear(self.config, 4 * n_embd)
+        self.c_proj = Linear(self.config, n_embd, residual=True)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Map (B, T, D) to (B, T, D)."""
-        return self.c_proj(_gelu(self.c_fc(x_BxTxD), self.config.activation == "gelu_tanh"))
+        return self.c_proj(_gelu(self.c_fc(x_BxTxD)[0], self.config.activation == "gelu_tanh"))[0]
 
 
 class Block(nn.Module):
@@ -129,9 +130,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        self.ln_1 = _layer_norm(self.config)
+        self.ln_1 = _layer_norm(self.config, compute_dtype(self.config))
         self.attn = CausalSelfAttention(self.config)
-        self.ln_2 = _layer_norm(self.config)
+        self.ln_2 = _layer_norm(self.config, compute_dtype(self.config))
         self.mlp = MLP(self.config)
         self.drop = Dropout(self.config.dropout)
 
@@ -173,7 +174,7 @@ class GPT(nn.Module):
         # The third argument, after self, is `train`.
         block_class = nn.remat(Block, static_argnums=(3,)) if config.remat else Block
         self.block = [block_class(config) for _ in range(config.n_layer)]
-        self.ln_f = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32)
+        self.ln_f = _layer_norm(config, jnp.float32)
         # By default, GPUs would round the operands to TF32.
         self.lm_head = nn.Dense(
             self.vocab_size,
@@ -196,7 +197,7 @@ class GPT(nn.Module):
             raise UserError(f"{n_time} characters exceed block_size {self.config.block_size}")
         if not isinstance(idx_BxT, jax.core.Tracer):
             check_ids(idx_BxT, self.vocab_size)
-        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.arange(n_time, dtype=jnp.int32)[None])
+        x_BxTxD = self._embed(idx_BxT, jnp.arange(n_time, dtype=jnp.int32)[None])
         x_BxTxD = self.drop(x_BxTxD, deterministic=not train)
         for block in self.block:
             x_BxTxD, _ = block(x_BxTxD, None, train)
@@ -212,7 +213,7 @@ class GPT(nn.Module):
         slots_BxT = cache.lengths_B[:, None] + jnp.arange(idx_BxT.shape[1], dtype=jnp.int32)[None]
         slots_NxT = jnp.repeat(slots_BxT, self.config.n_head, axis=0)
         mask_NxTxS = jnp.arange(n_slot)[None, None] <= slots_NxT[:, :, None]
-        x_BxTxD = self.wte(idx_BxT) + self.wpe(jnp.minimum(slots_BxT, n_position - 1))
+        x_BxTxD = self._embed(idx_BxT, jnp.minimum(slots_BxT, n_position - 1))
         layers = []
         for block, keys, values in zip(self.block, cache.keys, cache.values, strict=True):
             cached = LayerCache(keys, values, slots_NxT[:, 0], mask_NxTxS)
@@ -221,6 +222,10 @@ class GPT(nn.Module):
         new_keys, new_values = zip(*layers, strict=True)
         new_cache = KVCache(new_keys, new_values, cache.lengths_B + idx_BxT.shape[1])
         return x_BxTxD, new_cache
+
+    def _embed(self, idx: jax.Array, positions: jax.Array) -> jax.Array:
+        """Start the residual stream, which has the dtype of activations."""
+        return (self.wte(idx) + self.wpe(positions)).astype(compute_dtype(self.config))
 
     def head(self, x: jax.Array) -> jax.Array:
         """Map (..., D) to (..., V) float32 logits."""

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from shakegpt_jax.config import ModelConfig
@@ -53,13 +54,15 @@ def is_block_matrix(path: jax.tree_util.KeyPath, param: jax.Array) -> bool:
 
 # What exporters, the page and the report know: the fields of the config, and the parameters.
 _FIELDS = {"n_layer", "n_head", "n_embd", "block_size", "activation"}
-_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat"}
-_PARAMETERS = ["wte/embedding", "wpe/embedding", "ln_f/scale", "ln_f/bias", "lm_head/kernel"]
+_FIELDS |= {"dropout", "init_stddev", "compute_dtype", "remat", "bias"}
+_PARAMETERS = ("wte/embedding", "wpe/embedding", "lm_head/kernel")
 _NORMS, _MATRICES = ("ln_1", "ln_2"), ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
 
 
-def gpt2_parameters(config: ModelConfig, params: Any, what: str) -> list[str]:
-    """Return the paths of all parameters of a model that computes what GPT-2 does.
+def gpt2_parameters(config: ModelConfig, params: Any, what: str) -> dict[str, Any]:
+    """Return all parameters of a model that computes what GPT-2 does, by path.
+
+    A model without biases gets biases of zero.
 
     Raises:
         UserError: if the model has a field, even at its default, or a parameter that `what` would
@@ -68,10 +71,15 @@ def gpt2_parameters(config: ModelConfig, params: Any, what: str) -> list[str]:
     for name, value in dataclasses.asdict(config).items():
         if name not in _FIELDS:
             raise UserError(f"config.model.{name} is {value!r:.80}; {what} does not support it")
-    paths = [*_PARAMETERS]
+    weights = {"ln_f": "scale"}  # of each layer with a bias
     for i in range(config.n_layer):
-        paths += [f"block_{i}/{module}/{p}" for module in _NORMS for p in ("scale", "bias")]
-        paths += [f"block_{i}/{module}/{p}" for module in _MATRICES for p in ("kernel", "bias")]
-    if different := set(paths) ^ set(flatten_dict(params, sep="/")):
+        weights |= {f"block_{i}/{name}": "scale" for name in _NORMS}
+        weights |= {f"block_{i}/{name}": "kernel" for name in _MATRICES}
+    paths = {*_PARAMETERS, *(f"{layer}/{weight}" for layer, weight in weights.items())}
+    found = dict(flatten_dict(params, sep="/"))
+    if not config.bias:
+        sizes = {layer: found[f"{layer}/{weight}"].shape[-1] for layer, weight in weights.items()}
+        found |= {f"{layer}/bias": np.zeros(size, np.float32) for layer, size in sizes.items()}
+    if different := (paths | {f"{layer}/bias" for layer in weights}) ^ found.keys():
         raise UserError(f"{what} and the model differ in the parameter {min(different)}")
-    return paths
+    return found

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.errors import UserError
@@ -90,10 +89,9 @@ def export_page(lm: LanguageModel, path: str, *, float32: bool = False) -> dict[
 def model_data(lm: LanguageModel, *, float32: bool = False) -> dict[str, Any]:
     """Return what `offline.js` computes with beside the facts; `facts.js` describes it."""
     shape = lm.config.model
-    gpt2_parameters(shape, lm.params, "the page")
     params = {
         name: np.asarray(param).T if name.endswith("/kernel") else np.asarray(param)
-        for name, param in flatten_dict(lm.params, sep="/").items()
+        for name, param in gpt2_parameters(shape, lm.params, "the page").items()
     }
     numbers = np.concatenate([param.ravel() for param in params.values()])
     with np.errstate(over="ignore"):
