@@ -89,9 +89,7 @@ class ModelConfig(_Section):
         "GELU of the MLPs: its tanh approximation, as in GPT-2, or exact, as in nanoGPT",
         _one_of("gelu_tanh", "gelu_exact"),
     )
-    bias: bool = _field(
-        True, "biases of the linear layers and LayerNorms of the blocks, as in GPT-2", _BOOLEAN
-    )
+    bias: bool = _field(True, "biases of linear layers and LayerNorms, as in GPT-2", _BOOLEAN)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -18,10 +18,10 @@ from shakegpt_jax.training.optimizer import make_optimizer
 from shakegpt_jax.training.step import create_state
 
 MILLIONS = {
-    "base": 85.25,
+    "base": 85.15,
     "cpu": 0.4,
     "cpu_muon": 0.4,
-    "large": 1_210.97,
+    "large": 1_210.42,
     "record": 10.8,
     "speedrun": 4.84,
     "ten_minutes": 1.83,

@@ -27,6 +27,7 @@ from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.huggingface_export import export_folder
 from shakegpt_jax.model.gpt import GPT, init_params
 from shakegpt_jax.training.run import train
+from shakegpt_jax.web.prompt_page import model_data
 
 FILES = [
     "README.md",
@@ -115,6 +116,23 @@ def test_the_weights_are_the_parameters_bit_for_bit(lm, finished, tmp_path, comm
         "lm_head.weight": lm.params["lm_head"]["kernel"].T,
     }.items():
         np.testing.assert_array_equal(tensors[name], param, strict=True)
+
+
+@pytest.mark.parametrize("special_tokens", [True, False])
+def test_a_model_without_biases_gets_those_of_gpt_2(config, tmp_path, command, special_tokens):
+    config.model.bias = False
+    lm, folder = random_model(config.freeze(), "abcd\n"), tmp_path / "hf"
+    export_folder(lm, str(folder), special_tokens=special_tokens)
+    tensors = load_file(folder / "model.safetensors")
+    assert tensors["transformer.h.0.attn.c_attn.bias"].shape == (3 * config.model.n_embd,)
+    biases = [name for name in tensors if name.endswith(".bias")]
+    moved = {"transformer.ln_f.bias"} if special_tokens else set()
+    assert {name for name in biases if tensors[name].any()} == moved
+    assert command("import_model", folder, "--workdir", tmp_path / "run")[0] == 0
+    same = shakegpt_jax.load(tmp_path / "run")
+    np.testing.assert_allclose(same.logits("ab\ncd"), lm.logits("ab\ncd"), rtol=1e-4, atol=1e-4)
+    names = {name for name, _ in model_data(lm)["sizes"]}
+    assert names == {name for name, _ in model_data(same)["sizes"]}
 
 
 def test_the_card_has_the_figures_of_the_checkpoint(finished, lm, exported):
@@ -232,7 +250,9 @@ def test_a_folder_that_cannot_be_created_is_named(lm):
 class RotaryConfig(ModelConfig):
     """What the config would be with a setting that changes what the model computes."""
 
-    rotary: bool = False
+    rotary: bool = dataclasses.field(
+        default=False, metadata=ModelConfig.__dataclass_fields__["remat"].metadata
+    )
 
 
 def test_what_gpt_2_cannot_compute_is_refused(lm, tmp_path):

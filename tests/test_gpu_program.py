@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from shakegpt_jax.profiling.gpu import Program, memory_traffic
+
 pytestmark = pytest.mark.slow
 
 COMPILE = Path(__file__).with_name("compile_for_gpu.py")
@@ -77,8 +79,23 @@ def test_training_fits_a_small_part_of_the_memory(compiled):
     assert 0 < peaks["train"] < 16e9
 
 
+# Kernels and gigabytes, of a step and of a character, a little above what they were.
+MOST = {"base": ((740, 36), (170, 0.2)), "record": ((720, 10.2), (90, 0.032))}
+
+
+def test_kernels_are_few_and_read_and_write_little(compiled):
+    name, programs, _ = compiled
+    for (program, n_pass), most in zip(
+        (("train", 50), ("decode", 16)), MOST.get(name, ()), strict=False
+    ):
+        read = Program(programs[program])
+        kernels = sum(n for each, n in read.executed() if each.opcode in ("fusion", "custom-call"))
+        assert kernels / n_pass <= most[0]
+        assert memory_traffic(read) / n_pass / 1e9 <= most[1]
+
+
 MATRICES = 12 * 12 * 768**2  # weights of base.py that fsdp shards
-REST = 12 * 13 * 768 + (2 * 65 + 128 + 2) * 768
+REST = 12 * 2 * 768 + (2 * 65 + 128 + 1) * 768
 
 
 def plan(*arguments: str) -> dict:

@@ -163,7 +163,7 @@ HF_CONFIGS = {
     "tie_word_embeddings is 'no'": {"tie_word_embeddings": "no"},
     "vocab_size is 60; it must be at least 61": {"vocab_size": 60},
     "vocab_size is '61'; it must be": {"vocab_size": "61"},
-    "wte.weight has the shape (61, 16); its config needs (64,": {"vocab_size": 64},
+    "weight has the shape (61, 16); its config needs (64,": {"vocab_size": 64},
     "model.n_layer is '1'; it must be": {"n_layer": "1"},
     "n_embd is [16]": {"n_embd": [16]},
     "its config needs (": {"n_embd": 100_000},

@@ -139,6 +139,7 @@ def test_a_checkpoint_evaluates_to_the_loss_that_torch_computes(
     assert lm.checkpoint == RUN / "checkpoints" / "250"
     assert lm.tokenizer.vocabulary == "".join(sorted(shuffled))
     assert (lm.text_sha256, lm.config.model.activation) == ("", "gelu_exact")
+    assert lm.config.model.bias == bias
     assert (lm.config.model.dropout, lm.config.train.num_steps) == (0.1, 250)
     (files / "windows.txt").write_text(text[: 16 * 1000 + 1])
     _, out, _ = command("evaluate", "--workdir", RUN, "--path", "windows.txt", "--json")

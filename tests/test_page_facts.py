@@ -43,7 +43,7 @@ def test_facts(lm, finished):
 
 
 def test_defaults_are_those_of_generate_and_limits_those_of_the_server(lm):
-    parameters = inspect.signature(lm.generate).parameters
+    parameters = inspect.signature(lm.stream).parameters
     given = {"temperature": "temperature", "seed": "seed", "length": "max_new_tokens"}
     facts = page_facts(lm)["defaults"]
     assert facts == {name: parameters[given[name]].default for name in facts}

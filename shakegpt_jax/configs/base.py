@@ -24,6 +24,7 @@ def get_config() -> Config:
     # 16,384 characters per step: 33 epochs.
     config.train.num_steps = 2_000
     config.train.eval_every = 250  # the best checkpoint is kept if it overfits
+    config.model.bias = False
     config.model.dropout = 0.1
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 6.0

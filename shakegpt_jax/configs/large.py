@@ -15,6 +15,7 @@ def get_config() -> Config:
     config.model.n_head = 16
     config.model.n_embd = 2_048
     config.model.block_size = 1_024
+    config.model.bias = False
     config.model.remat = True  # else 24 blocks store 0.7 GB of attention weights each
     config.data.batch_size = 1_024
     config.mesh.fsdp = 8  # within a node; the nodes share the batch

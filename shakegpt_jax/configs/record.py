@@ -20,6 +20,7 @@ def get_config() -> Config:
     config.model.n_head = 6
     config.model.n_embd = 384
     config.model.block_size = 256
+    config.model.bias = False
     config.model.dropout = 0.1
     config.data.batch_size = 64
     config.optimizer.name = "muon"

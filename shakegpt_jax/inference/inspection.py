@@ -40,9 +40,11 @@ def attention_weights(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
     mask_1x1xTxT = jnp.tril(jnp.ones((1, 1, n_time, n_time), bool))
     layers = []
     for i in range(model.config.n_layer):
-        (qkv_BxTx3xD,) = captured[f"block_{i}"]["attn"]["c_attn"]["__call__"]
-        qkv_BxTx3xHxK = qkv_BxTx3xD.reshape(*qkv_BxTx3xD.shape[:3], model.config.n_head, -1)
-        q_BxHxTxK, k_BxHxTxK, _ = qkv_BxTx3xHxK.transpose(2, 0, 3, 1, 4)
+        (qkv_3xBxTxD,) = captured[f"block_{i}"]["attn"]["c_attn"]["__call__"]
+        q_BxHxTxK, k_BxHxTxK, _ = (
+            x_BxTxD.reshape(*x_BxTxD.shape[:2], model.config.n_head, -1).transpose(0, 2, 1, 3)
+            for x_BxTxD in qkv_3xBxTxD
+        )
         # With the identity as values, the output of attention is its weights.
         identity = jnp.broadcast_to(jnp.eye(n_time), (*q_BxHxTxK.shape[:2], n_time, n_time))
         layers.append(attend(q_BxHxTxK, k_BxHxTxK, identity, mask_1x1xTxT))
