@@ -66,12 +66,15 @@ def test_cudnn_computes_the_attention_of_training_and_evaluation(compiled):
 
 
 def test_parameters_and_caches_are_not_copied(compiled):
-    _, programs, _ = compiled
+    name, programs, _ = compiled
+    n_character = {"base": 128 * 128, "record": 64 * 256, "speedrun": 16 * 256}[name]  # of a batch
     for hlo in programs.values():
         for _, shape, opcode, _ in INSTRUCTION.findall(hlo):
             if opcode in ("copy", "copy-start"):
-                sizes = map(int, re.findall(r"\d+", shape.partition("[")[2].partition("]")[0]))
-                assert math.prod(sizes) < 1_000, (shape, opcode)  # characters, keys, metrics
+                found = re.findall(r"\d+", shape.partition("[")[2].partition("]")[0])
+                sizes = [int(size) for size in found]
+                if sizes[:1] != [n_character]:  # activations: cuBLAS adds in place
+                    assert math.prod(sizes) < 1_000, (shape, opcode)  # characters, keys, metrics
 
 
 def test_training_fits_a_small_part_of_the_memory(compiled):
@@ -80,7 +83,7 @@ def test_training_fits_a_small_part_of_the_memory(compiled):
 
 
 # Kernels and gigabytes, of a step and of a character, a little above what they were.
-MOST = {"base": ((740, 36), (170, 0.2)), "record": ((720, 10.2), (90, 0.032))}
+MOST = {"base": ((750, 36), (170, 0.2)), "record": ((720, 10.2), (90, 0.032))}
 
 
 def test_kernels_are_few_and_read_and_write_little(compiled):
@@ -109,7 +112,7 @@ def plan(*arguments: str) -> dict:
         text=True,
     )
     # XLA reports activations that it gathers to shard them in another way.
-    assert "rematerialization" not in process.stderr
+    assert "Involuntary full rematerialization" not in process.stderr
     report = json.loads(process.stdout)
     assert report["compiled_for"] == f"{report['devices']} x NVIDIA H100 80GB HBM3"
     return report

@@ -82,17 +82,19 @@ class Linear(nn.Module):
             init = nn.initializers.normal(stddev)
             kernel = self.param("kernel", init, (x.shape[-1], n_out), jnp.float32)
             x_NxD, kernel = nn.dtypes.promote_dtype(x_NxD, kernel, dtype=compute_dtype(config))
-            w = kernel.reshape(shape_NxPxE)
+            # Split first: XLA scatters the gradient of a part, not a slice of the gradient of all.
+            n_kernel = n_part if kernel.dtype == jnp.bfloat16 else 1
+            kernels = jnp.split(kernel.reshape(shape_NxPxE), n_kernel, axis=1)
             if n_part > 1:
                 # In two steps, each of which XLA can do: take the own columns, then gather them.
-                w = constrain(constrain(w, "fsdp", None, "tensor"), None, None, "tensor")
+                kernels = [constrain(w, "fsdp", None, "tensor") for w in kernels]
+                kernels = [constrain(w, None, None, "tensor") for w in kernels]
             if mixes_dtypes(config):
-                y = _multiply_in_bfloat16(x_NxD, w.reshape(-1, n_out))
-            elif n_part > 1 and w.dtype == jnp.bfloat16:
-                xs = _unmerged(x_NxD, n_part)
-                y = jnp.stack([jnp.dot(x, w[:, i]) for i, x in enumerate(xs)], axis=1)
+                y = _multiply_in_bfloat16(x_NxD, kernels[0].reshape(-1, n_out))
             else:
-                y = jnp.tensordot(x_NxD, w, 1)
+                xs = _unmerged(x_NxD, n_kernel)
+                ys = [jnp.tensordot(x, w, 1) for x, w in zip(xs, kernels, strict=True)]
+                y = jnp.concatenate(ys, axis=1)
         parts = jnp.split(y.reshape(shape_NxPxE), n_part, axis=1)
         if config.bias:
             bias = self.param("bias", nn.initializers.zeros, (n_out,), jnp.float32)
