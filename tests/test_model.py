@@ -271,15 +271,16 @@ def test_bfloat16_keeps_float32_parameters_and_logits(config):
     assert error < 0.03
 
 
-def test_every_matmul_but_the_head_is_bfloat16_in_forward_and_backward_pass(config):
-    model, params = make(dataclasses.replace(config.model, compute_dtype="bfloat16"))
+@pytest.mark.parametrize(("bias", "n_linear"), [(True, 4), (False, 6)])
+def test_every_matmul_but_the_head_is_bfloat16_in_forward_and_backward_pass(config, bias, n_linear):
+    model, params = make(dataclasses.replace(config.model, compute_dtype="bfloat16", bias=bias))
     idx = jnp.zeros((3, 8), jnp.int32)
     gradient = jax.jit(jax.grad(lambda params: apply(model, params, idx).sum()))
     lines = gradient.lower(params).as_text().splitlines()
     matmuls = [line for line in lines if "dot_general" in line]
     in_float32 = [line for line in matmuls if "xf32>, tensor" in line or "xf32>) ->" in line]
-    # Of a block: 6 products of linear layers, 2 of attention, and two gradients of each.
-    assert len(matmuls) == 3 * 8 * config.model.n_layer + len(in_float32)
+    # Of a block: linear layers and 2 products of attention, each with a gradient for both sides.
+    assert len(matmuls) == 3 * (n_linear + 2) * config.model.n_layer + len(in_float32)
     assert in_float32
     assert all(f"{VOCAB}x" in line for line in in_float32)
 

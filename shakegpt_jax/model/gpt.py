@@ -85,7 +85,7 @@ class CausalSelfAttention(nn.Module):
         whole_window = cached is None and n_time == self.config.block_size
         if whole_window and cudnn_attends(self.config):
             y_BxTxHxK = attend_causally_by_cudnn(*qkv)
-            return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape))[0], None
+            return self.c_proj(y_BxTxHxK.reshape(x_BxTxD.shape)), None
         qkv_BxHxTxK = [part.transpose(0, 2, 1, 3) for part in qkv]
         cache = None
         if cached is None:
@@ -100,7 +100,7 @@ class CausalSelfAttention(nn.Module):
                 write(cached.values_NxSxK, v_NxTxK, cached.starts_N),
             )
             y_BxHxTxK = attend(q_NxTxK, *cache, cached.mask_NxTxS).reshape(qkv_BxHxTxK[0].shape)
-        return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape))[0], cache
+        return self.c_proj(y_BxHxTxK.transpose(0, 2, 1, 3).reshape(x_BxTxD.shape)), cache
 
 
 @functools.partial(jax.checkpoint, static_argnums=1)
@@ -121,7 +121,7 @@ class MLP(nn.Module):
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Map (B, T, D) to (B, T, D)."""
-        return self.c_proj(_gelu(self.c_fc(x_BxTxD)[0], self.config.activation == "gelu_tanh"))[0]
+        return self.c_proj(_gelu(self.c_fc(x_BxTxD), self.config.activation == "gelu_tanh"))
 
 
 class Block(nn.Module):
