@@ -77,8 +77,8 @@ class ModelConfig(_Section):
     init_stddev: float = _field(0.02, "standard deviation of the initial weights", _POSITIVE)
     compute_dtype: str = _field(
         "auto",
-        "dtype of linear layers; bf16_bf16_f32: bfloat16 operands, float32 results; auto: this on "
-        "CPUs with AMX, float32 on others, bfloat16 on accelerators",
+        "dtype of linear layers and of the residual stream; bf16_bf16_f32: bfloat16 operands and "
+        "float32 results; auto: this on CPUs with AMX, float32 on others, bfloat16 on accelerators",
         _one_of("auto", "float32", "bfloat16", "bf16_bf16_f32"),
     )
     remat: bool = _field(

@@ -35,7 +35,7 @@ def main() -> None:
     add("--temperature", type=float, default=TEMPERATURE, help="0: greedy (%(default)s)")
     add("--top_k", type=int, help="sample from the k most probable characters")
     add("--top_p", type=float, help="sample from the smallest set with probability p")
-    add("--min_p", type=float, help="leave out what has less than p times the highest probability")
+    add("--min_p", type=float, help="leave out characters below p times the highest probability")
     add("--stop", action="append", default=[], metavar="TEXT", help="stop before it; repeatable")
     add("--seed", type=int, default=SEED, help="random seed (%(default)s)")
     add("--num_samples", type=int, default=1, help="with seeds SEED, SEED + 1, ... (%(default)s)")

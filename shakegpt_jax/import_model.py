@@ -52,8 +52,9 @@ def main() -> None:
     known = f" --split val --path {shlex.quote(printable(text))}" if text else ""
     options = known if model.metadata.text_sha256 else " --path FILE"
     print(f"Evaluate: shakegpt evaluate --workdir {run}{options}")
-    fields = [f"--config.model.{n}={getattr(shape, n)}" for n in (*SHAPE, "activation")]
-    print(f"Continue training: shakegpt train --workdir {run}-tuned \\")
+    fields = [f"--config.model.{n}={getattr(shape, n)}" for n in (*SHAPE, "activation", "bias")]
+    source = f" --config.data.path={shlex.quote(printable(text))}" if text else ""
+    print(f"Continue training: shakegpt train --workdir {run}-tuned{source} \\")
     print(f"  --config.train.init_from={run} \\\n  {' '.join(fields[:3])} \\")
     print(f"  {' '.join(fields[3:])}")
 

@@ -5,11 +5,10 @@ from shakegpt_jax.cli.command import run_command
 
 def main() -> None:
     """Parse the arguments, and plot or convert."""
-    import argparse
     import shlex
     import sys
 
-    from shakegpt_jax.checkpoints.run_folder import find_runs, shared_folder, short_names
+    from shakegpt_jax.checkpoints.run_folder import find_runs, run_lock, shared_folder, short_names
     from shakegpt_jax.cli.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
     from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, draw_curves, save_figure
@@ -25,10 +24,7 @@ def main() -> None:
     add("--output", type=named, help=help_text)
     add("--x", choices=X_AXES, help="horizontal axis: step (default), or seconds of training")
     add("--tensorboard", action="store_true", help="write event files into the run folders instead")
-    add("--follow", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.follow:
-        parser.error("no --follow any more: train with --config.train.tracker=tensorboard instead")
     if args.tensorboard and (args.output or args.x):
         parser.error("--tensorboard cannot be combined with --output or --x")
     found = find_runs(args.runs + args.workdir, started=True)
@@ -43,7 +39,8 @@ def main() -> None:
         from shakegpt_jax.reporting.tensorboard import EventFile
 
         for folder in runs.values():
-            print(EventFile(folder, read_metrics(folder)).path)
+            with run_lock(folder):  # a run that trains may append to such a file itself
+                print(EventFile(folder, read_metrics(folder)).path)
         logdir = shlex.quote(str(shared_folder(runs)))
         print(f"View: tensorboard --logdir {logdir}", file=sys.stderr)
         return

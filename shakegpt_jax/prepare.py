@@ -8,6 +8,7 @@ def main() -> None:
     import functools
     import os
     import shlex
+    from pathlib import Path
 
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
@@ -46,7 +47,8 @@ def main() -> None:
         f"{args.output} {'holds this text already' if existed else 'is ready'}: "
         f"{len(text.ids):,} characters, {text.tokenizer.vocab_size} distinct"
     )
-    print(f"Train: shakegpt train --config.data.path={shlex.quote(args.output)}")
+    run = shlex.quote(f"runs/{Path(args.output).resolve().name}")
+    print(f"Train: shakegpt train --config.data.path={shlex.quote(args.output)} --workdir={run}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ run() {  # NAME COMMAND...: keep its output; a failure does not end the session
 }
 train() {  # NAME CONFIG OPTIONS...
   run "$1" python -m shakegpt_jax train --config "$2" --workdir "$out/$1" "${@:3}" "${tiny[@]}"
-  grep -hE "validation loss|training time|^compute|^memory" "$out/$1.log" | tee -a "$out/results.txt"
+  grep -hE "validation loss|training time|^device|^memory" "$out/$1.log" | tee -a "$out/results.txt"
 }
 time_step() {  # NAME OPTIONS...
   run "$1" python -m shakegpt_jax benchmark --json "${@:2}" "${tiny[@]}"

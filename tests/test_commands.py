@@ -540,16 +540,14 @@ def test_exit_code_of_a_signal_and_the_same_command_resumes(tmp_path, number):
     args = [ROOT / "run_train.py", *TINY, "--config.train.num_steps=100000"]
     process = start(*args, cwd=tmp_path)
     assert process.stdout
-    while not process.stdout.readline().startswith("step "):
-        pass
+    assert any(line.startswith("step ") for line in process.stdout)
     process.send_signal(number)
     code, _, err = finish(process)
     assert code == 128 + number
     assert re.fullmatch(r"stopped at step \d+, saved in runs/cpu; run the same .*\n", err)
     process = start(*args, cwd=tmp_path)
     assert process.stdout
-    while not process.stdout.readline().startswith("runs/cpu resumes at step"):
-        pass
+    assert any(line.startswith("runs/cpu resumes at step") for line in process.stdout)
     process.kill()
     finish(process)
 

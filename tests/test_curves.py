@@ -1,4 +1,3 @@
-import fcntl
 import shutil
 import sys
 from pathlib import Path
@@ -6,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shakegpt_jax.checkpoints.run_folder import is_locked, run_lock
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.reporting import curves
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsRow
@@ -182,7 +180,6 @@ def test_plot_takes_runs_with_and_without_the_flag(finished, tmp_path, command, 
     assert drawn == [["a", "b"]] * len(forms)
     assert command("plot", "runs/a", "--output=x.png")[:2] == (0, "x.png\n")
     for arguments, message in (
-        (("--tensorboard", "--follow"), "train with --config.train.tracker=tensorboard instead"),
         (("--tensorboard", "--x=step"), "--tensorboard cannot be combined with"),
         (("--x", "hours"), "invalid choice: 'hours'"),
         (("runs/none",), "no such run folder: runs/none"),
@@ -190,12 +187,3 @@ def test_plot_takes_runs_with_and_without_the_flag(finished, tmp_path, command, 
     ):
         code, out, err = command("plot", *arguments)
         assert (code, out) == (2, "") and message in err
-
-
-def test_knows_whether_a_run_is_training(tmp_path):
-    assert not is_locked(tmp_path)
-    with run_lock(tmp_path):
-        assert is_locked(tmp_path) and is_locked(tmp_path)
-    assert not is_locked(tmp_path)
-    with (tmp_path / "lock").open() as file:  # asking has not left a lock behind
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,13 +19,13 @@ def test_train_returns_the_model_and_its_rows(run_config, tmp_path):
     with pytest.raises(Crash):
         shakegpt_jax.train(run_config, tmp_path / "run", [seen.append, crash_at_9])
     assert [row["step"] for row in seen] == [3, 6, 9]
-    model, rows = shakegpt_jax.train(run_config, tmp_path / "run", callbacks=[seen.append])
+    lm, rows = shakegpt_jax.train(run_config, tmp_path / "run", callbacks=[seen.append])
     assert [row["step"] for row in seen] == [3, 6, 9, 9, 12]  # resumed at 6
     assert rows == [*seen[:2], *seen[3:]]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert rows == list(map(json.loads, lines))
     best = min((row for row in rows if "val_loss" in row), key=lambda row: row["val_loss"])
-    assert (model.step, model.metrics["loss"]) == (best["step"], best["val_loss"])
+    assert (lm.step, lm.metrics["loss"]) == (best["step"], best["val_loss"])
     assert shakegpt_jax.train(run_config, tmp_path / "run").rows == rows
 
 

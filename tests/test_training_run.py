@@ -1,6 +1,5 @@
 """`train`: evaluations, checkpoints, resuming, signals, divergence, locks."""
 
-import fcntl
 import gzip
 import json
 import math
@@ -8,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +20,7 @@ from fakes import Crash, crash_at_9
 from configs import cpu
 from shakegpt_jax import load
 from shakegpt_jax.checkpoints.reader import CheckpointReader
-from shakegpt_jax.checkpoints.run_folder import is_locked, run_lock
+from shakegpt_jax.checkpoints.run_folder import run_lock
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import load_corpus
 from shakegpt_jax.data.windows import gather_windows
@@ -308,17 +306,6 @@ def test_one_process_per_run_folder(run_config, finished_copy):
     with run_lock(finished_copy), pytest.raises(UserError, match=in_use):
         train(run_config.freeze(), finished_copy)
     train(run_config, finished_copy)
-
-
-def test_asking_whether_a_run_trains_does_not_keep_it_from_starting(tmp_path):
-    (tmp_path / "lock").touch()
-    with (tmp_path / "lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)  # as `is_locked` does
-        release = threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN))
-        release.start()
-        with run_lock(tmp_path):
-            assert is_locked(tmp_path)
-        release.join()
 
 
 def test_refuses_another_run_in_the_folder(run_config, finished_copy, tmp_path, text):

@@ -6,7 +6,6 @@ import fcntl
 import os
 import re
 import shlex
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -166,17 +165,14 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to the run folder {workdir}: {error.strerror}") from error
     with file:
-        for _ in range(20):  # `is_locked` holds the lock for an instant
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.01)
-        else:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             file.seek(0)
             raise UserError(
                 f"{workdir} is in use by the training process {file.read().strip()}; "
                 "wait for it, stop it, or choose another --workdir"
-            )
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -187,13 +183,3 @@ def run_lock(workdir: str | Path) -> Iterator[None]:
 def lock_path(workdir: str | Path) -> Path:
     """Return the file of a run's lock, which holds the process id of the last run."""
     return Path(workdir) / "lock"
-
-
-def is_locked(workdir: str | Path) -> bool:
-    """Return whether a process trains in a run folder."""
-    try:
-        with lock_path(workdir).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    return False

@@ -133,22 +133,28 @@ def _discard_output() -> None:
 class StopSignal:
     """The first signal that arrived inside `record_signal`, if any."""
 
-    received: int | None = None
+    def __init__(self, notice: str):
+        self.notice = notice
+        self.received: int | None = None
 
     def record(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: record it, and let the next one kill the process."""
         self.received = number
+        if self.notice and os.isatty(2):
+            os.write(2, f"\n{self.notice}\n".encode())  # printing is not allowed in a handler
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
 
 @contextmanager
-def record_signal() -> Iterator[StopSignal]:
+def record_signal(notice: str = "") -> Iterator[StopSignal]:
     """Record the first signal inside the `with` block; a second one kills the process.
+
+    A terminal shows `notice` at the first.
 
     Outside the main thread, where Python does not allow handlers, signals keep their effect.
     """
-    stop = StopSignal()
+    stop = StopSignal(notice)
     is_main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n, stop.record) for n in _SIGNALS if is_main}
     try:

@@ -130,7 +130,7 @@ def read_characters(tokenizer: dict[str, Any], path: Path) -> tuple[dict[str, in
         raise UserError(f"{path}: {wrong[0]} is {values.get(wrong[0])!r:.60}; {_RIGHT}")
     vocab = model["vocab"] | {token["content"]: token.get("id") for token in added}
     special = {model.get("unk_token")} | {t["content"] for t in added if t.get("special") is True}
-    # Who names the newline as the end of a text has not added a token.
+    # A character that is used as a special token, such as a newline, remains a character.
     ids = {token: i for token, i in vocab.items() if len(token) == 1 or token not in special}
     if bad := [token for token in ids if len(token) != 1]:
         raise UserError(f"{path}: the vocab has the token {min(bad)!r:.60}; {_RIGHT}")

@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import TEMPERATURE
 from shakegpt_jax.inference.language_model import LanguageModel
+from shakegpt_jax.model.layers import gpt2_parameters
 
 _METRICS = ("loss", "perplexity", "bits_per_character")
 
@@ -101,7 +103,7 @@ def model_card(lm: LanguageModel, folder: str, *, special_tokens: bool) -> str:
     # Names, without the folders of whoever trained the model.
     text = _printable(Path(lm.config.data.path).name) or "Tiny Shakespeare"
     source = _printable(Path(lm.config.train.init_from).name)
-    is_known = lm.text_sha256 and not lm.config.data.path and not source
+    is_known = lm.text_sha256 == TINY_SHAKESPEARE_SHA256 and not source
     results = ""
     if known := [name for name in _METRICS if name in lm.metrics]:
         results = _RESULTS.format(name=_quote(folder), text=_quote(text))
@@ -141,7 +143,8 @@ def _figures(lm: LanguageModel, text: str, source: str) -> Iterator[tuple[str, s
         yield "characters scored", f"{metrics['count']:,}"
     if step is not None and (lm.text_sha256 or step > 1):  # 1 stands for unknown in an import
         yield "training steps", f"{step:,}"
-    yield "parameters", f"{lm.n_params:,}, float32"
+    params = gpt2_parameters(shape, lm.params, "GPT-2").values()
+    yield "parameters", f"{sum(each.size for each in params):,}, float32"
     yield "shape", f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} dimensions"
     yield "window", f"{shape.block_size:,} characters"
     yield "vocabulary", f"{lm.tokenizer.vocab_size:,} characters"

@@ -136,9 +136,9 @@ def _read(path: Path) -> tuple[list[MetricsRow], list[int]]:
 class MetricsFile:
     """The rows of a run, in memory and, if this process `writes`, in the file.
 
-    Opening it drops the rows after `step`, up to `repeated_until`, which the run repeats; 0 starts
-    a new file. `started` is the `time.perf_counter()` of this start of the run. Without the row of
-    `step`, the times of the run are unknown from then on.
+    Opening it drops the rows after `step`, which the run repeats; `repeated_until` is the last of
+    them. Step 0 starts a new file. `started` is the `time.perf_counter()` of this start of the run.
+    Without the row of `step`, the times of the run are unknown from then on.
     """
 
     def __init__(

@@ -68,8 +68,8 @@ def check_tracker(config: Config) -> None:
 def open_tracker(config: Config, workdir: Path, metrics: MetricsFile, stack: ExitStack) -> Callback:
     """Return a callback that logs to the tracker of a run, which `stack` closes.
 
-    A file in the run folder holds the id of the tracker's run, in which a resumed run goes on. It
-    keeps the steps that it has, and gets those rows so far that it lacks.
+    A file in the run folder holds the id of the tracker's run, which a resumed run continues. The
+    tracker keeps the steps that it has and is sent the rows that it lacks.
     """
     name = config.train.tracker
     if name == "tensorboard":

@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 
+from shakegpt_jax import __version__
 from shakegpt_jax.serving.answers import Failure
 
 _JSON = "application/json"
@@ -66,7 +67,7 @@ def describe_api(model: str, routes: Sequence[ApiRoute]) -> dict[str, Any]:
     schemas = dict(zip(structs, references, strict=True))
     return {
         "openapi": "3.1.0",
-        "info": {"title": "shakegpt serve", "version": "1"},
+        "info": {"title": "shakegpt serve", "version": __version__},
         "paths": {route.path_format: route.describe(model, schemas) for route in routes},
         "components": {"schemas": components},
     }

@@ -90,7 +90,6 @@ class Row:
         self.tail = np.append(self.tail, ids_T)[-self.block_size :]
         if self.n_noise == self.job.request.noise_offset:
             FIRST_CHARACTER.observe(time.monotonic() - self.job.submitted)
-        CHARACTERS.inc(n_new)
         self.length, self.n_noise = self.length + n_new, self.n_noise + n_new
         self.room, self.remaining = self.room - n_new, self.remaining - n_new
         check_logits(log_probs_TxV)
@@ -103,6 +102,7 @@ class Row:
         elif self.remaining == 0:
             n_passed, reason = len(records_T), "length"
         self._held = [records_T[n_passed:]]
+        CHARACTERS.inc(n_passed)
         self.job.deliver(Piece(self.index, records_T[:n_passed], reason))
 
 

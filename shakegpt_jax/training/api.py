@@ -17,7 +17,7 @@ from shakegpt_jax.training import run
 class TrainingResult(NamedTuple):
     """What `shakegpt_jax.train` returns."""
 
-    model: LanguageModel  # of the best checkpoint
+    lm: LanguageModel  # of the best checkpoint
     rows: list[dict[str, Any]]  # of metrics.jsonl
 
 
@@ -46,7 +46,8 @@ def train(
     """
     require(isinstance(config, Config), "config", config, "a Config, as of load_config('cpu')")
     require(isinstance(workdir, str | Path), "workdir", workdir, "a folder name")
-    require(all(map(callable, callbacks)), "callbacks", callbacks, "a list of functions")
+    are_functions = isinstance(callbacks, list | tuple) and all(map(callable, callbacks))
+    require(are_functions, "callbacks", callbacks, "a list of functions")
     curves = notebook_curves(Path(workdir))
     run.train(config.replace({}), workdir, callbacks=[*callbacks, *curves])
     return TrainingResult(load(workdir), [row.to_json() for row in read_metrics(workdir)])

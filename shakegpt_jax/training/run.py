@@ -88,7 +88,7 @@ def train(
     check_memory(config, corpus.tokenizer.vocab_size, mesh)
     with (
         jax.enable_x64(False),  # Optax computes in the default precision
-        record_signal() as signal,
+        record_signal("stopping after this dispatch; again to kill without saving") as signal,
         contextlib.ExitStack() as stack,
         Progress(config.train.num_steps, quiet=not is_primary()) as progress,
     ):
@@ -105,10 +105,10 @@ def train(
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal, profile)
             run.start(started, source)
-            if is_primary():
-                if config.train.tracker != "none" and not run.finished:
-                    run.callbacks.append(open_tracker(config, Path(workdir), run.metrics, stack))
-                run.callbacks += callbacks
+            if config.train.tracker != "none" and not run.finished:
+                files = Path(workdir), run.metrics
+                primary_first(lambda: run.callbacks.append(open_tracker(config, *files, stack)))
+            run.callbacks += callbacks if is_primary() else []
             while not (run.finished or run.stopped):
                 run.train_to_next_evaluation()
                 if not run.stops() and (length := config.train.sample_length):
@@ -209,7 +209,7 @@ class TrainingRun:
                 evaluation = now = self.trainer.evaluate()
                 self._check_finite(step, validation_loss=now.loss, perplexity=now.perplexity)
                 self.lowest_loss = min(self.lowest_loss, now.loss)
-            elif self.step == self.first:
+            elif self.step == self.first and not self.profile:
                 n_left = self.trainer.characters_per_step * (self.config.num_steps - step)
                 left = format_duration(n_left / train.characters_per_second)
                 self.progress.note(f"time     about {left} of training, and evaluations")
@@ -230,6 +230,8 @@ class TrainingRun:
         step, n = self.step, self.profile
         if n and until - step >= 2 * n:
             yield from self.trainer.run(step, step + n, self.stops)
+            if self.stopped:
+                return
             with trace(self.workdir, self.progress.note):
                 traced = list(self.trainer.run(step + n, step + 2 * n, self.stops))
             yield from traced

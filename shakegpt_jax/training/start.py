@@ -81,11 +81,13 @@ def check_resumable(
     if saved.text_sha256 != text_sha256:
         differences.append(f"text (now {config.data.path or 'Tiny Shakespeare'})")
     if differences:
-        longer, run = shlex.quote(f"{workdir}-2"), shlex.quote(str(workdir))
+        other, run = shlex.quote(f"{workdir}-2"), shlex.quote(str(workdir))
+        advice = f"to train another model, add --workdir={other}"
+        if saved.config.model == config.model:
+            advice += f", and --config.train.init_from={run} to start from these parameters"
         raise UserError(
-            f"{workdir} holds another run, with a different {', '.join(differences)}; to go on "
-            f"from its parameters, run this command with --workdir={longer} "
-            f"--config.train.init_from={run}; or choose the config that the run was started with"
+            f"{workdir} holds another run, with a different {', '.join(differences)}; {advice}; to "
+            "go on with this run, choose the config that it was started with"
         )
 
 
