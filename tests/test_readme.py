@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import shakegpt_jax
 from shakegpt_jax.config import Config
 from shakegpt_jax.configs import NAMES, cpu
 
@@ -32,6 +33,10 @@ def test_configuration_lists_every_field_with_its_values_and_meaning():
     assert all(f"`{name}`" in text for name in NAMES)
 
 
+def test_the_citation_has_the_version_of_the_package():
+    assert f"\nversion: {shakegpt_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_python_example_runs(finished_copy, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     folder = finished_copy.parent
@@ -46,7 +51,7 @@ def test_python_example_runs(finished_copy, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "path", ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 )
 def test_links_to_files_exist(path):
     text = (ROOT / path).read_text()

@@ -6,7 +6,7 @@ from shakegpt_jax.config import Config
 def get_config() -> Config:
     """Return the best config found; figures are losses on the last tenth of the training split.
 
-    They are of one seed each, after 1,100 steps unless noted; docs/results.md has them all. On the
+    They are of one seed each, after 1,100 steps unless noted; docs/log.md has them all. On the
     validation split it reaches 1.441.
     """
     config = Config()

@@ -6,7 +6,7 @@ from shakegpt_jax.config import Config
 def get_config() -> Config:
     """Return the best config found; figures are losses on the last tenth of the training split.
 
-    They are of one seed each, after 1,600 steps; docs/results.md has them all. On the validation
+    They are of one seed each, after 1,600 steps; docs/log.md has them all. On the validation
     split it reaches 1.454.
     """
     config = Config()
