@@ -16,8 +16,9 @@ CHECKS = """
 assert (inputs[:, 1:] == targets[:, :-1]).all() and inputs.shape == (12, 64)
 assert (drop(random_key(0, "dropout", 7)) == drop(random_key(0, "dropout", 7))).all()
 assert (first.step, second.step, len(shapes_traced)) == (0, 1, 1) and old.is_deleted()
-assert losses[0] > 4 and losses[-1] < 2.6 and evaluation.loss < 2.6
-assert all(jax.tree.leaves(same)) and lm.step == 300
+assert losses[0] > 4 and losses[-1] < 2.8 and evaluation.loss < 2.8
+assert all(jax.tree.leaves(same)) and lm.step == 200
+assert abs(lm.metrics["loss"] - evaluation.loss) < 1e-3
 assert kernel.addressable_shards[0].data.shape == (32, 256)
 assert abs(np.array(metrics["loss"]) - losses[:20]).max() < 1e-2
 written = tokenizer.decode(written)
@@ -39,10 +40,10 @@ def test_the_blocks_run_in_order(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs():
+def test_the_notebook_runs_and_shows_the_curves_once():
     for name in ("nbclient", "ipykernel"):
         pytest.importorskip(name)
     notebook = make_notebook()
     outputs = [each for cell in notebook.cells for each in cell.get("outputs", [])]
-    pictures = [each["data"]["image/png"] for each in outputs if "image/png" in each.get("data", {})]
-    assert len(pictures) == 1 and len(json.dumps(notebook)) < 200_000
+    assert sum("image/png" in each.get("data", {}) for each in outputs) == 1
+    assert len(json.dumps(notebook)) < 200_000
