@@ -15,7 +15,7 @@ from make_notebook import NOTEBOOK, cells, make_notebook  # noqa: E402
 CHECKS = """
 assert (inputs[:, 1:] == targets[:, :-1]).all() and inputs.shape == (12, 64)
 assert (drop(random_key(0, "dropout", 7)) == drop(random_key(0, "dropout", 7))).all()
-assert (first.step, second.step, len(shapes_traced)) == (0, 1, 1) and old.is_deleted()
+assert second.step == 1 and len(shapes_traced) == 1 and old.is_deleted()
 assert losses[0] > 4 and losses[-1] < 2.8 and evaluation.loss < 2.8
 assert all(jax.tree.leaves(same)) and lm.step == 200
 assert abs(lm.metrics["loss"] - evaluation.loss) < 1e-3
