@@ -86,7 +86,7 @@ def test_the_command_prepares_and_says_so(tmp_path, text_file, command, monkeypa
     assert (code, err) == (0, "")
     assert out == (
         "two books is ready: 40,000 characters, 58 distinct\n"
-        "Train: shakegpt train --config.data.path='two books'\n"
+        "Train: shakegpt train --config.data.path='two books' --workdir='runs/two books'\n"
     )
     (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     _, out, _ = command("prepare", text_file, "windows.txt", "--output", "noted")

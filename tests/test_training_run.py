@@ -319,7 +319,9 @@ def test_refuses_another_run_in_the_folder(run_config, finished_copy, tmp_path, 
     longer = run_config.replace({"train.num_steps": 24})
     with pytest.raises(UserError, match=r"num_steps \(saved 12, now 24\); ") as error:
         train(longer, finished_copy)
-    how = re.search(r"with --workdir=(\S+) --config.train.init_from=(\S+);", str(error.value))
+    how = re.search(
+        r"--workdir=(\S+), and --config.train.init_from=(\S+) to start", str(error.value)
+    )
     train(longer.replace({"train.init_from": how[2]}), how[1])
     assert CheckpointReader(how[1]).steps[-1] == 24
     train(run_config.replace({"train.sample_length": 9}), finished_copy)  # may change
