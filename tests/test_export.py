@@ -22,6 +22,7 @@ import shakegpt_jax
 from shakegpt_jax.checkpoints.reader import CheckpointReader
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.config import Config, ModelConfig
+from shakegpt_jax.data.text import TINY_SHAKESPEARE_SHA256
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.interop.huggingface_export import export_folder
@@ -295,6 +296,7 @@ def odd(config, tmp_path) -> tuple[shakegpt_jax.LanguageModel, str]:
     config.model.remat = True
     config.model.dropout = 0.1
     lm = random_model(config.freeze(), ODD)
+    lm = dataclasses.replace(lm, text_sha256=TINY_SHAKESPEARE_SHA256)
     folder = str(tmp_path / "odd |`[<hf")
     export_folder(lm, folder)
     return lm, folder
@@ -445,7 +447,7 @@ def test_cards_are_valid_and_their_code_runs_without_this_package(exported, odd,
     program = "import os, sys"
     for folder, origin in (
         (exported, ("unknown", None, None)),
-        (Path(odd[1]), ("mit", "en", ["karpathy/tiny_shakespeare"])),  # by its config
+        (Path(odd[1]), ("mit", "en", ["karpathy/tiny_shakespeare"])),
     ):
         card = ModelCard.load(folder / "README.md")
         assert card.data.library_name == "transformers"
