@@ -1,5 +1,6 @@
 """A hook of MkDocs: the files at the top of the repository become pages, README.md the first."""
 
+import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -13,3 +14,9 @@ def on_files(files, config):
     for page, source in _PAGES.items():
         text = (_ROOT / source).read_text().replace("](docs/", "](")
         files.append(File.generated(config, page, content=text))
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Name files of the package without a link, since the site does not hold them."""
+    markdown = re.sub(r"\[([^\]]+)\]\(\.\./shakegpt_jax/[^)]*\)", r"`\1`", markdown)
+    return markdown.replace("](../README.md", "](index.md")
