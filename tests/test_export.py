@@ -132,6 +132,9 @@ def test_a_model_without_biases_gets_those_of_gpt_2(config, tmp_path, command, s
     assert command("import_model", folder, "--workdir", tmp_path / "run")[0] == 0
     same = shakegpt_jax.load(tmp_path / "run")
     np.testing.assert_allclose(same.logits("ab\ncd"), lm.logits("ab\ncd"), rtol=1e-4, atol=1e-4)
+    scales = {"ln_f": {}}  # a parameter that is missing is named all the same
+    with pytest.raises(UserError, match="GPT-2 and the model differ in the parameter ln_f/scale"):
+        export_folder(dataclasses.replace(lm, params=lm.params | scales), str(tmp_path / "other"))
     names = {name for name, _ in model_data(lm)["sizes"]}
     assert names == {name for name, _ in model_data(same)["sizes"]}
 

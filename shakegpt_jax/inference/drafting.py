@@ -1,4 +1,4 @@
-"""Whether drafts make sampling faster, and the n-gram that drafts.
+"""The n-gram that drafts for a model, used where drafts make sampling faster.
 
 Axes: T characters of a window.
 """

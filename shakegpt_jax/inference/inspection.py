@@ -1,4 +1,4 @@
-"""What a model computes on the way to its logits, which flax.linen captures as it runs.
+"""Attention weights and hidden states of a model, which flax.linen captures as it runs.
 
 Axes: B rows, T characters, L layers, H heads, D = n_embd.
 """

@@ -19,7 +19,7 @@ _MAX_TEMPERATURE = 1e6  # above, sampling is nearly uniform
 
 
 class Options(TypedDict, total=False):
-    """What `LanguageModel.stream` accepts besides a prompt and the number of characters."""
+    """Options of `LanguageModel.stream` besides the prompt and the number of characters."""
 
     temperature: float
     top_k: int | None

@@ -70,9 +70,7 @@ class CausalSelfAttention(nn.Module):
 
     def setup(self) -> None:
         n_embd = self.config.n_embd
-        self.c_attn = Linear(
-            self.config, n_embd, n_part=3
-        )  # three matrices side by side, as in GPT-2
+        self.c_attn = Linear(self.config, n_embd, n_part=3)
         self.c_proj = Linear(self.config, n_embd, residual=True)
 
     def __call__(

@@ -76,10 +76,10 @@ def gpt2_parameters(config: ModelConfig, params: Any, what: str) -> dict[str, An
         weights |= {f"block_{i}/{name}": "scale" for name in _NORMS}
         weights |= {f"block_{i}/{name}": "kernel" for name in _MATRICES}
     paths = {*_PARAMETERS, *(f"{layer}/{weight}" for layer, weight in weights.items())}
+    if config.bias:
+        paths |= {f"{layer}/bias" for layer in weights}
     found = dict(flatten_dict(params, sep="/"))
-    if not config.bias:
-        sizes = {layer: found[f"{layer}/{weight}"].shape[-1] for layer, weight in weights.items()}
-        found |= {f"{layer}/bias": np.zeros(size, np.float32) for layer, size in sizes.items()}
-    if different := (paths | {f"{layer}/bias" for layer in weights}) ^ found.keys():
+    if different := paths ^ found.keys():
         raise UserError(f"{what} and the model differ in the parameter {min(different)}")
-    return found
+    sizes = {layer: found[f"{layer}/{weight}"].shape[-1] for layer, weight in weights.items()}
+    return {f"{layer}/bias": np.zeros(size, np.float32) for layer, size in sizes.items()} | found

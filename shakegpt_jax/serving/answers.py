@@ -96,7 +96,7 @@ class Copies(msgspec.Struct):
 
 
 class Problem(msgspec.Struct):
-    """What is wrong with a request."""
+    """The reason for refusing a request."""
 
     message: str
     type: str

@@ -54,7 +54,7 @@ class ApiError(Exception):
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """What a stream holds beside the texts."""
+    """Contents of a stream besides the texts."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False  # with include_usage: in all chunks

@@ -1,4 +1,4 @@
-"""What `/metrics` shows, in the default registry of prometheus_client."""
+"""Metrics that `/metrics` shows, in the default registry of prometheus_client."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -166,7 +166,7 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     async def show_health(request: Request) -> Response:
-        """Whether the server is ready, and how many texts are in progress or queued."""
+        """The state of the server and the number of texts in progress or queued."""
         return _reply(Health(engine.n_text))
 
     async def list_models(request: Request) -> Response:

@@ -15,7 +15,7 @@ from shakegpt_jax.training import run
 
 
 class TrainingResult(NamedTuple):
-    """What `shakegpt_jax.train` returns."""
+    """The result of `shakegpt_jax.train`."""
 
     lm: LanguageModel  # of the best checkpoint
     rows: list[dict[str, Any]]  # of metrics.jsonl
