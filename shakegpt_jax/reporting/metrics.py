@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 
@@ -44,9 +44,6 @@ class Evaluation:
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
-_OPTIONAL = {"train_loss", "gradient_norm", "val_standard_error", "train_time", "wall_time"}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricsRow:
     """Metrics of the steps since the previous row: a line of metrics.jsonl."""
@@ -74,7 +71,13 @@ class MetricsRow:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
         """Read a row; raises a ValueError or TypeError if a value is not a finite number."""
-        numbers = [v for k, v in row.items() if v is not None or k not in _OPTIONAL]
+        optional = {
+            prefix + field.name
+            for prefix, kind in (("", cls), ("val_", Evaluation))
+            for field in dataclasses.fields(kind)
+            if type(None) in get_args(field.type)
+        }
+        numbers = [v for k, v in row.items() if v is not None or k not in optional]
         finite = all(type(v) in (int, float) and -math.inf < v < math.inf for v in numbers)
         if not finite or type(row.get("step")) is not int:
             raise ValueError("not a row of finite numbers with a whole number as step")
