@@ -138,13 +138,16 @@ def drafts(sources: list[Path]) -> Any:
     for color, source in zip(COLORS, sources, strict=False):
         lm = shakegpt_jax.load(source)
         corpus, n_time = lm.load_corpus(), lm.config.model.block_size
+        n_prompt = n_time // 8
         ngram = build_ngram(corpus.train_ids, lm.tokenizer.vocab_size)
         model, params = lm.for_decoding
         starts = np.linspace(0, len(corpus.val_ids) - n_time, 32).astype(int)
-        prompts = [lm.tokenizer.decode(corpus.val_ids[start : start + 16]) for start in starts]
+        prompts = [
+            lm.tokenizer.decode(corpus.val_ids[start : start + n_prompt]) for start in starts
+        ]
         means = []
         for temperature in TEMPERATURES:
-            written = lm.generate(prompts, n_time - 16, temperature=temperature, draft=False)
+            written = lm.generate(prompts, n_time - n_prompt, temperature=temperature, draft=False)
             rates = []
             for ids_T in map(lm.tokenizer.encode, written):
                 contexts_T = ngram.contexts([ids_T[: i + 1] for i in range(n_time)])
