@@ -197,9 +197,9 @@ def test_commands_refuse_invalid_input(folder, module, args, message, command, m
 
 API = [
     (lambda lm: lm.generate(""), "prompt is ''; it must be one character or more"),
-    (lambda lm: lm.generate([]), "prompts is []; it must be one text or more"),
+    (lambda lm: lm.generate([]), "prompt is []; it must be one text or more"),
     (lambda lm: lm.generate(None), "prompt is None; it must be a text or a list of texts"),
-    (lambda lm: lm.generate(["a", 5]), "prompts is ['a', 5]; it must be a list of texts"),
+    (lambda lm: lm.generate(["a", 5]), "prompt is ['a', 5]; it must be a list of texts"),
     (lambda lm: lm.stream(""), "prompt is ''; it must be one character or more"),
     (lambda lm: lm.generate("a", 2.5), "max_new_tokens is 2.5; it must be a whole number, 1 or"),
     (lambda lm: lm.generate("a", True), "max_new_tokens is True; it must be a whole number"),

@@ -161,7 +161,7 @@ class LanguageModel:
         is_text = isinstance(prompt, str)
         is_prompt = is_text or (isinstance(prompt, Sequence) and not isinstance(prompt, bytes))
         require(is_prompt, "prompt", prompt, "a text or a list of texts")
-        prompts = as_texts("prompts", [prompt] if is_text else prompt)
+        prompts = as_texts("prompt", [prompt] if is_text else prompt)
         stop = [stop] if isinstance(stop, str) else stop
         stops = as_texts("stop", stop) if stop else ()
         n_time = self.config.model.block_size

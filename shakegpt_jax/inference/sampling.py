@@ -219,5 +219,5 @@ def as_texts(name: str, value: Any) -> list[str]:
     are_texts = is_sequence and all(isinstance(text, str) for text in value)
     require(are_texts, name, value, "a list of texts")
     require(len(value) > 0, name, value, "one text or more")
-    require(all(value), name.removesuffix("s"), "", "one character or more")
+    require(all(value), name, "", "one character or more")
     return list(value)
