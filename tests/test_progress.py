@@ -74,9 +74,11 @@ def test_plain_lines_estimate_the_remaining_time(capsys, monkeypatch):
     now = 160.0
     progress.show(row(16))
     progress.show(row(40))
-    first, last = capsys.readouterr().out.splitlines()
-    assert first.endswith("2.885 bits/character, 4 min 0 s left")  # 60 s for 6 of 30 steps
-    assert last.endswith("2.885 bits/character")
+    first, losses, last, same_losses = capsys.readouterr().out.splitlines()
+    assert first == "step 16/40: loss 3.0000, 5 characters/s, 4 min 0 s left"  # 60 s for 6 of 30
+    assert last == "step 40/40: loss 3.0000, 5 characters/s"
+    assert losses == same_losses
+    assert losses == "    validation loss 2.0000 ± 0.1000, perplexity 7.389, 2.885 bits/character"
 
 
 def test_lines_on_a_narrow_terminal_break_between_words(capsys, monkeypatch):
@@ -88,6 +90,19 @@ def test_lines_on_a_narrow_terminal_break_between_words(capsys, monkeypatch):
     words = " ".join(lines).split()
     assert len(lines) > 1 and all(len(line) <= 60 for line in lines)
     assert "perplexity" in words and "bits/character" in words
+
+
+def test_lines_of_a_sample_are_indented_and_whole_in_a_file(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = f"{'No more ' * 15}\n\nROMEO:\n{'x' * 100}"
+    Progress(40).sample(text)
+    assert capsys.readouterr().out == "\n    " + text.replace("\n", "\n    ") + "\n\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich takes the output for a terminal
+    Progress(40).sample(text)
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert first == last == "" and len(lines) == 6
+    assert all(line.startswith("    ") and len(line) <= 80 for line in lines)
+    assert "".join(line[4:] for line in lines) == text.replace("\n", "")
 
 
 def test_output_to_a_closed_pipe_is_dropped_and_the_run_goes_on(monkeypatch):

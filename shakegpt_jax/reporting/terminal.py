@@ -77,10 +77,11 @@ class Progress:
         if self._peak:
             figures += f" ({row.characters_per_second / self._peak:.0%} of peak)"
         self._bar.update(self._task, completed=row.step, figures=figures)
+        losses = ""
         if found := row.evaluation:
             error = "" if found.standard_error is None else f" ± {found.standard_error:.4f}"
-            figures += f", validation loss {found.loss:.4f}{error}, perplexity "
-            figures += f"{found.perplexity:.3f}, {found.bits_per_character:.3f} bits/character"
+            losses = f"\n    validation loss {found.loss:.4f}{error}, perplexity "
+            losses += f"{found.perplexity:.3f}, {found.bits_per_character:.3f} bits/character"
         elif not self._bar.disable or time.monotonic() - self._last_line < _PLAIN_LINE_EVERY:
             return
         if self._bar.disable and row.step < self._num_steps:  # the bar shows it already
@@ -88,11 +89,13 @@ class Progress:
             per_step = (time.monotonic() - start) / (row.step - first)
             figures += f", {format_duration(per_step * (self._num_steps - row.step))} left"
         self._last_line = time.monotonic()
-        self.note(f"step {row.step}/{self._num_steps}: {figures}")
+        self.note(f"step {row.step}/{self._num_steps}: {figures}{losses}")
 
     def sample(self, text: str) -> None:
         """Print sample text, indented."""
-        self.note(f"\n{text}".replace("\n", "\n    ") + "\n")
+        overflow: Any = "ignore" if self._console.soft_wrap else "fold"
+        lines = Text(text).wrap(self._console, self._console.width - 4, overflow=overflow)
+        self.note("".join(f"\n    {line}" for line in lines) + "\n")
 
     def summary(
         self,
