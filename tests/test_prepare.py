@@ -283,7 +283,7 @@ def test_notes_of_a_run_and_evaluation_of_a_sample(run_config, text, tmp_path, c
     same = json.loads(command("evaluate", "--workdir", tmp_path / "run", "--json")[1])
     assert same["loss"] == pytest.approx(row.evaluation.loss, rel=1e-5)
     assert same["sampled_from"] == 2_000
-    assert "496, evenly spread over 2000" in command("evaluate", "--workdir", tmp_path / "run")[1]
+    assert "496, evenly spread over 2,000" in command("evaluate", "--workdir", tmp_path / "run")[1]
     whole = command("evaluate", "--workdir", tmp_path / "run", "--json", "--characters", 0)[1]
     assert json.loads(whole)["count"] == 1_999
     code, _, err = command("evaluate", "--workdir", tmp_path / "run", "--characters", -1)

@@ -146,11 +146,11 @@ def describe(run: dict[str, Any]) -> str:
         "standard error": "unknown for one character" if error is None else f"{error:.4f}",
         "perplexity": f"{run['perplexity']:.4f}",
         "bits per character": f"{run['bits_per_character']:.4f}",
-        "count": f"{run['count']}" + (f", evenly spread over {of}" if of else ""),
+        "count": f"{run['count']:,}" + (f", evenly spread over {of:,}" if of else ""),
     }
     for name in _COPIES:
         if name in run:
-            lines[name.replace("_", " ")] = f"{len(run[name])} characters: {run[name]!r}"
+            lines[name.replace("_", " ")] = f"{len(run[name]):,} characters: {run[name]!r}"
     return "\n".join(f"{name:<19} {value}" for name, value in lines.items())
 
 
