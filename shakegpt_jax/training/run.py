@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+from rich.filesize import decimal
 
 from shakegpt_jax.checkpoints.reader import SavedCheckpoint
 from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, lock_path, run_lock
@@ -182,8 +183,8 @@ class TrainingRun:
     def start(self, started: float, source: SavedCheckpoint | None = None) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         note, n_step = self.progress.note, self.config.num_steps
-        needed, available = (n_byte / 1e9 for n_byte in self.trainer.memory)
-        note(f"memory   {needed:.3g} of {available:.3g} GB on each device for training steps")
+        needed, available = map(decimal, self.trainer.memory)
+        note(f"memory   {needed} of {available} on each device for training steps")
         self.step = self.first = max(self.checkpoints.steps, default=0)
         if self.step:
             self.trainer.restore(self.checkpoints, self.step)
