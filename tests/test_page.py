@@ -179,6 +179,7 @@ def test_the_text_is_that_of_generate_and_goes_on_with_the_same_dice(chrome, lm)
 
 def test_the_api_is_described_on_a_page(chrome, address):
     chrome.get(f"{address}docs")
+    assert len(chrome.find_elements("css selector", "meta[name=description]")) == 1
     assert "POST /v1/completions" in shown(chrome, "routes")
     assert "min_pnumber (minimum 0, maximum 1) or null0" in shown(chrome, "schemas")
     emulate(chrome, 390, 800)

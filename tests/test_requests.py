@@ -209,6 +209,7 @@ def test_any_body_is_understood_or_refused(body):
 def test_the_description_of_the_api_is_that_of_its_types():
     route = ApiRoute("/x", test_defaults_are_those_of_the_api, takes=CompletionBody, gives=Failure)
     api = json.loads(json.dumps(describe_api("bard", [route])))
+    assert "the model bard" in api["info"]["description"]
     body = api["components"]["schemas"]["CompletionBody"]
     assert {*body["properties"]} == {*CompletionBody.__struct_fields__}
     choices = [{"type": "integer", "minimum": 1, "maximum": 128}, {"type": "null"}]

@@ -65,9 +65,10 @@ def describe_api(model: str, routes: Sequence[ApiRoute]) -> dict[str, Any]:
         for name in {*schema["properties"]} - {*schema["required"]}:
             schema["properties"][name] = _or_null(schema["properties"][name])
     schemas = dict(zip(structs, references, strict=True))
+    meaning = f"Text by the model {model}, in the shape of OpenAI's completions"
     return {
         "openapi": "3.1.0",
-        "info": {"title": "shakegpt serve", "version": __version__},
+        "info": {"title": "shakegpt serve", "version": __version__, "description": meaning},
         "paths": {route.path_format: route.describe(model, schemas) for route in routes},
         "components": {"schemas": components},
     }
