@@ -40,11 +40,13 @@ def serving(workdir: Path, *args: str) -> Iterator[tuple[str, subprocess.Popen[s
 def started(process: subprocess.Popen[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Wait until a server is ready; yield its address and its process."""
     try:
-        address = None
+        address, lines = None, ""
         while address is None:
             line = process.stdout.readline()
             assert line, process.communicate()
             address = re.match(r"Open (http://\S+) \(Ctrl-C stops the server\)\n", line)
+            lines += line
+        assert re.search(r"\nCompiling for \d+ texts .*\nCompiled in \d+ s\.\n", "\n" + lines)
         yield address[1], process
     finally:
         if process.poll() is None:

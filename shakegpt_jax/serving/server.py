@@ -82,10 +82,10 @@ def run_server(
     """
     engine = Engine(lm, max_batch, max_queue)
     app = Guard(application(lm, engine), hosts, origins, any_address=_is_any(bound))
+    print(f"Compiling for {max_batch} texts at a time: seconds, longer the first time.", flush=True)
     start = time.perf_counter()
     engine.start(warm_up=True)
-    seconds = time.perf_counter() - start
-    print(f"Compiled for up to {max_batch} texts at a time in {seconds:.0f} s.", flush=True)
+    print(f"Compiled in {time.perf_counter() - start:.0f} s.", flush=True)
     config = uvicorn.Config(
         app,
         log_level="error",
