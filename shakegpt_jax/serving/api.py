@@ -65,7 +65,9 @@ _Text = Annotated[str, Meta(min_length=1)]
 _Ids = Annotated[list[int], Meta(min_length=1)]
 _Stop = Annotated[str, Meta(min_length=1, max_length=100)]
 _Zero = Annotated[float, Meta(ge=0, le=0)]
+_One = Annotated[float, Meta(ge=1, le=1)]
 _Empty = dict[str, None]  # nulls mean nothing
+_NEUTRAL: dict[Any, str] = {_Zero: "0", _One: "1", _Empty: "{}"}
 
 
 class CompletionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -92,7 +94,9 @@ class CompletionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     best_of: int | None = None
     frequency_penalty: _Zero = 0.0
     presence_penalty: _Zero = 0.0
-    repetition_penalty: Annotated[float, Meta(ge=1, le=1)] = 1.0
+    repetition_penalty: _One = 1.0
+    length_penalty: _One = 1.0
+    use_beam_search: bool = False
     min_tokens: _Zero = 0
     priority: _Zero = 0
     logit_bias: _Empty = {}
@@ -137,6 +141,8 @@ def parse(body: bytes, kind: type[T]) -> T:
         message = str(error)
         if field := re.fullmatch(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
             message, name, path = field.groups()
+            if neutral := _NEUTRAL.get(kind.__annotations__.get(name)):
+                message = f"not supported, except {neutral}"
             wrong = value.get(name)  # a name from the client may look like a path
             given = "" if isinstance(wrong, list | dict) else f" is {_shorten(json.dumps(wrong))}"
             raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
@@ -167,7 +173,8 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
     check_model(given.model or model_name, model_name)
     n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
     _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
-    _require(not given.store, "store", "store is true; it must be false: nothing is stored")
+    for name in ("store", "use_beam_search"):
+        _require(not getattr(given, name), name, f"{name} is true: not supported, except false")
     least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
     _require(given.max_tokens > 0 or given.echo, "max_tokens", least)
     streams = given.stream or given.stream_options == StreamOptions()
