@@ -519,6 +519,8 @@ def test_exit_code_of_a_full_disk(tmp_path):
         ("shakegpt pl", "plot plan"),
         ("shakegpt generate --top", "--top_k --top_p"),
         ("shakegpt train --config.train.num_s", "--config.train.num_steps"),
+        ("shakegpt train --config cp", "cpu cpu_muon"),
+        ("shakegpt train --config READ", ""),
         ("shakegpt generate READ", ""),  # the shell looks for a file
     ],
 )
