@@ -1,7 +1,6 @@
 """Draw the figures of the docs as SVG: python docs/figures.py FIGURE SOURCE [SOURCE ...].
 
 Figures and their sources:
-  losses       run folders, and the log of nanoGPT's train.py with --log_interval=1
   parameters   run folders
   overfitting  run folders
   sampling     files of shakegpt benchmark --json
@@ -13,7 +12,6 @@ import argparse
 import json
 import re
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import matplotlib
@@ -26,10 +24,11 @@ from shakegpt_jax.reporting.metrics import read_metrics
 FOLDER = Path(__file__).parent
 INK, PAPER, FAINT = "#1f2328", "#fffffe", "#d0d7de"
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", FAINT: "#3d444d"}
+COLORS = ("#2a7fc1", "#d55e00", "#009e73", "#b95f93", "#8a8f98", "#b58900")
 STYLE = {"font.size": 12, "svg.hashsalt": "", "figure.facecolor": PAPER, "axes.facecolor": PAPER}
+STYLE |= {"axes.prop_cycle": matplotlib.cycler(color=COLORS)}
 STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), INK)
 STYLE |= dict.fromkeys(("xtick.color", "ytick.color"), INK)
-COLORS = ("#2a7fc1", "#d55e00", "#009e73", "#b95f93", "#8a8f98", "#b58900")
 TEMPERATURES = (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
 NATS = "validation loss, nats per character"
 LINE = "LUCENTIO:\nI thank thee, gentle widow, for thy love."  # in no text that is trained on
@@ -45,37 +44,8 @@ def new_axes(x: str, y: str, height: float = 4.2) -> Any:
     return axes
 
 
-def losses(sources: list[Path]) -> Any:
-    """Draw the validation loss against seconds of training."""
-    axes = new_axes("seconds of training, without evaluations", NATS)
-    for color, source in zip(COLORS, sources, strict=False):
-        points = _nanogpt(source) if source.is_file() else _evaluations(source, "train_time")
-        x, y = np.transpose(points)
-        axes.plot(x, y, "o-", color=color, markersize=4)
-        axes.annotate(
-            f"{source.stem}  {y[-1]:.3f}",
-            (x[-1], y[-1]),
-            (8, -4),
-            textcoords="offset points",
-            color=color,
-        )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(x=0.25)
-    return axes
-
-
-def _evaluations(run: Path, x: str) -> list[tuple[float, float]]:
-    rows = [row.to_json() for row in read_metrics(run)]
-    return [(row[x], row["val_loss"]) for row in rows if "val_loss" in row]
-
-
-def _nanogpt(log: Path) -> list[tuple[float, float]]:
-    """Return seconds and losses; a step that evaluates counts as one that does not."""
-    text = log.read_text()
-    seconds = median(float(ms) / 1e3 for ms in re.findall(r"^iter .*time ([\d.]+)ms", text, re.M))
-    found = re.findall(r"^step (\d+): .*val loss ([\d.]+)", text, re.M)
-    return [(int(step) * seconds, float(loss)) for step, loss in found if int(step)]
+def _validation_losses(run: Path) -> list[tuple[int, float]]:
+    return [(row.step, row.evaluation.loss) for row in read_metrics(run) if row.evaluation]
 
 
 def parameters(sources: list[Path]) -> Any:
@@ -83,16 +53,15 @@ def parameters(sources: list[Path]) -> Any:
     axes = new_axes("parameters", NATS)
     depths: dict[int, list[tuple[int, float, int]]] = {}
     for source in sources:
-        lm, best = shakegpt_jax.load(source), min(y for _, y in _evaluations(source, "step"))
+        lm, best = shakegpt_jax.load(source), min(y for _, y in _validation_losses(source))
         sizes = lm.config.model
         depths.setdefault(sizes.n_layer, []).append((lm.n_params, best, sizes.n_embd))
-    for color, (n_layer, points) in zip(COLORS, sorted(depths.items()), strict=False):
+    for n_layer, points in sorted(depths.items()):
         x, y, widths = np.transpose(sorted(points))
-        axes.plot(x, y, "o-", color=color, markersize=5, label=f"{n_layer} layers")
-        for at in zip(x, y, widths, strict=True):
-            axes.annotate(
-                f"{at[2]:.0f}", at[:2], (0, 8), textcoords="offset points", ha="center", color=color
-            )
+        (line,) = axes.plot(x, y, "o-", markersize=5, label=f"{n_layer} layers")
+        beside: dict[str, Any] = {"textcoords": "offset points", "color": line.get_color()}
+        for *at, width in zip(x, y, widths, strict=True):
+            axes.annotate(f"{width:.0f}", at, (0, 8), ha="center", **beside)
     axes.set_xscale("log")
     axes.margins(y=0.15)
     return axes
@@ -101,13 +70,12 @@ def parameters(sources: list[Path]) -> Any:
 def overfitting(sources: list[Path]) -> Any:
     """Draw training and validation losses against steps."""
     axes = new_axes("steps", "loss, nats per character")
-    for color, source in zip(COLORS, sources, strict=False):
-        rows = [row.to_json() for row in read_metrics(source)]
-        x, y = np.transpose(_evaluations(source, "step"))
-        axes.plot([r["step"] for r in rows], [r["train_loss"] for r in rows], ":", color=color)
-        axes.plot(x, y, "o-", color=color, markersize=4, label=source.name)
-        best = y.argmin()
+    for source in sources:
+        rows, (x, y) = read_metrics(source), np.transpose(_validation_losses(source))
+        (line,) = axes.plot(x, y, "o-", markersize=4, label=source.name)
+        color, best = line.get_color(), y.argmin()
         axes.plot(x[best], y[best], "*", color=color, markersize=14)
+        axes.plot([row.step for row in rows], [row.train_loss for row in rows], ":", color=color)
     axes.set_title("solid: validation, star: its minimum, dotted: training", loc="left")
     axes.set_ylim(top=3)
     return axes
@@ -116,11 +84,11 @@ def overfitting(sources: list[Path]) -> Any:
 def sampling(sources: list[Path]) -> Any:
     """Draw characters per second of all rows against the batch size."""
     axes = new_axes("batch size", "characters/s, all rows together")
-    for color, source in zip(COLORS, sources, strict=False):
+    for source in sources:
         results = json.loads(source.read_text())["results"]
         works = [(re.search(r"batch (\d+)", row["work"]), row) for row in results]
         points = [(int(m[1]), row["characters_per_second"]) for m, row in works if m]
-        axes.plot(*np.transpose(sorted(points)), "o-", color=color, markersize=4, label=source.stem)
+        axes.plot(*np.transpose(sorted(points)), "o-", markersize=4, label=source.stem)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
@@ -135,7 +103,7 @@ def drafts(sources: list[Path]) -> Any:
     from shakegpt_jax.inference.sampling import Sampling
 
     axes = new_axes("temperature (0: the most probable character)", "share of drafts accepted")
-    for color, source in zip(COLORS, sources, strict=False):
+    for source in sources:
         lm = shakegpt_jax.load(source)
         corpus, n_time = lm.load_corpus(), lm.config.model.block_size
         n_prompt = n_time // 8
@@ -154,7 +122,7 @@ def drafts(sources: list[Path]) -> Any:
                 sampled = Sampling(float(temperature))
                 rates.append(acceptance_rate(model, params, ngram, ids_T, contexts_T, sampled))
             means.append(np.mean(rates))
-        axes.plot(TEMPERATURES, means, "o-", color=color, markersize=4, label=source.name)
+        axes.plot(TEMPERATURES, means, "o-", markersize=4, label=source.name)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     return axes
@@ -183,7 +151,7 @@ def attention(sources: list[Path]) -> Any:
     return axes
 
 
-FIGURES = {f.__name__: f for f in (losses, parameters, overfitting, sampling, drafts, attention)}
+FIGURES = {f.__name__: f for f in (parameters, overfitting, sampling, drafts, attention)}
 
 
 def save(axes: Any, path: Path) -> None:
