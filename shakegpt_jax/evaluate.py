@@ -12,8 +12,7 @@ def main() -> None:
     from shakegpt_jax.errors import UserError
 
     parser = ArgumentParser(
-        "shakegpt evaluate",
-        "Evaluate a trained model on a text, or compare several.",
+        "shakegpt evaluate", "Evaluate a trained model on a text, or compare several."
     )
     parser.add_runs()
     parser.add_step()

@@ -23,9 +23,7 @@ def main() -> None:
     add = parser.add_argument
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "--prompt",
-        action=StoreOnce,
-        help=f"text to continue ({PROMPT}); -: standard input",
+        "--prompt", action=StoreOnce, help=f"text to continue ({PROMPT}); -: standard input"
     )
     prompt.add_argument("text", metavar="PROMPT", nargs="?", help="the same as --prompt PROMPT")
     prompt.add_argument(

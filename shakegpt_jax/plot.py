@@ -15,8 +15,7 @@ def main() -> None:
     from shakegpt_jax.reporting.metrics import has_metrics, read_metrics
 
     parser = ArgumentParser(
-        "shakegpt plot",
-        "Plot the metrics of runs in one picture, or convert them for TensorBoard.",
+        "shakegpt plot", "Plot the metrics of runs in one picture, or convert them for TensorBoard."
     )
     parser.add_runs()
     add = parser.add_argument

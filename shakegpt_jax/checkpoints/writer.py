@@ -13,12 +13,7 @@ from typing import Any, Self
 from orbax.checkpoint import v1 as ocp
 
 from shakegpt_jax.checkpoints.digests import METADATA, sync_to_disk, write_digests
-from shakegpt_jax.checkpoints.reader import (
-    CheckpointReader,
-    Metrics,
-    SavedCheckpoint,
-    literal_path,
-)
+from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics, SavedCheckpoint, literal_path
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, RunMetadata
 from shakegpt_jax.distributed import highest, is_primary, primary_first
 from shakegpt_jax.errors import SaveError, UserError

@@ -69,23 +69,9 @@ class ArgumentParser(argparse.ArgumentParser):
         add = self.add_argument_group("several processes").add_argument
         help_text = "train with all processes that SLURM or Open MPI has started"
         add("--distributed", action="store_true", help=help_text)
-        add(
-            "--coordinator_address",
-            metavar="HOST:PORT",
-            help="of process 0, if no launcher says",
-        )
-        add(
-            "--num_processes",
-            metavar="N",
-            type=int,
-            help="processes, if no launcher says",
-        )
-        add(
-            "--process_id",
-            metavar="I",
-            type=int,
-            help="this process, from 0, if no launcher says",
-        )
+        add("--coordinator_address", metavar="HOST:PORT", help="of process 0, if no launcher says")
+        add("--num_processes", metavar="N", type=int, help="processes, if no launcher says")
+        add("--process_id", metavar="I", type=int, help="this process, from 0, if no launcher says")
         kind = whole_number(5, 3_600)
         help_text = "seconds without a heartbeat before a process counts as lost (30)"
         add("--heartbeat_seconds", metavar="SECONDS", type=kind, default=30, help=help_text)

@@ -19,10 +19,7 @@ from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE, ch
 from shakegpt_jax.inference.decoding import for_decoding
 from shakegpt_jax.inference.drafting import Drafter
 from shakegpt_jax.inference.inspection import attention_weights, hidden_states
-from shakegpt_jax.inference.sampler import (
-    default_window_stride,
-    generate_ids,
-)
+from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
 from shakegpt_jax.inference.sampling import (
     Options,
     Sampling,
