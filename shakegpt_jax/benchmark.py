@@ -1,4 +1,4 @@
-"""Measure training and sampling speed against the limits of this machine."""
+"""Measure training, evaluation and sampling speed against the limits of this machine."""
 
 from typing import Any
 
@@ -11,11 +11,7 @@ def main() -> None:
     """Parse the arguments, measure and print."""
     from shakegpt_jax.cli.arguments import ConfigArgumentParser, named
 
-    parser = ConfigArgumentParser(
-        "shakegpt benchmark",
-        "Measure a training step, evaluation, prefill and sampling. Compare each with a large "
-        "matmul or the bandwidth of this machine.",
-    )
+    parser = ConfigArgumentParser("shakegpt benchmark", __doc__)
     add = parser.add_argument
     add("--json", action="store_true", help="print one JSON object")
     works = ("train", "evaluate", "prefill", "sample")

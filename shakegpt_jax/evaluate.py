@@ -11,9 +11,7 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
 
-    parser = ArgumentParser(
-        "shakegpt evaluate", "Evaluate a trained model on a text, or compare several."
-    )
+    parser = ArgumentParser("shakegpt evaluate", __doc__)
     parser.add_runs()
     parser.add_step()
     add = parser.add_argument

@@ -1,4 +1,4 @@
-"""Plot the metrics of runs with matplotlib, or convert them for TensorBoard."""
+"""Plot the metrics of runs in one picture, or convert them for TensorBoard."""
 
 from shakegpt_jax.cli.command import run_command
 
@@ -14,9 +14,7 @@ def main() -> None:
     from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, draw_curves, save_figure
     from shakegpt_jax.reporting.metrics import has_metrics, read_metrics
 
-    parser = ArgumentParser(
-        "shakegpt plot", "Plot the metrics of runs in one picture, or convert them for TensorBoard."
-    )
+    parser = ArgumentParser("shakegpt plot", __doc__)
     parser.add_runs()
     add = parser.add_argument
     help_text = f"picture; default: {FILE_NAME} in the run folder, or beside several"

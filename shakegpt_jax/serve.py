@@ -8,8 +8,7 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named, whole_number
     from shakegpt_jax.cli.command import import_extra
 
-    description = "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak."
-    parser = ArgumentParser("shakegpt serve", description)
+    parser = ArgumentParser("shakegpt serve", __doc__)
     parser.add_run()
     parser.add_step()
     add = parser.add_argument
