@@ -11,6 +11,7 @@ import numpy as np
 
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.checkpoints.writer import check_new, write_run
+from shakegpt_jax.cli.command import printable
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_known_corpus
 from shakegpt_jax.data.tokenizer import CharTokenizer
@@ -62,8 +63,8 @@ class LanguageModel:
 
     @functools.cached_property
     def name(self) -> str:
-        """Name of the run folder that it was loaded from."""
-        return self.checkpoint.resolve().parents[1].name if self.checkpoint else "model"
+        """Name of the run folder that it was loaded from, with unprintable characters escaped."""
+        return printable(self.checkpoint.resolve().parents[1].name) if self.checkpoint else "model"
 
     @property
     def n_params(self) -> int:

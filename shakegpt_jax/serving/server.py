@@ -23,15 +23,7 @@ from starlette.types import ASGIApp
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import evaluation
 from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.serving.answers import (
-    Completion,
-    Copies,
-    Copy,
-    Health,
-    Model,
-    ModelList,
-    encode_name,
-)
+from shakegpt_jax.serving.answers import Completion, Copies, Copy, Health, Model, ModelList
 from shakegpt_jax.serving.api import (
     ApiError,
     CompletionBody,
@@ -43,8 +35,8 @@ from shakegpt_jax.serving.api import (
 from shakegpt_jax.serving.delivery import Delivery
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
-from shakegpt_jax.serving.metrics import RUNNING, WAITING
 from shakegpt_jax.serving.openapi import ApiRoute, describe_api
+from shakegpt_jax.serving.rows import RUNNING, WAITING
 from shakegpt_jax.web.page import render_page
 from shakegpt_jax.web.prompt_page import serving_page
 
@@ -140,7 +132,7 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
     """Return the ASGI application that serves a model."""
     (page, policy), created = serving_page(lm), int(time.time())
     page_headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
-    model = Model(encode_name(lm.name), created)
+    model = Model(lm.name, created)
     RUNNING.set_function(lambda: engine.n_running)
     WAITING.set_function(lambda: engine.n_waiting)
     searches, search_thread = asyncio.Semaphore(_MAX_SEARCHES), ThreadPoolExecutor(1, "search")
