@@ -68,10 +68,8 @@ class CheckpointWriter(CheckpointReader):
     ) -> None:
         """Start saving. The arrays may be donated or changed as soon as this returns.
 
-        Without `opt_state`, training cannot resume here. `metrics` are finite, `loss` among them.
-
-        Raises:
-            SaveError: if this save or the one before it fails. Earlier checkpoints are kept.
+        Without `opt_state`, training cannot resume here. `metrics` are finite, `loss` among them. A
+        `SaveError` says that this save or the one before it failed; earlier checkpoints are kept.
         """
         self.wait()
         folder, final = self._folder / str(step), self.path(step)

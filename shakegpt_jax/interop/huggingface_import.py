@@ -45,11 +45,7 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 def read_huggingface(path: str) -> ImportedModel:
-    """Read a folder that `shakegpt export` or `save_pretrained` has written.
-
-    Raises:
-        UserError: if a file is missing or corrupt, or `GPT` cannot compute what the model does.
-    """
+    """Read a folder that `shakegpt export` or `save_pretrained` has written."""
     folder = Path(path)
     config: dict[str, Any] = dict(_FIELDS.values()) | _read_json(folder / CONFIG)
     fields = _model_fields(config, folder / CONFIG)

@@ -234,9 +234,8 @@ EXPECTED_EXPONENTS = {
 def measure_scaling(config: Config) -> dict[str, tuple[list[int], list[float], float]]:
     """Double each field of `EXPECTED_EXPONENTS` repeatedly.
 
-    Returns:
-        By field its values, the seconds per step, and the exponent of the fit seconds = c * value
-        ** exponent by least squares of the logarithms.
+    Returns by field its values, the seconds per step, and the exponent of the fit seconds = c *
+    value ** exponent by least squares of the logarithms.
     """
     config = config.replace({"train.steps_per_dispatch": _STEPS_PER_DISPATCH})
     corpus = load_corpus(config.data.path, config.model.block_size * 2**_DOUBLINGS)

@@ -59,10 +59,7 @@ class Engine:
     def submit(
         self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]
     ) -> Job:
-        """Queue a request and return its job; may be called in any thread.
-
-        Raises an `ApiError` if it has too many texts, too many wait, or the engine ends.
-        """
+        """Queue a request, or refuse it, and return its job; may be called in any thread."""
         if request.n_text > self._max_texts:
             message = f"prompts times n is {request.n_text}; this server takes {self._max_texts}"
             raise ApiError(f"{message} at a time", param="n")

@@ -55,15 +55,8 @@ def train(
     A run resumes from its latest checkpoint. A new run starts from the best parameters of the run
     `config.train.init_from`, if there is one. In the main thread, SIGINT and SIGTERM end it early.
     `started` is the `time.perf_counter()` at which the total time of the run starts, now if None.
-    `callbacks` are called in process 0 with each row of metrics.jsonl, once it is written. JAX's
-    profiler traces `profile` steps, after as many steps without it.
-
-    Raises:
-        UserError: if the config or the text is invalid, the folder holds another run,
-            `config.train.init_from` cannot be used, or the processes differ.
-        DivergedError: if a loss or gradient is not finite.
-        SaveError: if checkpoints cannot be saved.
-        StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
+    JAX's profiler traces `profile` steps, after as many steps without it. For the callbacks and the
+    exceptions, see `shakegpt_jax.train`.
     """
     started = time.perf_counter() if started is None else started
     if profile > (most := min(config.train.eval_every, config.train.num_steps) // 2):
