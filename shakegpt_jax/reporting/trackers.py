@@ -59,12 +59,6 @@ def _mlflow(name: str, run_id: str | None, config: Config, stack: ExitStack) -> 
 _OPEN = {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
 
 
-def check_tracker(config: Config) -> None:
-    """Raise a `UserError` if the package of the tracker is missing."""
-    if (name := config.train.tracker) != "none":
-        import_extra(name, extra=name)
-
-
 def open_tracker(config: Config, workdir: Path, metrics: MetricsFile, stack: ExitStack) -> Callback:
     """Return a callback that logs to the tracker of a run, which `stack` closes.
 

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from shakegpt_jax.checkpoints.reader import SavedCheckpoint
 from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, lock_path, run_lock
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.cli.command import StopSignal, record_signal
+from shakegpt_jax.cli.command import StopSignal, import_extra, record_signal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
@@ -25,7 +25,7 @@ from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, MetricsRow
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.reporting.trace import trace
-from shakegpt_jax.reporting.trackers import Callback, check_tracker, open_tracker
+from shakegpt_jax.reporting.trackers import Callback, open_tracker
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training.start import (
     check_resumable,
@@ -62,7 +62,8 @@ def train(
     if profile > (most := min(config.train.eval_every, config.train.num_steps) // 2):
         right = f"at most {most}: as many steps go first, and both come before an evaluation"
         raise UserError(f"--profile is {profile}; it must be {right}")
-    check_tracker(config)
+    if (tracker := config.train.tracker) != "none":
+        import_extra(tracker, extra=tracker)
     source, saved = find_pretrained(config, workdir), saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
@@ -99,7 +100,7 @@ def train(
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal, profile)
             run.start(started, source)
-            if config.train.tracker != "none" and not run.finished:
+            if tracker != "none" and not run.finished:
                 files = Path(workdir), run.metrics
                 primary_first(lambda: run.callbacks.append(open_tracker(config, *files, stack)))
             run.callbacks += callbacks if is_primary() else []
