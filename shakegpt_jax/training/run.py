@@ -27,14 +27,7 @@ from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.reporting.trace import trace
 from shakegpt_jax.reporting.trackers import Callback, open_tracker
 from shakegpt_jax.sharding import make_mesh
-from shakegpt_jax.training.start import (
-    check_resumable,
-    describe,
-    describe_run,
-    find_pretrained,
-    recorded_config,
-    saved_run,
-)
+from shakegpt_jax.training import start
 from shakegpt_jax.training.trainer import Trainer, check_memory
 
 # FLOP/s of a laptop or two server cores in float32, and of two cores with AMX in bfloat16.
@@ -64,11 +57,11 @@ def train(
         raise UserError(f"--profile is {profile}; it must be {right}")
     if (tracker := config.train.tracker) != "none":
         import_extra(tracker, extra=tracker)
-    source, saved = find_pretrained(config, workdir), saved_run(workdir)
+    source, saved = start.find_pretrained(config, workdir), start.saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
     corpus = load_corpus(config.data.path, config.model.block_size, characters)
-    config = recorded_config(config, saved)
+    config = start.recorded_config(config, saved)
     values = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
     values |= {
         "config.model.compute_dtype (auto depends on the CPU)": str(operand_dtype(config.model)),
@@ -78,7 +71,7 @@ def train(
     }
     check_equal(values)
     if saved:
-        check_resumable(workdir, saved, config, corpus.sha256)
+        start.check_resumable(workdir, saved, config, corpus.sha256)
     mesh = make_mesh(config)
     check_memory(config, corpus.tokenizer.vocab_size, mesh)
     with (
@@ -91,11 +84,11 @@ def train(
         lock, steps = lock_path(workdir), checkpoint_steps(workdir)
         content = lock.read_text() if lock.exists() else None, steps
         check_equal({"the content of --workdir, which they must share": content})
-        if saved_run(workdir) != saved:
+        if start.saved_run(workdir) != saved:
             raise UserError(f"another process has trained in {workdir}; run the same command again")
         if corpus.note:
             progress.note(corpus.note)
-        progress.note(describe_run(config, corpus, mesh))
+        progress.note(start.describe_run(config, corpus, mesh))
         config = _adapt_to_cpu(config, corpus, progress.note)
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal, profile)
@@ -187,7 +180,7 @@ class TrainingRun:
         else:
             self.trainer.initialize(source)
             if source:
-                note(describe(source, self.trainer.corpus.tokenizer.vocabulary))
+                note(start.describe(source, self.trainer.corpus.tokenizer.vocabulary))
                 note(f"step 0/{n_step}: validation loss {self.trainer.evaluate().loss:.4f}")
         self.metrics = MetricsFile(self.workdir, self.step, started, note, writes=is_primary())
         self.progress.begin(self.step, self.trainer.peak_characters_per_second)
