@@ -54,10 +54,7 @@ def dump_json(value: Any, indent: int | None = None) -> str:
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run the `main` of a command and exit, with the codes that docs/runs.md lists.
-
-    Options may be spelt with dashes instead of underscores.
-    """
+    """Run the `main` of a command and exit, with the codes that docs/runs.md lists."""
     # Python's own KeyboardInterrupt is printed and ignored if it is raised inside a callback, such
     # as those that JAX registers with the garbage collector.
     for number in _SIGNALS:

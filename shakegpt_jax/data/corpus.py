@@ -71,10 +71,7 @@ def _translate(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the (n,) ids of a text into views: the first 90% for training, the rest to validate.
-
-    Each must hold a window of `block_size` characters and its target.
-    """
+    """Split the (n,) ids of a text into views: the first 90% for training, the rest to validate."""
     cut = int(len(ids) * TRAIN_FRACTION)
     shortest = min(cut, len(ids) - cut)
     if shortest < block_size + 1:

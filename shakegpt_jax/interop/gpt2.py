@@ -101,10 +101,7 @@ def tokenizer_json(vocabulary: str, *, special_tokens: bool) -> dict[str, Any]:
 
 
 def read_characters(tokenizer: dict[str, Any], path: Path) -> tuple[dict[str, int], list[str]]:
-    """Read the characters of a tokenizer with their ids, and its special tokens.
-
-    Refuses everything but WordLevel after a split into characters, and BPE without merges.
-    """
+    """Return the ids of the characters of a tokenizer, and its special tokens."""
     model = tokenizer.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise UserError(f"{path}: it has no model with a vocab; {_RIGHT}")

@@ -1,7 +1,4 @@
-"""Import from Hugging Face transformers: GPT-2 with a tokenizer of single characters.
-
-Nothing here imports transformers, tokenizers or torch.
-"""
+"""Import from Hugging Face transformers: GPT-2 with a tokenizer of single characters."""
 
 import dataclasses
 import hashlib

@@ -180,10 +180,7 @@ def weights_bytes(model: GPT, params: Any) -> int:
 def benchmark(
     config: Config, corpus: Corpus, work: Collection[str], sample_batches: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure work, any of "train", "evaluate", "prefill" and "sample", and the ceilings.
-
-    `peak_memory_bytes` is that of the device, or of the process on a CPU.
-    """
+    """Measure work, any of "train", "evaluate", "prefill" and "sample", and the ceilings."""
     model = GPT(config.model, corpus.tokenizer.vocab_size)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     measured = []

@@ -52,10 +52,7 @@ def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
 
 
 def notebook_curves(workdir: Path) -> list[Callback]:
-    """Return a callback that shows the curves at evaluations; empty outside a notebook.
-
-    One picture is replaced each time, so that a saved notebook holds only the last.
-    """
+    """Return a callback that shows and replaces one picture; empty outside a notebook."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if not hasattr(shell, "kernel"):
         return []
@@ -77,10 +74,7 @@ def notebook_curves(workdir: Path) -> list[Callback]:
 
 
 def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step", note: str = "") -> Any:
-    """Return a figure of runs by name over a key of `X_AXES`, with `note` in its title.
-
-    The top panel has the losses and a star at the best; those below have the `_PANELS`.
-    """
+    """Return a figure of runs by name over a key of `X_AXES`, with `note` in its title."""
     flat = {name: [row.to_json() for row in rows] for name, rows in runs.items()}
     at = {"step": "step", "seconds": "train_time"}[x]
 

@@ -1,7 +1,4 @@
-"""Experiment trackers, which get the metrics of a run besides `metrics.jsonl`.
-
-The extras of the same names install them.
-"""
+"""Experiment trackers, which get the metrics of a run; extras of the same names install them."""
 
 import functools
 import os

@@ -68,10 +68,7 @@ def run_server(
     max_queue: int,
     grace: int,
 ) -> None:
-    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; see `Engine` and `Guard`.
-
-    Texts under way may go on for `grace` seconds after the signal.
-    """
+    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; see `Engine` and `Guard`."""
     engine = Engine(lm, max_batch, max_queue)
     app = Guard(application(lm, engine), hosts, origins, any_address=_is_any(bound))
     print(f"Compiling for {max_batch} texts at a time: seconds, longer the first time.", flush=True)

@@ -111,10 +111,7 @@ def train(
 
 
 def _adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]) -> Config:
-    """On a CPU, report what differs there, and shorten the dispatches to a few seconds.
-
-    Signals are handled between dispatches.
-    """
+    """On a CPU, report slow steps, and let a dispatch, which delays signals, take a few seconds."""
     if jax.default_backend() != "cpu":
         return config
     speed = _CPU_FLOPS
