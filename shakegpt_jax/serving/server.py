@@ -136,7 +136,12 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
     training_text = functools.cache(lambda: evaluation.searchable_text(lm, lm.load_corpus()))
 
     def search(text: str) -> list[Copy]:
-        return _find_copies(text, training_text())
+        source, found = training_text(), []
+        for start, end, place in evaluation.copied_stretches(text, source):
+            before = source[max(0, place - _AROUND) : place]
+            after = source[place + end - start : place + end - start + _AROUND]
+            found.append(Copy(start, end, place, before, after))
+        return found
 
     async def show_page(request: Request) -> Response:
         """The page to play with."""
@@ -215,15 +220,6 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
 
 def _reply(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
-
-
-def _find_copies(text: str, source: str) -> list[Copy]:
-    found = []
-    for start, end, place in evaluation.copied_stretches(text, source):
-        before = source[max(0, place - _AROUND) : place]
-        after = source[place + end - start : place + end - start + _AROUND]
-        found.append(Copy(start, end, place, before, after))
-    return found
 
 
 async def _read(request: Request) -> bytes:
