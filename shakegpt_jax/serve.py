@@ -30,6 +30,7 @@ def main() -> None:
         import_extra(package, extra="serve")
 
     from shakegpt_jax.inference.loading import load
+    from shakegpt_jax.serving.engine import Engine
     from shakegpt_jax.serving.guard import check_host, check_origin
     from shakegpt_jax.serving.server import bind, run_server
 
@@ -39,15 +40,8 @@ def main() -> None:
     with bind(args.host, args.port) as bound:
         lm = load(args.workdir or "", step=args.step)
         print(f"Loaded {lm.checkpoint}.", flush=True)
-        run_server(
-            lm,
-            bound,
-            hosts=hosts,
-            origins=origins,
-            max_batch=args.max_batch,
-            max_queue=args.max_queue,
-            grace=args.grace,
-        )
+        engine = Engine(lm, args.max_batch, args.max_queue)
+        run_server(engine, bound, hosts, origins, args.grace)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Engine:
 
     def __init__(self, lm: LanguageModel, max_batch: int, max_queue: int):
         """Prepare to write `max_batch` texts at the same time while `max_queue` others wait."""
-        self._lm, self._batch = lm, Batch(lm, max_batch)
+        self.lm, self.max_batch, self._batch = lm, max_batch, Batch(lm, max_batch)
         self._max_texts = max_batch + max_queue
         self._jobs: list[Job] = []  # all that are not finished
         self._waiting: list[Row] = []  # for their first window or another one
@@ -127,7 +127,7 @@ class Engine:
 
     def _describe(self, ids: np.ndarray, k: int | None) -> Iterator[np.ndarray]:
         """Describe a prompt by parts, as if it was being written; NaN for its first character."""
-        lm, stride = self._lm, self._batch.window_stride
+        lm, stride = self.lm, self._batch.window_stride
         unknown = np.full((1, lm.tokenizer.vocab_size), np.nan, np.float32)
         start, done = 0, 1 if k is not None else len(ids)
         yield describe(ids[:done], unknown, k)

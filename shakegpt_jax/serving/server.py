@@ -22,7 +22,6 @@ from starlette.types import ASGIApp
 
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import evaluation
-from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.serving.answers import Completion, Copies, Copy, Health, Model, ModelList
 from shakegpt_jax.serving.api import (
     ApiError,
@@ -59,19 +58,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(
-    lm: LanguageModel,
-    bound: socket.socket,
-    *,
-    hosts: Sequence[str],
-    origins: Sequence[str],
-    max_batch: int,
-    max_queue: int,
-    grace: int,
+    engine: Engine, bound: socket.socket, hosts: Sequence[str], origins: Sequence[str], grace: int
 ) -> None:
-    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; see `Engine` and `Guard`."""
-    engine = Engine(lm, max_batch, max_queue)
-    app = Guard(application(lm, engine), hosts, origins, any_address=_is_any(bound))
-    print(f"Compiling for {max_batch} texts at a time: seconds, longer the first time.", flush=True)
+    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; for the names, see `Guard`."""
+    app = Guard(application(engine), hosts, origins, any_address=_is_any(bound))
+    n = engine.max_batch
+    print(f"Compiling for {n} texts at a time: seconds, longer the first time.", flush=True)
     start = time.perf_counter()
     engine.start(warm_up=True)
     print(f"Compiled in {time.perf_counter() - start:.0f} s.", flush=True)
@@ -125,9 +117,10 @@ _ERRORS = ApiError, HTTPException, ClientDisconnect, Exception
 _AROUND = 60  # characters of the training text before and after a stretch
 
 
-def application(lm: LanguageModel, engine: Engine) -> Starlette:
-    """Return the ASGI application that serves a model."""
-    (page, policy), created = serving_page(lm), int(time.time())
+def application(engine: Engine) -> Starlette:
+    """Return the ASGI application that serves the model of an engine."""
+    lm, created = engine.lm, int(time.time())
+    page, policy = serving_page(lm)
     page_headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
     model = Model(lm.name, created)
     RUNNING.set_function(lambda: engine.n_running)
