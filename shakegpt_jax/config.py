@@ -265,11 +265,8 @@ def _require(holds: bool, path: str, value: Any, right: str) -> None:
 def validate_section(name: str, section: _Section) -> None:
     """Raise a `UserError` if a value of a section, such as "model", is not accepted."""
     for field in dataclasses.fields(section):
-        value, rule, kind = (
-            getattr(section, field.name),
-            field.metadata["rule"],
-            type(field.default),
-        )
+        value, kind = getattr(section, field.name), type(field.default)
+        rule: Rule = field.metadata["rule"]
         is_kind = type(value) in (kind, int if kind is float else kind)
         _require(is_kind and rule.accepts(value), f"{name}.{field.name}", value, rule.description)
     if isinstance(section, ModelConfig):
@@ -279,23 +276,18 @@ def validate_section(name: str, section: _Section) -> None:
 
 
 def _validate(config: Config) -> None:
-    def require(holds: bool, path: str, right: str) -> None:
-        _require(holds, path, values[path], right)
-
-    values = {path: value for path, _, value in config.fields()}
     for name, section in config.sections.items():
         validate_section(name, section)
     opt, batch_size = config.optimizer, config.data.batch_size
     for name in _ignored(opt):
-        default = getattr(OptimizerConfig, name)
+        value, default = getattr(opt, name), getattr(OptimizerConfig, name)
         right = f"{default} with {opt.name}, which does not use it"
         right += f" (add --config.optimizer.{name}={default})"
-        require(getattr(opt, name) == default, f"optimizer.{name}", right)
+        _require(value == default, f"optimizer.{name}", value, right)
     rest = [f"config.mesh.{name}" for name, size in vars(config.mesh).items() if size == -1]
     if len(rest) > 1:
         raise UserError(f"{' and '.join(rest)} are -1; only one can take the remaining devices")
-    right = f"at most learning_rate ({opt.learning_rate})"
-    holds = opt.final_learning_rate <= opt.learning_rate
-    require(holds, "optimizer.final_learning_rate", right)
-    right = f"a divisor of data.batch_size ({batch_size})"
-    require(batch_size % config.train.accumulate_steps == 0, "train.accumulate_steps", right)
+    final, right = opt.final_learning_rate, f"at most learning_rate ({opt.learning_rate})"
+    _require(final <= opt.learning_rate, "optimizer.final_learning_rate", final, right)
+    n_part, right = config.train.accumulate_steps, f"a divisor of data.batch_size ({batch_size})"
+    _require(batch_size % n_part == 0, "train.accumulate_steps", n_part, right)

@@ -8,13 +8,10 @@ _OPTIONS = ("step", "split", "path", "stride", "characters")
 def main() -> None:
     """Parse the arguments, evaluate and print."""
     from shakegpt_jax.checkpoints.run_folder import find_runs, short_names
-    from shakegpt_jax.cli.arguments import ArgumentParser, named
+    from shakegpt_jax.cli.arguments import ArgumentParser, named, whole_number
     from shakegpt_jax.errors import UserError
 
-    parser = ArgumentParser(
-        "shakegpt evaluate",
-        "Evaluate a trained model on a text, or compare several.",
-    )
+    parser = ArgumentParser("shakegpt evaluate", __doc__)
     parser.add_runs()
     parser.add_step()
     add = parser.add_argument
@@ -24,13 +21,12 @@ def main() -> None:
     )
     add("--path", type=named, help=help_text)
     add("--stride", type=int, help="characters from window to window; smaller is slower")
-    add("--characters", type=int, help="score this many of a long text; 0: all (as in training)")
+    kind, help_text = whole_number(0, 2**31 - 1), "score this many; 0: all (as in training)"
+    add("--characters", type=kind, help=help_text)
     add("--json", action="store_true", help="print one JSON object per run")
     add("--memorization", action="store_true", help="find the longest copy of training text")
     add("--html", metavar="FILE", type=named, help="write a page with predictions and attention")
     args = parser.parse_args()
-    if args.characters is not None and args.characters < 0:
-        parser.error(f"--characters is {args.characters}; it must be 0 or more")
     workdirs = find_runs(args.runs + args.workdir)
     if args.html and len(workdirs) > 1:
         parser.error(f"--html shows one run, and these are {len(workdirs)}; give one --workdir")

@@ -11,8 +11,7 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.cli.command import import_extra, record_signal
 
-    description = "Export a trained model to Hugging Face transformers, or as a page for a browser."
-    parser = ArgumentParser("shakegpt export", description)
+    parser = ArgumentParser("shakegpt export", __doc__)
     parser.usage = f"{parser.prog} --output PATH [options]"
     parser.add_run()
     parser.add_step()

@@ -2,8 +2,6 @@
 
 from shakegpt_jax.cli.command import dump_json, run_command, use_compilation_cache
 
-_MAX_SAMPLES = 100_000  # per batch
-
 
 def main() -> None:
     """Parse the arguments, generate and print."""
@@ -12,7 +10,7 @@ def main() -> None:
     import sys
     from collections.abc import Iterator
 
-    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
+    from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named, whole_number
     from shakegpt_jax.data.text import decode_text, read_text
     from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE
 
@@ -23,9 +21,7 @@ def main() -> None:
     add = parser.add_argument
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
-        "--prompt",
-        action=StoreOnce,
-        help=f"text to continue ({PROMPT}); -: standard input",
+        "--prompt", action=StoreOnce, help=f"text to continue ({PROMPT}); -: standard input"
     )
     prompt.add_argument("text", metavar="PROMPT", nargs="?", help="the same as --prompt PROMPT")
     prompt.add_argument(
@@ -38,7 +34,8 @@ def main() -> None:
     add("--min_p", type=float, help="leave out characters below p times the highest probability")
     add("--stop", action="append", default=[], metavar="TEXT", help="stop before it; repeatable")
     add("--seed", type=int, default=SEED, help="random seed (%(default)s)")
-    add("--num_samples", type=int, default=1, help="with seeds SEED, SEED + 1, ... (%(default)s)")
+    kind, help_text = whole_number(1, 100_000), "with seeds SEED, SEED + 1, ... (%(default)s)"
+    add("--num_samples", type=kind, default=1, help=help_text)
     add("--window_stride", type=int, help="characters to drop when the window is full; 1: exact")
     draft = parser.add_mutually_exclusive_group()
     help_text = "draft with an n-gram of the training text (where it is faster)"
@@ -50,8 +47,6 @@ def main() -> None:
     help_text = "generate it again, traced by JAX's profiler into the run folder"
     add("--profile", action="store_true", help=help_text)
     args = parser.parse_args()
-    if not 1 <= args.num_samples <= _MAX_SAMPLES:
-        parser.error(f"--num_samples is {args.num_samples}; it must be from 1 to {_MAX_SAMPLES}")
     if args.seed >= 0 and args.seed + args.num_samples > 2**32:
         parser.error(f"--seed plus --num_samples is over {2**32}")
     text = args.prompt if args.text is None else args.text

@@ -12,8 +12,7 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.cli.command import record_signal
 
-    description = "Import a character-level GPT-2 of another tool into a run folder."
-    parser = ArgumentParser("shakegpt import_model", description)
+    parser = ArgumentParser("shakegpt import_model", __doc__)
     parser.usage = f"{parser.prog} SOURCE [options]"
     add = parser.add_argument
     help_text = "nanoGPT's ckpt.pt, or a folder of Hugging Face transformers"

@@ -2,12 +2,10 @@
 
 from shakegpt_jax.cli.command import dump_json, run_command
 
-_MOST = 1_000
-
 
 def main() -> None:
     """Parse the arguments, compile and print."""
-    from shakegpt_jax.cli.arguments import ConfigArgumentParser
+    from shakegpt_jax.cli.arguments import ConfigArgumentParser, whole_number
 
     parser = ConfigArgumentParser(
         "shakegpt plan",
@@ -16,14 +14,11 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--gpu", default="h100", help="a100, h100 (default) or h200")
-    add("--nodes", type=int, default=1, help="machines (1)")
-    add("--gpus_per_node", type=int, default=1, help="GPUs in each (1)")
+    add("--nodes", type=whole_number(1, 1_000), default=1, help="machines (1)")
+    add("--gpus_per_node", type=whole_number(1, 1_000), default=1, help="GPUs in each (1)")
     add("--network", type=float, default=50.0, help="GB/s from each GPU to other nodes (50)")
     add("--json", action="store_true", help="print one JSON object")
     args, config, _ = parser.parse_config()
-    for name in ("nodes", "gpus_per_node"):
-        if not 1 <= (value := getattr(args, name)) <= _MOST:
-            parser.error(f"--{name} is {value}; it must be from 1 to {_MOST}")
     if not 0 < args.network < float("inf"):
         parser.error(f"--network is {args.network}; it must be above 0")
 

@@ -1,4 +1,4 @@
-"""Plot the metrics of runs with matplotlib, or convert them for TensorBoard."""
+"""Plot the metrics of runs in one picture, or convert them for TensorBoard."""
 
 from shakegpt_jax.cli.command import run_command
 
@@ -7,17 +7,15 @@ def main() -> None:
     """Parse the arguments, and plot or convert."""
     import shlex
     import sys
+    from pathlib import Path
 
     from shakegpt_jax.checkpoints.run_folder import find_runs, run_lock, shared_folder, short_names
     from shakegpt_jax.cli.arguments import ArgumentParser, named
     from shakegpt_jax.errors import UserError
     from shakegpt_jax.reporting.curves import FILE_NAME, X_AXES, draw_curves, save_figure
-    from shakegpt_jax.reporting.metrics import has_metrics, read_metrics
+    from shakegpt_jax.reporting.metrics import read_metrics
 
-    parser = ArgumentParser(
-        "shakegpt plot",
-        "Plot the metrics of runs in one picture, or convert them for TensorBoard.",
-    )
+    parser = ArgumentParser("shakegpt plot", __doc__)
     parser.add_runs()
     add = parser.add_argument
     help_text = f"picture; default: {FILE_NAME} in the run folder, or beside several"
@@ -28,9 +26,9 @@ def main() -> None:
     if args.tensorboard and (args.output or args.x):
         parser.error("--tensorboard cannot be combined with --output or --x")
     found = find_runs(args.runs + args.workdir, started=True)
-    runs = {str(run): run for run in found if has_metrics(run)}
+    runs = {str(run): rows for run in found if (rows := read_metrics(run))}
     if others := ", ".join(str(run) for run in found if str(run) not in runs):
-        line = f"no curves of {others}: metrics.jsonl is missing, as in an imported run"
+        line = f"no curves of {others}: metrics.jsonl has no rows, or is missing: an imported run"
         if not runs:
             raise UserError(line)
         print(line, file=sys.stderr)
@@ -38,9 +36,9 @@ def main() -> None:
     if args.tensorboard:
         from shakegpt_jax.reporting.tensorboard import EventFile
 
-        for folder in runs.values():
-            with run_lock(folder):  # a run that trains may append to such a file itself
-                print(EventFile(folder, read_metrics(folder)).path)
+        for run in runs:
+            with run_lock(run):  # a run that trains may append to such a file itself
+                print(EventFile(Path(run), read_metrics(run)).path)
         logdir = shlex.quote(str(shared_folder(runs)))
         print(f"View: tensorboard --logdir {logdir}", file=sys.stderr)
         return
@@ -58,9 +56,8 @@ def main() -> None:
         configs[names[run]] = metadata.config
         texts.add(metadata.text_sha256)
     note = "losses on different texts cannot be compared" if len(texts) > 1 else ""
-    folder = next(iter(runs.values())) if len(runs) == 1 else shared_folder(runs)
-    output = args.output or folder / FILE_NAME
-    metrics = {names[run]: read_metrics(run) for run in runs}
+    output = args.output or (Path(*runs) if len(runs) == 1 else shared_folder(runs)) / FILE_NAME
+    metrics = {names[run]: rows for run, rows in runs.items()}
     save_figure(draw_curves(metrics, args.x or "step", note), output)
     for line in [note] * bool(note) + differing_settings(configs):
         print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Prepare a text that is too long for memory: tokenize it into a folder to train from."""
+"""Prepare a text that is too long for memory; run it again after an interruption."""
 
 from shakegpt_jax.cli.command import run_command
 
@@ -16,21 +16,12 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named
     from shakegpt_jax.data.prepared import prepare_text
 
-    parser = ArgumentParser(
-        "shakegpt prepare",
-        "Prepare a text that is too long for memory. Run again after an interruption.",
-    )
+    parser = ArgumentParser("shakegpt prepare", __doc__)
     parser.usage = f"{parser.prog} BOOK ... --output DIR"
     add = parser.add_argument
     add("books", nargs="+", type=named, metavar="BOOK", help="UTF-8 file; joined in this order")
-    add(
-        "--output",
-        type=named,
-        action=StoreOnce,
-        required=True,
-        metavar="DIR",
-        help="folder for the prepared text",
-    )
+    help_text = "folder for the prepared text"
+    add("--output", type=named, action=StoreOnce, required=True, metavar="DIR", help=help_text)
     args = parser.parse_args()
 
     console = Console(stderr=True)

@@ -8,8 +8,7 @@ def main() -> None:
     from shakegpt_jax.cli.arguments import ArgumentParser, StoreOnce, named, whole_number
     from shakegpt_jax.cli.command import import_extra
 
-    description = "Serve a trained model over HTTP: a page, and an API that OpenAI's clients speak."
-    parser = ArgumentParser("shakegpt serve", description)
+    parser = ArgumentParser("shakegpt serve", __doc__)
     parser.add_run()
     parser.add_step()
     add = parser.add_argument
@@ -31,6 +30,7 @@ def main() -> None:
         import_extra(package, extra="serve")
 
     from shakegpt_jax.inference.loading import load
+    from shakegpt_jax.serving.engine import Engine
     from shakegpt_jax.serving.guard import check_host, check_origin
     from shakegpt_jax.serving.server import bind, run_server
 
@@ -40,15 +40,8 @@ def main() -> None:
     with bind(args.host, args.port) as bound:
         lm = load(args.workdir or "", step=args.step)
         print(f"Loaded {lm.checkpoint}.", flush=True)
-        run_server(
-            lm,
-            bound,
-            hosts=hosts,
-            origins=origins,
-            max_batch=args.max_batch,
-            max_queue=args.max_queue,
-            grace=args.grace,
-        )
+        engine = Engine(lm, args.max_batch, args.max_queue)
+        run_server(engine, bound, hosts, origins, args.grace)
 
 
 if __name__ == "__main__":

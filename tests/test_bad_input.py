@@ -94,7 +94,7 @@ def state(folder: Path) -> dict[Path, tuple[int, int]]:
 COMMANDS = [
     ("generate", ["--prompt", "naïve ñ"], "'ï' at position 2, 'ñ' at position 6"),
     ("generate", ["--temperature", "nan"], "temperature is nan; it must be a number from 0 to"),
-    ("generate", ["--num_samples", "1000000000"], "it must be from 1 to 100000"),
+    ("generate", ["--num_samples", "1000000000"], "not a whole number from 1 to 100000"),
     ("generate", ["--num_samples", "2", "--seed", "4294967295"], "plus --num_samples is over"),
     ("generate", ["--step", "7"], "no checkpoint of step 7; there are: [6, 12]"),
     ("generate", ["--step", "newest"], "'newest' is not best, latest or a number"),
@@ -124,7 +124,7 @@ COMMANDS = [
     ("evaluate", ["--path", "null.txt"], r"'\x00' at position 5"),
     ("plot", ["--output", "folder"], "cannot write the plot folder: give a file"),
     ("plot", ["--output", "none/a.png"], "cannot write the plot none/a.png: no such folder: none"),
-    ("benchmark", ["--sample_batch", "0"], "--sample_batch is 0; it must be from 1 to 100000"),
+    ("benchmark", ["--sample_batch", "0"], "--sample_batch: '0' is not a whole number from 1 to"),
     (
         "benchmark",
         ["--scaling", "--plot", "none/a.png"],
@@ -152,7 +152,7 @@ COMMANDS = [
     ("__main__", ["x"], "no command 'x'; there are train, generate, "),
     ("__main__", ["import-model"], "the following arguments are required: SOURCE"),
     # Dashes.
-    ("generate", ["--num-samples=0"], "--num_samples is 0; it must be from 1"),
+    ("generate", ["--num-samples=0"], "--num_samples: '0' is not a whole number from 1"),
     ("train", ["--config.train.num-steps", "0"], "config.train.num_steps is 0; it must be a whole"),
     ("train", ["--config.data.path=a-b--c=d"], "no such file: a-b--c=d"),
     # Configs.

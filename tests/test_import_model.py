@@ -37,14 +37,14 @@ def test_what_an_imported_run_cannot_do_is_said_in_one_line(foreign, finished, c
         ("evaluate",): "training text of an imported model is not known; pass --path FILE",
         ("generate", "--draft"): "drafting needs the training text",
         ("train",): "holds an imported or saved model, without an optimizer state to resume from",
-        ("plot",): "no curves of new/run: metrics.jsonl is missing, as in an imported run",
-        ("plot", "--tensorboard"): "no curves of new/run: metrics.jsonl is missing",
+        ("plot",): "no curves of new/run: metrics.jsonl has no rows, or is missing",
+        ("plot", "--tensorboard"): "no curves of new/run: metrics.jsonl has no rows",
     }.items():
         before = sorted(RUN.rglob("checkpoints/**/*"))
         code, out, err = command(*args, "--workdir", RUN)
         assert (code, out) == (2, "") and reason in one_line(err)
         assert sorted(RUN.rglob("checkpoints/**/*")) == before
-    line = f"no curves of {RUN}: metrics.jsonl is missing, as in an imported run\n"
+    line = f"no curves of {RUN}: metrics.jsonl has no rows, or is missing: an imported run\n"
     code, out, err = command("plot", RUN, finished, "--output", "x.png")
     assert (code, out, err) == (0, "x.png\n", line)
 

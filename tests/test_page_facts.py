@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,8 @@ def test_facts_of_a_model_without_checkpoint_or_text(lm):
     assert (facts["name"], facts["step"], facts["loss"]) == ("model", None, None)
     shakespeare = dataclasses.replace(lm, text_sha256=TINY_SHAKESPEARE_SHA256)
     assert page_facts(shakespeare)["text"] == "Shakespeare's plays (Tiny Shakespeare)"
+    not_utf8 = dataclasses.replace(lm, checkpoint=Path("runs/a\udcff/checkpoints/3"))
+    assert "a\\udcff: one character" in serving_page(not_utf8)[0].encode().decode()
 
 
 @pytest.mark.parametrize("script", ["serving_page.js", "offline_page.js", "report.js"])

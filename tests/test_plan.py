@@ -253,8 +253,8 @@ def test_the_command_prints_json_for_more_devices_than_there_are(config, text_fi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nodes=0"], "--nodes is 0; it must be from 1 to 1000"),
-        (["--gpus_per_node=9999"], "--gpus_per_node is 9999; it must be from 1 to 1000"),
+        (["--nodes=0"], "--nodes: '0' is not a whole number from 1 to 1000"),
+        (["--gpus_per_node=9999"], "--gpus_per_node: '9999' is not a whole number from 1 to 1000"),
         (["--network=nan"], "--network is nan; it must be above 0"),
         (["--gpu=h1000"], "--gpu is 'h1000'; it must be one of a100, h100, h200"),
     ],

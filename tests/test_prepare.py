@@ -287,7 +287,7 @@ def test_notes_of_a_run_and_evaluation_of_a_sample(run_config, text, tmp_path, c
     whole = command("evaluate", "--workdir", tmp_path / "run", "--json", "--characters", 0)[1]
     assert json.loads(whole)["count"] == 1_999
     code, _, err = command("evaluate", "--workdir", tmp_path / "run", "--characters", -1)
-    assert code == 2 and "--characters is -1; it must be 0 or more" in one_line(err)
+    assert code == 2 and "--characters: '-1' is not a whole number from 0 to" in one_line(err)
 
 
 @pytest.mark.slow

@@ -163,10 +163,7 @@ _MISREAD = re.compile(r"[][*?\\]|gs:/|[\ud800-\udfff]")
 
 @contextlib.contextmanager
 def literal_path(folder: Path) -> Iterator[Path]:
-    """Yield an absolute path that Orbax takes as it is: a temporary link to the folder if need be.
-
-    Several processes need the same path, so they cannot have a link each.
-    """
+    """Yield an absolute path that Orbax takes literally: if need be, a temporary link."""
     folder = folder.absolute()
     if not (found := _MISREAD.search(str(folder))):
         yield folder

@@ -13,12 +13,7 @@ from typing import Any, Self
 from orbax.checkpoint import v1 as ocp
 
 from shakegpt_jax.checkpoints.digests import METADATA, sync_to_disk, write_digests
-from shakegpt_jax.checkpoints.reader import (
-    CheckpointReader,
-    Metrics,
-    SavedCheckpoint,
-    literal_path,
-)
+from shakegpt_jax.checkpoints.reader import CheckpointReader, Metrics, SavedCheckpoint, literal_path
 from shakegpt_jax.checkpoints.run_folder import CHECKPOINTS, RunMetadata
 from shakegpt_jax.distributed import highest, is_primary, primary_first
 from shakegpt_jax.errors import SaveError, UserError
@@ -73,10 +68,8 @@ class CheckpointWriter(CheckpointReader):
     ) -> None:
         """Start saving. The arrays may be donated or changed as soon as this returns.
 
-        Without `opt_state`, training cannot resume here. `metrics` are finite, `loss` among them.
-
-        Raises:
-            SaveError: if this save or the one before it fails. Earlier checkpoints are kept.
+        Without `opt_state`, training cannot resume here. `metrics` are finite, `loss` among them. A
+        `SaveError` says that this save or the one before it failed; earlier checkpoints are kept.
         """
         self.wait()
         folder, final = self._folder / str(step), self.path(step)

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,7 @@ class ArgumentParser(argparse.ArgumentParser):
     _example = ""  # of an option, for a value that stands alone
     _has_runs = False  # options may come between them
 
-    def __init__(self, prog: str, description: str = "", **options: Any):
+    def __init__(self, prog: str, description: str | None = None, **options: Any):
         super().__init__(prog, f"{prog} [options]", description, allow_abbrev=False, **options)
 
     def add_run(self) -> None:
@@ -69,23 +68,9 @@ class ArgumentParser(argparse.ArgumentParser):
         add = self.add_argument_group("several processes").add_argument
         help_text = "train with all processes that SLURM or Open MPI has started"
         add("--distributed", action="store_true", help=help_text)
-        add(
-            "--coordinator_address",
-            metavar="HOST:PORT",
-            help="of process 0, if no launcher says",
-        )
-        add(
-            "--num_processes",
-            metavar="N",
-            type=int,
-            help="processes, if no launcher says",
-        )
-        add(
-            "--process_id",
-            metavar="I",
-            type=int,
-            help="this process, from 0, if no launcher says",
-        )
+        add("--coordinator_address", metavar="HOST:PORT", help="of process 0, if no launcher says")
+        add("--num_processes", metavar="N", type=int, help="processes, if no launcher says")
+        add("--process_id", metavar="I", type=int, help="this process, from 0, if no launcher says")
         kind = whole_number(5, 3_600)
         help_text = "seconds without a heartbeat before a process counts as lost (30)"
         add("--heartbeat_seconds", metavar="SECONDS", type=kind, default=30, help=help_text)
@@ -96,8 +81,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse all arguments, or say what the first unknown one may mean."""
-        help_text = re.sub(r"\x1b\[[\d;]*m", "", self.format_help())  # Python 3.14 colours it
-        options = re.findall(r"^ +(?:-h, )?--([\w.]+)", help_text, re.MULTILINE)
+        options = [name.removeprefix("--") for name in self._option_string_actions]
 
         def spell(argument: str) -> str:  # --top-k and --top-k=5 as --top_k is declared
             name, equals, value = argument.removeprefix("--").partition("=")
@@ -127,11 +111,7 @@ class ConfigArgumentParser(ArgumentParser):
     """A parser with --config and one --config.section.field argument per config field."""
 
     def parse_config(self) -> tuple[argparse.Namespace, Config, str]:
-        """Parse the arguments; --help shows the values of the config.
-
-        Returns:
-            The other arguments, the frozen config, and its name.
-        """
+        """Return the arguments, the frozen config, whose values --help shows, and its name."""
         # --config comes first: the file's values are the defaults of the other arguments.
         file_parser = ArgumentParser(self.prog, add_help=False)
         for parser in (file_parser, self):

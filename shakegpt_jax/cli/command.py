@@ -7,7 +7,6 @@ moment, and JAX only after their arguments are parsed.
 import importlib
 import io
 import json
-import math
 import os
 import re
 import signal
@@ -50,22 +49,12 @@ def printable(text: str) -> str:
 
 def dump_json(value: Any, indent: int | None = None) -> str:
     """Return strict JSON, with null for infinite numbers and NaN, which JSON cannot express."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(finite, indent=indent)
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
-    """Run the `main` of a command and exit, with the codes that docs/runs.md lists.
-
-    Options may be spelt with dashes instead of underscores.
-    """
+    """Run the `main` of a command and exit, with the codes that docs/runs.md lists."""
     # Python's own KeyboardInterrupt is printed and ignored if it is raised inside a callback, such
     # as those that JAX registers with the garbage collector.
     for number in _SIGNALS:
@@ -133,30 +122,27 @@ def _discard_output() -> None:
 class StopSignal:
     """The first signal that arrived inside `record_signal`, if any."""
 
-    def __init__(self, notice: str):
-        self.notice = notice
-        self.received: int | None = None
-
-    def record(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: record it, and let the next one kill the process."""
-        self.received = number
-        if self.notice and os.isatty(2):
-            os.write(2, f"\n{self.notice}\n".encode())  # printing is not allowed in a handler
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+    received: int | None = None
 
 
 @contextmanager
 def record_signal(notice: str = "") -> Iterator[StopSignal]:
-    """Record the first signal inside the `with` block; a second one kills the process.
+    """Record the first signal inside the `with` block, and show `notice` on a terminal.
 
-    A terminal shows `notice` at the first.
-
-    Outside the main thread, where Python does not allow handlers, signals keep their effect.
+    A second one kills the process. Outside the main thread, where Python does not allow handlers,
+    signals keep their effect.
     """
-    stop = StopSignal(notice)
+    stop = StopSignal()
+
+    def record(number: int, frame: FrameType | None) -> None:
+        stop.received = number
+        if notice and os.isatty(2):
+            os.write(2, f"\n{notice}\n".encode())  # printing is not allowed in a handler
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
     is_main = threading.current_thread() is threading.main_thread()
-    before = {n: signal.signal(n, stop.record) for n in _SIGNALS if is_main}
+    before = {n: signal.signal(n, record) for n in _SIGNALS if is_main}
     try:
         yield stop
     finally:

@@ -8,7 +8,7 @@ import numpy as np
 
 from shakegpt_jax.data.prepared import load_prepared
 from shakegpt_jax.data.text import read_text
-from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
+from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.errors import UserError
 
 TRAIN_FRACTION = 0.9  # of the text, from its start; the rest is the validation split
@@ -48,19 +48,6 @@ def load_corpus(path: str, block_size: int, characters: str = "") -> Corpus:
     return Corpus(tokenizer, *split(ids, block_size), digest, "".join(note))
 
 
-def load_known_corpus(path: str, block_size: int, vocabulary: str, sha256: str) -> Corpus:
-    """Load the text that a model was trained on, or any in its vocabulary if `sha256` is empty."""
-    corpus = load_corpus(path, block_size, vocabulary)
-    if new := set(corpus.tokenizer.vocabulary) - set(vocabulary):
-        raise UserError(
-            f"{path} has characters that the model lacks, such as {show_character(min(new))}"
-        )
-    if sha256 and corpus.sha256 != sha256:
-        name = path or "Tiny Shakespeare"
-        raise UserError(f"{name} is not the text that the model was trained on, or has changed")
-    return corpus
-
-
 def _translate(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Compute table[ids] in pieces: NumPy would copy all ids to 8 bytes each."""
     translated = np.empty(len(ids), table.dtype)
@@ -71,10 +58,7 @@ def _translate(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def split(ids: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the (n,) ids of a text into views: the first 90% for training, the rest to validate.
-
-    Each must hold a window of `block_size` characters and its target.
-    """
+    """Split the (n,) ids of a text into views: the first 90% for training, the rest to validate."""
     cut = int(len(ids) * TRAIN_FRACTION)
     shortest = min(cut, len(ids) - cut)
     if shortest < block_size + 1:

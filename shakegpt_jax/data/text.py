@@ -40,12 +40,7 @@ def tiny_shakespeare() -> str:
 def read_text(path: str, report: Callable[[str], object] | None = None) -> str:
     """Read a UTF-8 text file, or Tiny Shakespeare if `path` is empty.
 
-    Args:
-        path: the file.
-        report: called with a line if something was changed or looks wrong.
-
-    Raises:
-        UserError: if the file does not exist, cannot be read, is empty or is not UTF-8.
+    `report` is called with a line if something was changed or looks wrong.
     """
     return "".join(read_pieces(path, report)) if path else tiny_shakespeare()
 

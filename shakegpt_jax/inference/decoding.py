@@ -190,10 +190,7 @@ def acceptance_rate(
     contexts_T: jax.Array,
     sampling: Sampling,
 ) -> jax.Array:
-    """Return the share of drafts that would be accepted in a text of T characters.
-
-    `contexts_T` are the n-gram's contexts up to each of them.
-    """
+    """Return the share of drafts, made in contexts of the n-gram, that a model would accept."""
     x_1xTxD, _ = _extend(model, params, idx_T[None].astype(jnp.int32), init_cache(model.config, 1))
     logits_TxV = _head(model, params, x_1xTxD[0])
     drafts_TxV = ngram.log_probs_GxV[contexts_T].astype(jnp.float32)

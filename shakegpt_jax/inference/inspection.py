@@ -55,10 +55,7 @@ def attention_weights(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
 def hidden_states(model: GPT, params: Any, idx_BxT: jax.Array) -> jax.Array:
     """Compute the input of the first block and the output of each: (B, L + 1, T, D) float32."""
     captured = _capture(
-        model,
-        params,
-        idx_BxT,
-        lambda module: isinstance(module, Block) or module.path == ("drop",),
+        model, params, idx_BxT, lambda module: isinstance(module, Block) or module.path == ("drop",)
     )
     states = [captured["drop"]["__call__"][0]]
     for i in range(model.config.n_layer):

@@ -11,18 +11,16 @@ import numpy as np
 
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.checkpoints.writer import check_new, write_run
+from shakegpt_jax.cli.command import printable
 from shakegpt_jax.config import Config
-from shakegpt_jax.data.corpus import Corpus, load_known_corpus
-from shakegpt_jax.data.tokenizer import CharTokenizer
+from shakegpt_jax.data.corpus import Corpus, load_corpus
+from shakegpt_jax.data.tokenizer import CharTokenizer, show_character
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import MAX_NEW_TOKENS, PROMPT, SEED, TEMPERATURE, choose_prompt
 from shakegpt_jax.inference.decoding import for_decoding
 from shakegpt_jax.inference.drafting import Drafter
 from shakegpt_jax.inference.inspection import attention_weights, hidden_states
-from shakegpt_jax.inference.sampler import (
-    default_window_stride,
-    generate_ids,
-)
+from shakegpt_jax.inference.sampler import default_window_stride, generate_ids
 from shakegpt_jax.inference.sampling import (
     Options,
     Sampling,
@@ -65,8 +63,8 @@ class LanguageModel:
 
     @functools.cached_property
     def name(self) -> str:
-        """Name of the run folder that it was loaded from."""
-        return self.checkpoint.resolve().parents[1].name if self.checkpoint else "model"
+        """Name of the run folder that it was loaded from, with unprintable characters escaped."""
+        return printable(self.checkpoint.resolve().parents[1].name) if self.checkpoint else "model"
 
     @property
     def n_params(self) -> int:
@@ -322,5 +320,12 @@ class LanguageModel:
         if path is None and not self.text_sha256:
             raise UserError("the training text of an imported model is not known")
         path = self.config.data.path if path is None else path
-        n_time, vocabulary = self.config.model.block_size, self.tokenizer.vocabulary
-        return load_known_corpus(path, n_time, vocabulary, self.text_sha256)
+        vocabulary = self.tokenizer.vocabulary
+        corpus = load_corpus(path, self.config.model.block_size, vocabulary)
+        if new := set(corpus.tokenizer.vocabulary) - set(vocabulary):
+            shown = show_character(min(new))
+            raise UserError(f"{path} has characters that the model lacks, such as {shown}")
+        if self.text_sha256 not in ("", corpus.sha256):
+            name = path or "Tiny Shakespeare"
+            raise UserError(f"{name} is not the text that the model was trained on, or has changed")
+        return corpus

@@ -143,10 +143,7 @@ def align_contexts(
     n_slot: int,
     window_stride: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the left-aligned (B, T) context of each row, and the (B,) context lengths.
-
-    `tails` are the last n_slot ids of texts with `lengths`.
-    """
+    """Return left-aligned (B, T) contexts and (B,) lengths, from the last n_slot ids of texts."""
     context_lengths_B = np.array([context_length(n, n_slot, window_stride) for n in lengths])
     n_time = padded_length(int(context_lengths_B.max()), n_slot)
     window_BxT = np.zeros((len(tails), n_time), np.int32)

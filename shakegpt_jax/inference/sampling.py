@@ -6,14 +6,13 @@ Axes: B rows, T characters, V vocabulary.
 import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.inference import TEMPERATURE
 
 _MAX_TEMPERATURE = 1e6  # above, sampling is nearly uniform
 
@@ -44,14 +43,7 @@ class Sampling(NamedTuple):
     min_p: float | np.ndarray | None = None  # with at least p times the highest probability
 
     @classmethod
-    def of(
-        cls,
-        vocab_size: int,
-        temperature: Any = TEMPERATURE,
-        top_k: Any = None,
-        top_p: Any = None,
-        min_p: Any = None,
-    ) -> "Sampling":
+    def of(cls, vocab_size: int, temperature: Any, top_k: Any, top_p: Any, min_p: Any) -> Self:
         """Check the options of a user. A `UserError` starts with the name of the option."""
         right = f"a number from 0 to {_MAX_TEMPERATURE}"
         return cls(
@@ -62,7 +54,7 @@ class Sampling(NamedTuple):
         )
 
     @classmethod
-    def stack(cls, rows: "Sequence[Sampling | None]", vocab_size: int) -> "Sampling":
+    def stack(cls, rows: Sequence[Self | None], vocab_size: int) -> Self:
         """Return the options of B rows as arrays; None is an unused row, which costs nothing."""
         off = cls(0.0, vocab_size, 1.0, 0.0)
         values = [

@@ -38,15 +38,10 @@ def read_params(
     *,
     torch_linear: bool = False,
 ) -> Any:
-    """Build the parameters of `GPT` from a state dict of GPT-2.
+    """Build the parameters of `GPT` from a state dict of GPT-2, float32 without causal masks.
 
-    Args:
-        arrays: float32, without the causal masks.
-        config: shape of the model.
-        rows: the row of each character in embedding and head; the result has them sorted by it.
-        n_row: number of rows, with those of special tokens, which are left out.
-        source: file name for error messages.
-        torch_linear: matrices are (out, in), as in `torch.nn.Linear`, not (in, out) as in GPT-2.
+    `rows` maps characters to their rows among the `n_row` of embedding and head; the result has
+    them alone, sorted. With `torch_linear`, matrices are (out, in), not (in, out) as in GPT-2.
     """
     abstract = abstract_params(config, n_row)
     shapes = flatten_dict(abstract)
@@ -106,10 +101,7 @@ def tokenizer_json(vocabulary: str, *, special_tokens: bool) -> dict[str, Any]:
 
 
 def read_characters(tokenizer: dict[str, Any], path: Path) -> tuple[dict[str, int], list[str]]:
-    """Read the characters of a tokenizer with their ids, and its special tokens.
-
-    Refuses everything but WordLevel after a split into characters, and BPE without merges.
-    """
+    """Return the ids of the characters of a tokenizer, and its special tokens."""
     model = tokenizer.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise UserError(f"{path}: it has no model with a vocab; {_RIGHT}")

@@ -41,11 +41,7 @@ _MARGIN = 30.0  # in a softmax, less than the rounding of float32; at a temperat
 
 
 def check_output(output: str, *, force: bool) -> Path:
-    """Return the absolute path of a folder that can be written without losing anything.
-
-    Raises:
-        UserError: if something other than an export is there, or an export without `force`.
-    """
+    """Return an absolute path where there is nothing or, to replace by `force`, an export."""
     folder = Path(os.path.realpath(os.path.expanduser(output)))
     right = "choose another --output"
     try:
@@ -72,17 +68,8 @@ def export_folder(
 
     With `special_tokens`, the vocabulary ends with `[UNK]`, `[PAD]` and `[EOS]`, and head and final
     LayerNorm change so that their logits are 30 below the mean of the characters' logits, which
-    stay the same up to rounding. Without, the weights are the parameters bit for bit.
-
-    The folder is written beside its place and renamed once it is complete.
-
-    Returns:
-        The size of each file in bytes, by name.
-
-    Raises:
-        UserError: if safetensors is missing, something else is there, the model is not a GPT-2 or
-            not finite, or UTF-8 lacks a character of its vocabulary.
-        OSError: if the folder cannot be written.
+    stay the same up to rounding. Without, the weights are the parameters bit for bit. Returns the
+    size of each file in bytes, by name.
     """
     safetensors = import_extra("safetensors.numpy", extra="hf")
     folder = check_output(output, force=force)
@@ -93,7 +80,7 @@ def export_folder(
     contents = _json_files(lm, hashlib.sha256(weights).hexdigest(), special_tokens=special_tokens)
     texts = {name: json.dumps(content, indent=2) + "\n" for name, content in contents.items()}
     texts["README.md"] = model_card(lm, folder.name, special_tokens=special_tokens)
-    with os_errors_name(output):
+    with os_errors_name(output):  # written beside its place and renamed once it is complete
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as temporary:
             new = Path(temporary, "new")

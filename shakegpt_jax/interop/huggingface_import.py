@@ -1,7 +1,4 @@
-"""Import from Hugging Face transformers: GPT-2 with a tokenizer of single characters.
-
-Nothing here imports transformers, tokenizers or torch.
-"""
+"""Import from Hugging Face transformers: GPT-2 with a tokenizer of single characters."""
 
 import dataclasses
 import hashlib
@@ -15,14 +12,7 @@ from shakegpt_jax.checkpoints.reader import Metrics, is_valid_metrics
 from shakegpt_jax.checkpoints.run_folder import RunMetadata
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.interop.gpt2 import (
-    ACTIVATIONS,
-    BUFFERS,
-    EMBEDDING,
-    HEAD,
-    read_characters,
-    read_params,
-)
+from shakegpt_jax.interop import gpt2
 from shakegpt_jax.interop.huggingface_export import CONFIG, ENTRY, WEIGHTS, without_folders
 from shakegpt_jax.interop.imported_run import ImportedModel, foreign_metadata, is_step
 from shakegpt_jax.model.gpt import LAYER_NORM_EPSILON
@@ -37,7 +27,7 @@ _FIELDS = {
     "init_stddev": ("initializer_range", 0.02),
     "activation": ("activation_function", "gelu_new"),
 }
-_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
+_ACTIVATIONS = {theirs: ours for ours, theirs in gpt2.ACTIVATIONS.items()} | {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python": "gelu_exact",
 }
@@ -45,16 +35,12 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 def read_huggingface(path: str) -> ImportedModel:
-    """Read a folder that `shakegpt export` or `save_pretrained` has written.
-
-    Raises:
-        UserError: if a file is missing or corrupt, or `GPT` cannot compute what the model does.
-    """
+    """Read a folder that `shakegpt export` or `save_pretrained` has written."""
     folder = Path(path)
     config: dict[str, Any] = dict(_FIELDS.values()) | _read_json(folder / CONFIG)
     fields = _model_fields(config, folder / CONFIG)
     tokenizer = folder / "tokenizer.json"
-    rows, special = read_characters(_read_json(tokenizer), tokenizer)
+    rows, special = gpt2.read_characters(_read_json(tokenizer), tokenizer)
     n_row: Any = config.get("vocab_size")
     n_token = len(rows) + len(special)
     if type(n_row) is not int or n_row < n_token:  # more rows fill up a multiple of 64, say
@@ -67,7 +53,7 @@ def read_huggingface(path: str) -> ImportedModel:
         raise UserError(f"{folder} has no {WEIGHTS}; {right}")
     own = _own_entry(config.get(ENTRY), weights, metadata)
     arrays = _read_arrays(weights, tied=config.get("tie_word_embeddings", True))
-    params = read_params(arrays, metadata.config.model, rows, n_row, weights)
+    params = gpt2.read_params(arrays, metadata.config.model, rows, n_row, weights)
     if own is None:
         changed = ", which has changed since its export" if ENTRY in config else ""
         without = f", without its tokens {' '.join(special)}" if special else ""
@@ -143,7 +129,7 @@ def _read_arrays(path: Path, *, tied: bool) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             for key in file.keys():  # noqa: SIM118  # not a dict
-                if key.endswith(BUFFERS):
+                if key.endswith(gpt2.BUFFERS):
                     continue
                 if (dtype := file.get_slice(key).get_dtype()) not in _FLOATS:
                     right = " or ".join(_FLOATS)
@@ -153,6 +139,6 @@ def _read_arrays(path: Path, *, tied: bool) -> dict[str, np.ndarray]:
                 arrays[name] = file.get_tensor(key).astype(np.float32, copy=False)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is corrupt: {str(error)[:200]}") from error
-    if tied and (embedding := arrays.get(EMBEDDING)) is not None:
-        arrays[HEAD] = embedding
+    if tied and (embedding := arrays.get(gpt2.EMBEDDING)) is not None:
+        arrays[gpt2.HEAD] = embedding
     return arrays

@@ -62,11 +62,8 @@ _NORMS, _MATRICES = ("ln_1", "ln_2"), ("attn/c_attn", "attn/c_proj", "mlp/c_fc",
 def gpt2_parameters(config: ModelConfig, params: Any, what: str) -> dict[str, Any]:
     """Return all parameters of a model that computes what GPT-2 does, by path.
 
-    A model without biases gets biases of zero.
-
-    Raises:
-        UserError: if the model has a field, even at its default, or a parameter that `what` would
-            ignore, or lacks a parameter.
+    A model without biases gets biases of zero. One with a field, even at its default, or a
+    parameter that `what` would ignore is refused.
     """
     for name, value in dataclasses.asdict(config).items():
         if name not in _FIELDS:

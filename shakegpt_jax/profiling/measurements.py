@@ -180,10 +180,7 @@ def weights_bytes(model: GPT, params: Any) -> int:
 def benchmark(
     config: Config, corpus: Corpus, work: Collection[str], sample_batches: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure work, any of "train", "evaluate", "prefill" and "sample", and the ceilings.
-
-    `peak_memory_bytes` is that of the device, or of the process on a CPU.
-    """
+    """Measure work, any of "train", "evaluate", "prefill" and "sample", and the ceilings."""
     model = GPT(config.model, corpus.tokenizer.vocab_size)
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     measured = []
@@ -234,9 +231,8 @@ EXPECTED_EXPONENTS = {
 def measure_scaling(config: Config) -> dict[str, tuple[list[int], list[float], float]]:
     """Double each field of `EXPECTED_EXPONENTS` repeatedly.
 
-    Returns:
-        By field its values, the seconds per step, and the exponent of the fit seconds = c * value
-        ** exponent by least squares of the logarithms.
+    Returns by field its values, the seconds per step, and the exponent of the fit seconds = c *
+    value ** exponent by least squares of the logarithms.
     """
     config = config.replace({"train.steps_per_dispatch": _STEPS_PER_DISPATCH})
     corpus = load_corpus(config.data.path, config.model.block_size * 2**_DOUBLINGS)

@@ -1,6 +1,8 @@
 """Plots with matplotlib, which the extra `plot` installs."""
 
+import io
 import shlex
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +12,9 @@ import numpy as np
 
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError, os_errors_name
-from shakegpt_jax.reporting.metrics import MetricsRow
+from shakegpt_jax.reporting.metrics import MetricsRow, read_metrics
 from shakegpt_jax.reporting.terminal import format_duration
+from shakegpt_jax.reporting.trackers import Callback
 
 FILE_NAME = "curves.png"  # the default, inside a run folder
 X_AXES = {"step": "step", "seconds": "seconds of training"}  # option and label
@@ -48,11 +51,30 @@ def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
     return f"Curves: {path}"
 
 
-def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step", note: str = "") -> Any:
-    """Return a figure of runs by name over a key of `X_AXES`, with `note` in its title.
+def notebook_curves(workdir: Path) -> list[Callback]:
+    """Return a callback that shows and replaces one picture; empty outside a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        return []
+    try:
+        new_figure()
+    except UserError:  # no matplotlib
+        return []
+    from IPython.display import Image, display
 
-    The top panel has the losses and a star at the best; those below have the `_PANELS`.
-    """
+    handle = display(display_id=True)
+
+    def show(row: dict[str, Any]) -> None:
+        if "val_loss" in row:
+            picture = io.BytesIO()
+            draw_curves({workdir.resolve().name: read_metrics(workdir)}).savefig(picture, dpi=80)
+            handle.update(Image(picture.getvalue(), format="png"))
+
+    return [show]
+
+
+def draw_curves(runs: dict[str, list[MetricsRow]], x: str = "step", note: str = "") -> Any:
+    """Return a figure of runs by name over a key of `X_AXES`, with `note` in its title."""
     flat = {name: [row.to_json() for row in rows] for name, rows in runs.items()}
     at = {"step": "step", "seconds": "train_time"}[x]
 

@@ -109,11 +109,6 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 _FILE_NAME = "metrics.jsonl"
 
 
-def has_metrics(workdir: str | Path) -> bool:
-    """Return whether a run has the file; an imported run has none."""
-    return (Path(workdir) / _FILE_NAME).is_file()
-
-
 def read_metrics(workdir: str | Path) -> list[MetricsRow]:
     """Read the metrics of a run; empty if there is no file. A partial last line is ignored."""
     path = Path(workdir) / _FILE_NAME

@@ -152,10 +152,7 @@ def differing_settings(configs: Mapping[str, Config]) -> list[str]:
 
 
 def print_samples(chunks: Iterable[list[str]], start: str, seeds: Sequence[int]) -> None:
-    """Stream the first sample of a batch to standard output, then print the others.
-
-    Each chunk holds one new piece of text per sample; `start` is printed before each sample.
-    """
+    """Print samples, each after `start`: the first as its pieces come, then the others."""
     header = "--- sample with seed {}\n" if len(seeds) > 1 else ""
     first, *others = [header.format(seed) + start for seed in seeds]
     print(first, end="", flush=True)

@@ -1,7 +1,4 @@
-"""Experiment trackers, which get the metrics of a run besides `metrics.jsonl`.
-
-The extras of the same names install them.
-"""
+"""Experiment trackers, which get the metrics of a run; extras of the same names install them."""
 
 import functools
 import os
@@ -57,12 +54,6 @@ def _mlflow(name: str, run_id: str | None, config: Config, stack: ExitStack) -> 
 
 
 _OPEN = {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
-
-
-def check_tracker(config: Config) -> None:
-    """Raise a `UserError` if the package of the tracker is missing."""
-    if (name := config.train.tracker) != "none":
-        import_extra(name, extra=name)
 
 
 def open_tracker(config: Config, workdir: Path, metrics: MetricsFile, stack: ExitStack) -> Callback:

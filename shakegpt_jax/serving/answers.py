@@ -1,20 +1,12 @@
 """Answers in the shape of OpenAI's API: the types that are encoded as JSON."""
 
-import json
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-Name = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "string"})]
-
 # The most probable characters and the one that came, with their log-probabilities.
 Top = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
-
-
-def encode_name(name: str) -> Name:
-    """Encode the name of a model in ASCII: that of a folder that is not UTF-8 has surrogates."""
-    return msgspec.Raw(json.dumps(name).encode())
 
 
 class LogProbs(msgspec.Struct):
@@ -49,7 +41,7 @@ class Completion(msgspec.Struct):
 
     id: str
     created: int
-    model: Name
+    model: str
     choices: list[Choice]
     usage: Usage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
@@ -58,7 +50,7 @@ class Completion(msgspec.Struct):
 class Model(msgspec.Struct):
     """A model that is served."""
 
-    id: Name
+    id: str
     created: int
     owned_by: str = "shakegpt_jax"
     object: Literal["model"] = "model"

@@ -76,10 +76,7 @@ class Batch:
         return [row for row in self._slots if row]
 
     def prefill(self, rows: Sequence[Row]) -> list[Row]:
-        """Write the next character of the first rows that fit; those that go on join the batch.
-
-        Rows are prefilled together if their windows have the same length.
-        """
+        """Write the next character of the first rows that fit; those that go on join the batch."""
         n_free = self._max_rows - len(self.rows)
         if not rows or not n_free:
             return []

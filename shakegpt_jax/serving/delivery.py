@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
-from shakegpt_jax.serving.answers import Choice, Completion, LogProbs, Usage, encode_name
+from shakegpt_jax.serving.answers import Choice, Completion, LogProbs, Usage
 from shakegpt_jax.serving.api import ApiError, CompletionRequest
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.rows import Piece
@@ -35,9 +35,8 @@ class Delivery:
         self, engine: Engine, request: CompletionRequest, tokenizer: CharTokenizer, name: str
     ):
         """Submit the request to the engine, which may refuse it with an `ApiError`."""
-        self._request, self._tokenizer = request, tokenizer
+        self._request, self._tokenizer, self._name = request, tokenizer, name
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
-        self._name = encode_name(name)
         self._lengths = [0] * request.n_text  # characters so far
         loop, self._received = asyncio.get_running_loop(), asyncio.Queue[Piece | ApiError]()
 

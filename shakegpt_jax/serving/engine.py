@@ -28,7 +28,7 @@ class Engine:
 
     def __init__(self, lm: LanguageModel, max_batch: int, max_queue: int):
         """Prepare to write `max_batch` texts at the same time while `max_queue` others wait."""
-        self._lm, self._batch = lm, Batch(lm, max_batch)
+        self.lm, self.max_batch, self._batch = lm, max_batch, Batch(lm, max_batch)
         self._max_texts = max_batch + max_queue
         self._jobs: list[Job] = []  # all that are not finished
         self._waiting: list[Row] = []  # for their first window or another one
@@ -59,10 +59,7 @@ class Engine:
     def submit(
         self, request: CompletionRequest, receive: Callable[[Piece | ApiError], None]
     ) -> Job:
-        """Queue a request and return its job; may be called in any thread.
-
-        Raises an `ApiError` if it has too many texts, too many wait, or the engine ends.
-        """
+        """Queue a request, or refuse it, and return its job; may be called in any thread."""
         if request.n_text > self._max_texts:
             message = f"prompts times n is {request.n_text}; this server takes {self._max_texts}"
             raise ApiError(f"{message} at a time", param="n")
@@ -129,11 +126,8 @@ class Engine:
         return [Row(job, i, self._batch.block_size) for i in range(job.request.n_text)]
 
     def _describe(self, ids: np.ndarray, k: int | None) -> Iterator[np.ndarray]:
-        """Describe a prompt, part by part, with the context that writing it would have.
-
-        The log-probabilities of its first character are NaN.
-        """
-        lm, stride = self._lm, self._batch.window_stride
+        """Describe a prompt by parts, as if it was being written; NaN for its first character."""
+        lm, stride = self.lm, self._batch.window_stride
         unknown = np.full((1, lm.tokenizer.vocab_size), np.nan, np.float32)
         start, done = 0, 1 if k is not None else len(ids)
         yield describe(ids[:done], unknown, k)

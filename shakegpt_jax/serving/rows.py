@@ -9,11 +9,21 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
+from prometheus_client import Counter, Gauge, Histogram
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.sampling import Sampling, StopFilter
 from shakegpt_jax.serving.api import ApiError, CompletionRequest
-from shakegpt_jax.serving.metrics import CHARACTERS, FIRST_CHARACTER
+
+# Metrics that `/metrics` shows.
+RUNNING = Gauge("shakegpt_texts_running", "Texts in the batch")
+WAITING = Gauge("shakegpt_texts_waiting", "Texts that wait for a place in the batch")
+CHARACTERS = Counter("shakegpt_characters", "New characters of all texts")
+FIRST_CHARACTER = Histogram(
+    "shakegpt_first_character_seconds",
+    "Time from a request to the first new character of each of its texts",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+)
 
 
 def describe(ids_T: np.ndarray, log_probs_TxV: np.ndarray, k: int | None) -> np.ndarray:

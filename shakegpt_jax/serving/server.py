@@ -22,16 +22,7 @@ from starlette.types import ASGIApp
 
 from shakegpt_jax.errors import UserError
 from shakegpt_jax.inference import evaluation
-from shakegpt_jax.inference.language_model import LanguageModel
-from shakegpt_jax.serving.answers import (
-    Completion,
-    Copies,
-    Copy,
-    Health,
-    Model,
-    ModelList,
-    encode_name,
-)
+from shakegpt_jax.serving.answers import Completion, Copies, Copy, Health, Model, ModelList
 from shakegpt_jax.serving.api import (
     ApiError,
     CompletionBody,
@@ -43,8 +34,8 @@ from shakegpt_jax.serving.api import (
 from shakegpt_jax.serving.delivery import Delivery
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
-from shakegpt_jax.serving.metrics import RUNNING, WAITING
 from shakegpt_jax.serving.openapi import ApiRoute, describe_api
+from shakegpt_jax.serving.rows import RUNNING, WAITING
 from shakegpt_jax.web.page import render_page
 from shakegpt_jax.web.prompt_page import serving_page
 
@@ -67,22 +58,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(
-    lm: LanguageModel,
-    bound: socket.socket,
-    *,
-    hosts: Sequence[str],
-    origins: Sequence[str],
-    max_batch: int,
-    max_queue: int,
-    grace: int,
+    engine: Engine, bound: socket.socket, hosts: Sequence[str], origins: Sequence[str], grace: int
 ) -> None:
-    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; see `Engine` and `Guard`.
-
-    Texts under way may go on for `grace` seconds after the signal.
-    """
-    engine = Engine(lm, max_batch, max_queue)
-    app = Guard(application(lm, engine), hosts, origins, any_address=_is_any(bound))
-    print(f"Compiling for {max_batch} texts at a time: seconds, longer the first time.", flush=True)
+    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; for the names, see `Guard`."""
+    app = Guard(application(engine), hosts, origins, any_address=_is_any(bound))
+    n = engine.max_batch
+    print(f"Compiling for {n} texts at a time: seconds, longer the first time.", flush=True)
     start = time.perf_counter()
     engine.start(warm_up=True)
     print(f"Compiled in {time.perf_counter() - start:.0f} s.", flush=True)
@@ -136,18 +117,24 @@ _ERRORS = ApiError, HTTPException, ClientDisconnect, Exception
 _AROUND = 60  # characters of the training text before and after a stretch
 
 
-def application(lm: LanguageModel, engine: Engine) -> Starlette:
-    """Return the ASGI application that serves a model."""
-    (page, policy), created = serving_page(lm), int(time.time())
+def application(engine: Engine) -> Starlette:
+    """Return the ASGI application that serves the model of an engine."""
+    lm, created = engine.lm, int(time.time())
+    page, policy = serving_page(lm)
     page_headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
-    model = Model(encode_name(lm.name), created)
+    model = Model(lm.name, created)
     RUNNING.set_function(lambda: engine.n_running)
     WAITING.set_function(lambda: engine.n_waiting)
     searches, search_thread = asyncio.Semaphore(_MAX_SEARCHES), ThreadPoolExecutor(1, "search")
     training_text = functools.cache(lambda: evaluation.searchable_text(lm, lm.load_corpus()))
 
     def search(text: str) -> list[Copy]:
-        return _find_copies(text, training_text())
+        source, found = training_text(), []
+        for start, end, place in evaluation.copied_stretches(text, source):
+            before = source[max(0, place - _AROUND) : place]
+            after = source[place + end - start : place + end - start + _AROUND]
+            found.append(Copy(start, end, place, before, after))
+        return found
 
     async def show_page(request: Request) -> Response:
         """The page to play with."""
@@ -226,15 +213,6 @@ def application(lm: LanguageModel, engine: Engine) -> Starlette:
 
 def _reply(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
-
-
-def _find_copies(text: str, source: str) -> list[Copy]:
-    found = []
-    for start, end, place in evaluation.copied_stretches(text, source):
-        before = source[max(0, place - _AROUND) : place]
-        after = source[place + end - start : place + end - start + _AROUND]
-        found.append(Copy(start, end, place, before, after))
-    return found
 
 
 async def _read(request: Request) -> bytes:

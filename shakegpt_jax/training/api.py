@@ -8,8 +8,8 @@ from shakegpt_jax.config import Config
 from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.loading import load
 from shakegpt_jax.inference.sampling import require
+from shakegpt_jax.reporting.curves import notebook_curves
 from shakegpt_jax.reporting.metrics import read_metrics
-from shakegpt_jax.reporting.notebook import notebook_curves
 from shakegpt_jax.reporting.trackers import Callback
 from shakegpt_jax.training import run
 

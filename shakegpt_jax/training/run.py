@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from shakegpt_jax.checkpoints.reader import SavedCheckpoint
 from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, lock_path, run_lock
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.cli.command import StopSignal, record_signal
+from shakegpt_jax.cli.command import StopSignal, import_extra, record_signal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
@@ -25,16 +25,9 @@ from shakegpt_jax.reporting.curves import draw_run
 from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, MetricsRow
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.reporting.trace import trace
-from shakegpt_jax.reporting.trackers import Callback, check_tracker, open_tracker
+from shakegpt_jax.reporting.trackers import Callback, open_tracker
 from shakegpt_jax.sharding import make_mesh
-from shakegpt_jax.training.start import (
-    check_resumable,
-    describe,
-    describe_run,
-    find_pretrained,
-    recorded_config,
-    saved_run,
-)
+from shakegpt_jax.training import start
 from shakegpt_jax.training.trainer import Trainer, check_memory
 
 # FLOP/s of a laptop or two server cores in float32, and of two cores with AMX in bfloat16.
@@ -55,26 +48,20 @@ def train(
     A run resumes from its latest checkpoint. A new run starts from the best parameters of the run
     `config.train.init_from`, if there is one. In the main thread, SIGINT and SIGTERM end it early.
     `started` is the `time.perf_counter()` at which the total time of the run starts, now if None.
-    `callbacks` are called in process 0 with each row of metrics.jsonl, once it is written. JAX's
-    profiler traces `profile` steps, after as many steps without it.
-
-    Raises:
-        UserError: if the config or the text is invalid, the folder holds another run,
-            `config.train.init_from` cannot be used, or the processes differ.
-        DivergedError: if a loss or gradient is not finite.
-        SaveError: if checkpoints cannot be saved.
-        StoppedBySignalError: after SIGINT or SIGTERM, once the state is saved.
+    JAX's profiler traces `profile` steps, after as many steps without it. For the callbacks and the
+    exceptions, see `shakegpt_jax.train`.
     """
     started = time.perf_counter() if started is None else started
     if profile > (most := min(config.train.eval_every, config.train.num_steps) // 2):
         right = f"at most {most}: as many steps go first, and both come before an evaluation"
         raise UserError(f"--profile is {profile}; it must be {right}")
-    check_tracker(config)
-    source, saved = find_pretrained(config, workdir), saved_run(workdir)
+    if (tracker := config.train.tracker) != "none":
+        import_extra(tracker, extra=tracker)
+    source, saved = start.find_pretrained(config, workdir), start.saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
     corpus = load_corpus(config.data.path, config.model.block_size, characters)
-    config = recorded_config(config, saved)
+    config = start.recorded_config(config, saved)
     values = {f"config.{path}": value for path, _, value in config.fields() if path != "data.path"}
     values |= {
         "config.model.compute_dtype (auto depends on the CPU)": str(operand_dtype(config.model)),
@@ -84,7 +71,7 @@ def train(
     }
     check_equal(values)
     if saved:
-        check_resumable(workdir, saved, config, corpus.sha256)
+        start.check_resumable(workdir, saved, config, corpus.sha256)
     mesh = make_mesh(config)
     check_memory(config, corpus.tokenizer.vocab_size, mesh)
     with (
@@ -97,16 +84,16 @@ def train(
         lock, steps = lock_path(workdir), checkpoint_steps(workdir)
         content = lock.read_text() if lock.exists() else None, steps
         check_equal({"the content of --workdir, which they must share": content})
-        if saved_run(workdir) != saved:
+        if start.saved_run(workdir) != saved:
             raise UserError(f"another process has trained in {workdir}; run the same command again")
         if corpus.note:
             progress.note(corpus.note)
-        progress.note(describe_run(config, corpus, mesh))
+        progress.note(start.describe_run(config, corpus, mesh))
         config = _adapt_to_cpu(config, corpus, progress.note)
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal, profile)
             run.start(started, source)
-            if config.train.tracker != "none" and not run.finished:
+            if tracker != "none" and not run.finished:
                 files = Path(workdir), run.metrics
                 primary_first(lambda: run.callbacks.append(open_tracker(config, *files, stack)))
             run.callbacks += callbacks if is_primary() else []
@@ -124,10 +111,7 @@ def train(
 
 
 def _adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]) -> Config:
-    """On a CPU, report what differs there, and shorten the dispatches to a few seconds.
-
-    Signals are handled between dispatches.
-    """
+    """On a CPU, report slow steps, and let a dispatch, which delays signals, take a few seconds."""
     if jax.default_backend() != "cpu":
         return config
     speed = _CPU_FLOPS
@@ -193,7 +177,7 @@ class TrainingRun:
         else:
             self.trainer.initialize(source)
             if source:
-                note(describe(source, self.trainer.corpus.tokenizer.vocabulary))
+                note(start.describe(source, self.trainer.corpus.tokenizer.vocabulary))
                 note(f"step 0/{n_step}: validation loss {self.trainer.evaluate().loss:.4f}")
         self.metrics = MetricsFile(self.workdir, self.step, started, note, writes=is_primary())
         self.progress.begin(self.step, self.trainer.peak_characters_per_second)

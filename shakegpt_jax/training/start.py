@@ -141,10 +141,7 @@ def describe(source: SavedCheckpoint, vocabulary: str) -> str:
 
 
 def find_pretrained(config: Config, workdir: str | Path) -> SavedCheckpoint | None:
-    """Find and check the checkpoint that a run starts from: the best one of `train.init_from`.
-
-    None: the run starts from scratch, or resumes and needs no source any more.
-    """
+    """Find and check the best checkpoint of `train.init_from`; None without one or to resume."""
     if not config.train.init_from or checkpoint_steps(workdir):
         return None
     path = os.path.expanduser(config.train.init_from)

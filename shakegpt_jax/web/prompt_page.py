@@ -29,13 +29,11 @@ LIMITS = {
 
 def serving_page(lm: LanguageModel) -> tuple[str, str]:
     """Return the page as HTML and its policy: it may connect to its own server alone."""
-    return prompt_page(page_facts(lm), "serving_page.js", connect="'self'")
+    return render_page("page", "serving_page.js", _title(lm), page_facts(lm), connect="'self'")
 
 
-def prompt_page(facts: dict[str, Any], script: str, *, connect: str = "'none'") -> tuple[str, str]:
-    """Return the page with a prompt as HTML and its policy; see `render_page`."""
-    title = f"{facts['name']}: one character at a time"
-    return render_page("page", script, title, facts, connect=connect)
+def _title(lm: LanguageModel) -> str:
+    return f"{lm.name}: one character at a time"
 
 
 def page_facts(lm: LanguageModel) -> dict[str, Any]:
@@ -72,8 +70,7 @@ def export_page(lm: LanguageModel, path: str, *, float32: bool = False) -> dict[
     """Write the page to a file; return its size in bytes by its name.
 
     It may connect to nothing, and computes in float32 or better. The weights are rounded to
-    float16, which halves the page, unless `float32` keeps them. Raises a UserError if the model is
-    too large for a page, or uses something that the page does not implement.
+    float16, which halves the page, unless `float32` keeps them.
     """
     if lm.n_params > MAX_PARAMETERS:
         raise UserError(
@@ -81,7 +78,7 @@ def export_page(lm: LanguageModel, path: str, *, float32: bool = False) -> dict[
             "a browser is slow with more; shakegpt serve shows the same page"
         )
     facts = page_facts(lm) | {"model": model_data(lm, float32=float32)}
-    page, _ = prompt_page(facts, "offline_page.js")
+    page, _ = render_page("page", "offline_page.js", _title(lm), facts)
     write_page(page, path)
     return {Path(path).name: Path(path).stat().st_size}
 

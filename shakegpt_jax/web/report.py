@@ -37,10 +37,7 @@ _LOG_PROBABILITY_UNIT = 24 / (2**16 - 1)  # of 16 bits; the smallest is e^-24
 
 
 def write_report(selection: Selection, path: str | Path) -> dict[str, Any]:
-    """Evaluate a model on a text, and write a page with the result; `report.js` describes its data.
-
-    An old page is replaced. Raises a UserError if the page cannot be written or show the model.
-    """
+    """Evaluate a model on a text, and write a page with the result; `report.js` describes it."""
     lm = selection.lm
     gpt2_parameters(lm.config.model, lm.params, "the report")
     predictions = character_predictions(
