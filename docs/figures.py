@@ -86,7 +86,7 @@ def sampling(sources: list[Path]) -> Any:
     axes = new_axes("batch size", "characters/s, all rows together")
     for source in sources:
         results = json.loads(source.read_text())["results"]
-        works = [(re.search(r"batch (\d+)", row["work"]), row) for row in results]
+        works = [(re.fullmatch(r"sample, batch (\d+)", row["work"]), row) for row in results]
         points = [(int(m[1]), row["characters_per_second"]) for m, row in works if m]
         axes.plot(*np.transpose(sorted(points)), "o-", markersize=4, label=source.stem)
     axes.set_xscale("log", base=2)
@@ -106,16 +106,13 @@ def drafts(sources: list[Path]) -> Any:
     for source in sources:
         lm = shakegpt_jax.load(source)
         corpus, n_time = lm.load_corpus(), lm.config.model.block_size
-        n_prompt = n_time // 8
         ngram = build_ngram(corpus.train_ids, lm.tokenizer.vocab_size)
         model, params = lm.for_decoding
         starts = np.linspace(0, len(corpus.val_ids) - n_time, 32).astype(int)
-        prompts = [
-            lm.tokenizer.decode(corpus.val_ids[start : start + n_prompt]) for start in starts
-        ]
+        prompts = [lm.tokenizer.decode(corpus.val_ids[start : start + 1]) for start in starts]
         means = []
         for temperature in TEMPERATURES:
-            written = lm.generate(prompts, n_time - n_prompt, temperature=temperature, draft=False)
+            written = lm.generate(prompts, n_time - 1, temperature=temperature, draft=False)
             rates = []
             for ids_T in map(lm.tokenizer.encode, written):
                 contexts_T = ngram.contexts([ids_T[: i + 1] for i in range(n_time)])
@@ -129,7 +126,7 @@ def drafts(sources: list[Path]) -> Any:
 
 
 def attention(sources: list[Path]) -> Any:
-    """Draw the weights of the head that attends most to the spaces and line ends before it."""
+    """Draw the weights of the head that attends most to spaces and line ends."""
     weights = shakegpt_jax.load(sources[0]).attention(LINE)  # (L, H, T, T)
     between_words = [letter.isspace() for letter in LINE]
     shares = weights[..., between_words].sum((2, 3))
@@ -154,8 +151,15 @@ def attention(sources: list[Path]) -> Any:
 FIGURES = {f.__name__: f for f in (parameters, overfitting, sampling, drafts, attention)}
 
 
-def save(axes: Any, path: Path) -> None:
+def draw(name: str, sources: list[Path], path: Path) -> Any:
     """Write an SVG whose ink and paper change with the color scheme of the reader."""
+    with matplotlib.rc_context(STYLE):
+        axes = FIGURES[name](sources)
+        _save(axes, path)
+    return axes
+
+
+def _save(axes: Any, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
@@ -176,5 +180,4 @@ if __name__ == "__main__":
     parser.add_argument("figure", choices=FIGURES)
     parser.add_argument("sources", nargs="+", type=Path)
     args = parser.parse_args()
-    matplotlib.rcParams.update(STYLE)
-    save(FIGURES[args.figure](args.sources), FOLDER / f"{args.figure}.svg")
+    draw(args.figure, args.sources, FOLDER / f"{args.figure}.svg")

@@ -21,7 +21,10 @@ def main() -> None:
     )
     add("--path", type=named, help=help_text)
     add("--stride", type=int, help="characters from window to window; smaller is slower")
-    kind, help_text = whole_number(0, 2**31 - 1), "score this many; 0: all (as in training)"
+    kind, help_text = (
+        whole_number(0, 2**31 - 1),
+        "characters to score; 0: all (as in training)",
+    )
     add("--characters", type=kind, help=help_text)
     add("--json", action="store_true", help="print one JSON object per run")
     add("--memorization", action="store_true", help="find the longest copy of training text")

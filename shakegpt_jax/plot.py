@@ -28,7 +28,7 @@ def main() -> None:
     found = find_runs(args.runs + args.workdir, started=True)
     runs = {str(run): rows for run in found if (rows := read_metrics(run))}
     if others := ", ".join(str(run) for run in found if str(run) not in runs):
-        line = f"no curves of {others}: metrics.jsonl has no rows, or is missing: an imported run"
+        line = f"no curves of {others}: metrics.jsonl is missing (an imported run) or empty"
         if not runs:
             raise UserError(line)
         print(line, file=sys.stderr)
@@ -56,7 +56,8 @@ def main() -> None:
         configs[names[run]] = metadata.config
         texts.add(metadata.text_sha256)
     note = "losses on different texts cannot be compared" if len(texts) > 1 else ""
-    output = args.output or (Path(*runs) if len(runs) == 1 else shared_folder(runs)) / FILE_NAME
+    folder = Path(next(iter(runs))) if len(runs) == 1 else shared_folder(runs)
+    output = args.output or folder / FILE_NAME
     metrics = {names[run]: rows for run, rows in runs.items()}
     save_figure(draw_curves(metrics, args.x or "step", note), output)
     for line in [note] * bool(note) + differing_settings(configs):

@@ -1,4 +1,4 @@
-"""Prepare a text that is too long for memory; run it again after an interruption."""
+"""Prepare a text that is too long for memory. If interrupted, run the same command again."""
 
 from shakegpt_jax.cli.command import run_command
 

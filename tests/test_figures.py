@@ -21,11 +21,11 @@ def points(monkeypatch, tmp_path):
     """Draws and saves a figure; returns the points of its lines."""
 
     def draw(name: str, *sources: Path) -> list[list[list[float]]]:
-        axes = figures.FIGURES[name](list(sources))
-        figures.save(axes, tmp_path / "figure.svg")
+        axes = figures.draw(name, list(sources), tmp_path / "figure.svg")
         svg = (tmp_path / "figure.svg").read_text()
         assert ET.fromstring(svg).tag.endswith("svg")
         assert "prefers-color-scheme: dark" in svg and figures.PAPER not in svg.split("</style>")[1]
+        assert "var(--c0)" in svg and "var(--c1)" in svg
         return [line.get_xydata().tolist() for line in axes.lines]
 
     monkeypatch.setattr(figures, "LINE", "to be,\n")
@@ -44,6 +44,7 @@ def test_losses_and_parameters_are_those_of_the_run(points, finished):
 
 def test_sampling_shows_each_batch_size(points, tmp_path):
     rows = [{"work": f"sample, batch {n}", "characters_per_second": 100.0 * n} for n in (32, 1)]
+    rows.append({"work": "train step, batch 12", "characters_per_second": 5.0})
     (tmp_path / "cpu.json").write_text(json.dumps({"results": rows}))
     assert points("sampling", tmp_path / "cpu.json") == [[[1, 100], [32, 3200]]]
 

@@ -44,7 +44,7 @@ def test_what_an_imported_run_cannot_do_is_said_in_one_line(foreign, finished, c
         code, out, err = command(*args, "--workdir", RUN)
         assert (code, out) == (2, "") and reason in one_line(err)
         assert sorted(RUN.rglob("checkpoints/**/*")) == before
-    line = f"no curves of {RUN}: metrics.jsonl has no rows, or is missing: an imported run\n"
+    line = f"no curves of {RUN}: metrics.jsonl is missing (an imported run) or empty\n"
     code, out, err = command("plot", RUN, finished, "--output", "x.png")
     assert (code, out, err) == (0, "x.png\n", line)
 

@@ -79,7 +79,7 @@ def test_writes_metrics_checkpoints_and_samples(run_config, tmp_path, capsys):
         "split    18,000 to train, 2,000 to validate",
         "steps    12 with 8 windows of 8 characters each: 0.0427 epochs",
     ]
-    assert re.fullmatch(r"memory   \d+\.\d [kM]B of \d+\.\d GB on each device .*", memory)
+    assert re.fullmatch(r"memory   \d+\.\d [kM]B of \d+\.\d [GT]B on each device .*", memory)
     assert re.fullmatch(r"time     about 0\.\d s of training, and evaluations", time)
 
     train(run_config, tmp_path / "run")

@@ -1,6 +1,6 @@
 """12 layers, 8 heads, 768 dimensions, window 128, batch 128: 85 million parameters, for a GPU.
 
-Its loss is not measured yet. Dropout and weight decay follow trials at a twentieth of the size, in
+Its loss is not measured yet. Dropout and weight decay follow trials on a twentieth of the text, in
 docs/log.md.
 """
 

@@ -176,7 +176,7 @@ def longest_copy(text: str, source: str) -> str:
 def copied_stretches(
     text: str, source: str, shortest: int = SHORTEST_STRETCH
 ) -> list[tuple[int, int, int]]:
-    """Return start, end and first place in `source` of the maximal stretches that it shares."""
+    """Return (start, end, first place in `source`) of each maximal stretch in both."""
     grams = {text[i : i + shortest] for i in range(len(text) - shortest + 1)}
     windows = (source[i : i + shortest] for i in range(len(source) - shortest + 1))
     found = {gram for gram in windows if gram in grams}

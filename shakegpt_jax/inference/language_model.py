@@ -320,12 +320,11 @@ class LanguageModel:
         if path is None and not self.text_sha256:
             raise UserError("the training text of an imported model is not known")
         path = self.config.data.path if path is None else path
-        vocabulary = self.tokenizer.vocabulary
+        name, vocabulary = path or "Tiny Shakespeare", self.tokenizer.vocabulary
         corpus = load_corpus(path, self.config.model.block_size, vocabulary)
         if new := set(corpus.tokenizer.vocabulary) - set(vocabulary):
             shown = show_character(min(new))
-            raise UserError(f"{path} has characters that the model lacks, such as {shown}")
+            raise UserError(f"{name} has characters that the model lacks, such as {shown}")
         if self.text_sha256 not in ("", corpus.sha256):
-            name = path or "Tiny Shakespeare"
             raise UserError(f"{name} is not the text that the model was trained on, or has changed")
         return corpus

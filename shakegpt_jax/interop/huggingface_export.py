@@ -41,7 +41,7 @@ _MARGIN = 30.0  # in a softmax, less than the rounding of float32; at a temperat
 
 
 def check_output(output: str, *, force: bool) -> Path:
-    """Return an absolute path where there is nothing or, to replace by `force`, an export."""
+    """Return the absolute path of the output: new, or with `force` an earlier export."""
     folder = Path(os.path.realpath(os.path.expanduser(output)))
     right = "choose another --output"
     try:

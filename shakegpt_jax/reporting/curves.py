@@ -12,9 +12,8 @@ import numpy as np
 
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.errors import UserError, os_errors_name
-from shakegpt_jax.reporting.metrics import MetricsRow, read_metrics
+from shakegpt_jax.reporting.metrics import Callback, MetricsRow, read_metrics
 from shakegpt_jax.reporting.terminal import format_duration
-from shakegpt_jax.reporting.trackers import Callback
 
 FILE_NAME = "curves.png"  # the default, inside a run folder
 X_AXES = {"step": "step", "seconds": "seconds of training"}  # option and label
@@ -52,7 +51,7 @@ def draw_run(workdir: Path, rows: list[MetricsRow]) -> str:
 
 
 def notebook_curves(workdir: Path) -> list[Callback]:
-    """Return a callback that shows and replaces one picture; empty outside a notebook."""
+    """Return a list with a callback that redraws one picture; empty outside a notebook."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if not hasattr(shell, "kernel"):
         return []

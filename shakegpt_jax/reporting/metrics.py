@@ -13,6 +13,8 @@ import numpy as np
 from shakegpt_jax.cli.command import dump_json
 from shakegpt_jax.errors import UserError
 
+Callback = Callable[[dict[str, Any]], object]  # gets each row of metrics.jsonl
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:

@@ -94,7 +94,7 @@ class Progress:
     def sample(self, text: str) -> None:
         """Print sample text, indented."""
         overflow: Any = "ignore" if self._console.soft_wrap else "fold"
-        lines = Text(text).wrap(self._console, self._console.width - 4, overflow=overflow)
+        lines = Text(text).wrap(self._console, max(1, self._console.width - 4), overflow=overflow)
         self.note("".join(f"\n    {line}" for line in lines) + "\n")
 
     def summary(

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 from shakegpt_jax.cli.command import import_extra
 from shakegpt_jax.config import Config
 from shakegpt_jax.errors import UserError
-from shakegpt_jax.reporting.metrics import MetricsFile, scalars
+from shakegpt_jax.reporting.metrics import Callback, MetricsFile, scalars
 from shakegpt_jax.reporting.tensorboard import EventFile
-
-Callback = Callable[[dict[str, Any]], object]  # gets each row of metrics.jsonl
 
 _PROJECT = "shakegpt_jax"
 
@@ -54,6 +52,12 @@ def _mlflow(name: str, run_id: str | None, config: Config, stack: ExitStack) -> 
 
 
 _OPEN = {"wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
+
+
+def check_tracker(name: str) -> None:
+    """Raise a `UserError` if the package of a tracker is missing."""
+    if name != "none":
+        import_extra(name, extra=name)
 
 
 def open_tracker(config: Config, workdir: Path, metrics: MetricsFile, stack: ExitStack) -> Callback:

@@ -67,7 +67,9 @@ _Stop = Annotated[str, Meta(min_length=1, max_length=100)]
 _Zero = Annotated[float, Meta(ge=0, le=0)]
 _One = Annotated[float, Meta(ge=1, le=1)]
 _Empty = dict[str, None]  # nulls mean nothing
-_NEUTRAL: dict[Any, str] = {_Zero: "0", _One: "1", _Empty: "{}"}
+_NoText = Annotated[str, Meta(max_length=0)]
+_NoIds = Annotated[list[int], Meta(max_length=0)]
+_NEUTRAL: dict[Any, str] = {_Zero: "0", _One: "1", _Empty: "{}", _NoText: '""', _NoIds: "[]"}
 
 
 class CompletionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -101,8 +103,8 @@ class CompletionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     priority: _Zero = 0
     logit_bias: _Empty = {}
     metadata: _Empty = {}
-    suffix: Annotated[str, Meta(max_length=0)] = ""
-    stop_token_ids: Annotated[list[int], Meta(max_length=0)] = []
+    suffix: _NoText = ""
+    stop_token_ids: _NoIds = []
     store: bool = False
     user: str = ""
     ignore_eos: bool = False  # there are no special tokens
@@ -142,7 +144,7 @@ def parse(body: bytes, kind: type[T]) -> T:
         if field := re.fullmatch(r"(.*) - at `\$\.(\w+)([^`]*)`", message, re.DOTALL):
             message, name, path = field.groups()
             if neutral := _NEUTRAL.get(kind.__annotations__.get(name)):
-                message = f"not supported, except {neutral}"
+                message = f"only {neutral} is supported"
             wrong = value.get(name)  # a name from the client may look like a path
             given = "" if isinstance(wrong, list | dict) else f" is {_shorten(json.dumps(wrong))}"
             raise ApiError(f"{name}{path}{given}: {_shorten(message)}", param=name) from error
@@ -174,7 +176,7 @@ def parse_completion(body: bytes, tokenizer: CharTokenizer, model_name: str) -> 
     n, n_vocab, best_of, k = given.n, tokenizer.vocab_size, given.best_of, given.logprobs
     _require(best_of in (None, n), "best_of", f"best_of is {best_of}; it must be equal to n ({n})")
     for name in ("store", "use_beam_search"):
-        _require(not getattr(given, name), name, f"{name} is true: not supported, except false")
+        _require(not getattr(given, name), name, f"{name} is true: only false is supported")
     least = f"max_tokens is 0; without echo it must be from 1 to {MAX_NEW}"
     _require(given.max_tokens > 0 or given.echo, "max_tokens", least)
     streams = given.stream or given.stream_options == StreamOptions()

@@ -126,7 +126,7 @@ class Engine:
         return [Row(job, i, self._batch.block_size) for i in range(job.request.n_text)]
 
     def _describe(self, ids: np.ndarray, k: int | None) -> Iterator[np.ndarray]:
-        """Describe a prompt by parts, as if it was being written; NaN for its first character."""
+        """Describe a prompt in parts, as if it were being written; NaN for its first character."""
         lm, stride = self.lm, self._batch.window_stride
         unknown = np.full((1, lm.tokenizer.vocab_size), np.nan, np.float32)
         start, done = 0, 1 if k is not None else len(ids)

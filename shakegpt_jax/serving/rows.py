@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from shakegpt_jax.data.tokenizer import CharTokenizer
 from shakegpt_jax.inference.sampling import Sampling, StopFilter
 from shakegpt_jax.serving.api import ApiError, CompletionRequest
 
 # Metrics that `/metrics` shows.
-RUNNING = Gauge("shakegpt_texts_running", "Texts in the batch")
-WAITING = Gauge("shakegpt_texts_waiting", "Texts that wait for a place in the batch")
 CHARACTERS = Counter("shakegpt_characters", "New characters of all texts")
 FIRST_CHARACTER = Histogram(
     "shakegpt_first_character_seconds",

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -35,11 +35,12 @@ from shakegpt_jax.serving.delivery import Delivery
 from shakegpt_jax.serving.engine import Engine
 from shakegpt_jax.serving.guard import Guard
 from shakegpt_jax.serving.openapi import ApiRoute, describe_api
-from shakegpt_jax.serving.rows import RUNNING, WAITING
 from shakegpt_jax.web.page import render_page
 from shakegpt_jax.web.prompt_page import serving_page
 
 _LAST_SECONDS = 1  # for sending the end of answers
+_RUNNING = Gauge("shakegpt_texts_running", "Texts in the batch")
+_WAITING = Gauge("shakegpt_texts_waiting", "Texts that wait for a place in the batch")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -60,10 +61,10 @@ def bind(host: str, port: int) -> socket.socket:
 def run_server(
     engine: Engine, bound: socket.socket, hosts: Sequence[str], origins: Sequence[str], grace: int
 ) -> None:
-    """Serve a model on a socket from `bind` until SIGINT or SIGTERM; for the names, see `Guard`."""
+    """Serve on a socket from `bind` until SIGINT or SIGTERM; `Guard` explains the names."""
     app = Guard(application(engine), hosts, origins, any_address=_is_any(bound))
     n = engine.max_batch
-    print(f"Compiling for {n} texts at a time: seconds, longer the first time.", flush=True)
+    print(f"Compiling for up to {n} texts at a time (seconds; longer the first time).", flush=True)
     start = time.perf_counter()
     engine.start(warm_up=True)
     print(f"Compiled in {time.perf_counter() - start:.0f} s.", flush=True)
@@ -123,8 +124,8 @@ def application(engine: Engine) -> Starlette:
     page, policy = serving_page(lm)
     page_headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
     model = Model(lm.name, created)
-    RUNNING.set_function(lambda: engine.n_running)
-    WAITING.set_function(lambda: engine.n_waiting)
+    _RUNNING.set_function(lambda: engine.n_running)
+    _WAITING.set_function(lambda: engine.n_waiting)
     searches, search_thread = asyncio.Semaphore(_MAX_SEARCHES), ThreadPoolExecutor(1, "search")
     training_text = functools.cache(lambda: evaluation.searchable_text(lm, lm.load_corpus()))
 

@@ -9,8 +9,7 @@ from shakegpt_jax.inference.language_model import LanguageModel
 from shakegpt_jax.inference.loading import load
 from shakegpt_jax.inference.sampling import require
 from shakegpt_jax.reporting.curves import notebook_curves
-from shakegpt_jax.reporting.metrics import read_metrics
-from shakegpt_jax.reporting.trackers import Callback
+from shakegpt_jax.reporting.metrics import Callback, read_metrics
 from shakegpt_jax.training import run
 
 
@@ -37,8 +36,8 @@ def train(
         The model of the best checkpoint, as `load(workdir)`, and all rows of metrics.jsonl.
 
     Raises:
-        UserError: if the config or the text is invalid, the folder holds another run, or
-            `config.train.init_from` or the tracker cannot be used.
+        UserError: if the config or the text is invalid, the folder holds another run,
+            `config.train.init_from` or the tracker cannot be used, or the processes differ.
         DivergedError: if a loss or gradient is not finite.
         SaveError: if checkpoints cannot be saved.
         StoppedBySignalError: after SIGINT (in a notebook: "interrupt") or SIGTERM, once the state

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from shakegpt_jax.checkpoints.reader import SavedCheckpoint
 from shakegpt_jax.checkpoints.run_folder import checkpoint_steps, lock_path, run_lock
 from shakegpt_jax.checkpoints.writer import CheckpointWriter
-from shakegpt_jax.cli.command import StopSignal, import_extra, record_signal
+from shakegpt_jax.cli.command import StopSignal, record_signal
 from shakegpt_jax.config import Config
 from shakegpt_jax.data.corpus import Corpus, load_corpus
 from shakegpt_jax.distributed import check_equal, highest, is_primary, primary_first
@@ -22,10 +22,10 @@ from shakegpt_jax.inference import choose_prompt
 from shakegpt_jax.model.gpt import train_flops_per_character
 from shakegpt_jax.model.linear import has_amx, mixes_dtypes, operand_dtype
 from shakegpt_jax.reporting.curves import draw_run
-from shakegpt_jax.reporting.metrics import Evaluation, MetricsFile, MetricsRow
+from shakegpt_jax.reporting.metrics import Callback, Evaluation, MetricsFile, MetricsRow
 from shakegpt_jax.reporting.terminal import Progress, format_duration
 from shakegpt_jax.reporting.trace import trace
-from shakegpt_jax.reporting.trackers import Callback, open_tracker
+from shakegpt_jax.reporting.trackers import check_tracker, open_tracker
 from shakegpt_jax.sharding import make_mesh
 from shakegpt_jax.training import start
 from shakegpt_jax.training.trainer import Trainer, check_memory
@@ -55,8 +55,7 @@ def train(
     if profile > (most := min(config.train.eval_every, config.train.num_steps) // 2):
         right = f"at most {most}: as many steps go first, and both come before an evaluation"
         raise UserError(f"--profile is {profile}; it must be {right}")
-    if (tracker := config.train.tracker) != "none":
-        import_extra(tracker, extra=tracker)
+    check_tracker(config.train.tracker)
     source, saved = start.find_pretrained(config, workdir), start.saved_run(workdir)
     known = source.metadata if source else saved  # whose characters the vocabulary holds
     characters = known.vocabulary if known else ""
@@ -92,8 +91,8 @@ def train(
         config = _adapt_to_cpu(config, corpus, progress.note)
         with CheckpointWriter(workdir, config.train.keep_checkpoints) as checkpoints:
             run = TrainingRun(Trainer(config, corpus, mesh), checkpoints, progress, signal, profile)
-            run.start(started, source)
-            if tracker != "none" and not run.finished:
+            run.begin(started, source)
+            if config.train.tracker != "none" and not run.finished:
                 files = Path(workdir), run.metrics
                 primary_first(lambda: run.callbacks.append(open_tracker(config, *files, stack)))
             run.callbacks += callbacks if is_primary() else []
@@ -111,7 +110,7 @@ def train(
 
 
 def _adapt_to_cpu(config: Config, corpus: Corpus, report: Callable[[str], object]) -> Config:
-    """On a CPU, report slow steps, and let a dispatch, which delays signals, take a few seconds."""
+    """On a CPU, warn of slow steps and shorten dispatches, since signals wait for them."""
     if jax.default_backend() != "cpu":
         return config
     speed = _CPU_FLOPS
@@ -164,7 +163,7 @@ class TrainingRun:
         """True once the last step is done or the target loss is reached."""
         return self.step >= self.config.num_steps or self.reached_target
 
-    def start(self, started: float, source: SavedCheckpoint | None = None) -> None:
+    def begin(self, started: float, source: SavedCheckpoint | None = None) -> None:
         """Restore the latest checkpoint, or initialize a new state, and open the metrics file."""
         note, n_step = self.progress.note, self.config.num_steps
         needed, available = map(decimal, self.trainer.memory)

@@ -141,7 +141,7 @@ def describe(source: SavedCheckpoint, vocabulary: str) -> str:
 
 
 def find_pretrained(config: Config, workdir: str | Path) -> SavedCheckpoint | None:
-    """Find and check the best checkpoint of `train.init_from`; None without one or to resume."""
+    """Find and check the best checkpoint of `train.init_from`, if the run is new and has one."""
     if not config.train.init_from or checkpoint_steps(workdir):
         return None
     path = os.path.expanduser(config.train.init_from)
