@@ -37,8 +37,8 @@ def test_what_an_imported_run_cannot_do_is_said_in_one_line(foreign, finished, c
         ("evaluate",): "training text of an imported model is not known; pass --path FILE",
         ("generate", "--draft"): "drafting needs the training text",
         ("train",): "holds an imported or saved model, without an optimizer state to resume from",
-        ("plot",): "no curves of new/run: metrics.jsonl has no rows, or is missing",
-        ("plot", "--tensorboard"): "no curves of new/run: metrics.jsonl has no rows",
+        ("plot",): "no curves of new/run: metrics.jsonl is missing",
+        ("plot", "--tensorboard"): "no curves of new/run: metrics.jsonl is missing",
     }.items():
         before = sorted(RUN.rglob("checkpoints/**/*"))
         code, out, err = command(*args, "--workdir", RUN)
