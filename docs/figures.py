@@ -61,8 +61,12 @@ def parameters(sources: list[Path]) -> Any:
         (line,) = axes.plot(x, y, "o-", markersize=5, label=f"{n_layer} layers")
         beside: dict[str, Any] = {"textcoords": "offset points", "color": line.get_color()}
         for *at, width in zip(x, y, widths, strict=True):
-            axes.annotate(f"{width:.0f}", at, (0, 8), ha="center", **beside)
+            place = (0, 8) if n_layer == min(depths) else (0, -18)
+            axes.annotate(f"{width:.0f}", at, place, ha="center", **beside)
     axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 5)))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter())
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.EngFormatter())
     axes.margins(y=0.15)
     return axes
 

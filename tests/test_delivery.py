@@ -14,7 +14,7 @@ from shakegpt_jax.serving.api import ApiError, CompletionRequest, parse_completi
 from shakegpt_jax.serving.rows import Job, Piece, describe
 
 TOKENIZER = CharTokenizer("abc")
-NAME = "caf\udce9"  # of a folder that is not UTF-8
+NAME = "café"
 
 
 class FakeEngine:
