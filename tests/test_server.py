@@ -46,7 +46,7 @@ def started(process: subprocess.Popen[str]) -> Iterator[tuple[str, subprocess.Po
             assert line, process.communicate()
             address = re.match(r"Open (http://\S+) \(Ctrl-C stops the server\)\n", line)
             lines += line
-        assert re.search(r"\nCompiling for \d+ texts .*\nCompiled in \d+ s\.\n", "\n" + lines)
+        assert re.search(r"\nCompiling for up to \d+ texts .*\nCompiled in \d+ s\.\n", "\n" + lines)
         yield address[1], process
     finally:
         if process.poll() is None:
